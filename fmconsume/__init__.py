@@ -1,0 +1,21 @@
+"""AMQP consumers for RabbitMQ as one blocking function call."""
+
+from . import api, config, exceptions, message
+from .api import Consumer, consume
+from .exceptions import Drop, HaltConsumer, Nack
+from .message import Message
+from .version import __version__
+
+__all__ = [
+    "Consumer",
+    "Drop",
+    "HaltConsumer",
+    "Message",
+    "Nack",
+    "__version__",
+    "api",
+    "config",
+    "consume",
+    "exceptions",
+    "message",
+]

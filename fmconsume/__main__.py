@@ -1,0 +1,6 @@
+"""Runs the command as `python -m fmconsume`."""
+
+from .cli import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,256 @@
+"""What most users call: `consume`, which blocks until consuming ends, and the Consumer under it.
+
+Any thread may call; signals are handled only when it is the main thread.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import signal
+import sys
+import threading
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Union
+
+from .callbacks import instantiate
+from .config import check_bindings, check_queues, conf, redact
+from .engine.address import Address, parse_address
+from .engine.coroutines import CoroutineRunner
+from .engine.session import Topology
+from .engine.supervisor import End, Options, State, Stats, Supervisor
+from .engine.workers import Worker
+from .exceptions import ConfigurationException, ExitCode
+from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
+
+__all__ = [
+    "SERIALIZED_MESSAGE_SCHEMA",
+    "SEVERITIES",
+    "Consumer",
+    "Message",
+    "consume",
+    "dumps",
+    "loads",
+]
+
+_log = logging.getLogger(__name__)
+
+#: Seconds that threads get to end once there is nothing to wait for.
+_DEADLINE = 5.0
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+#: The note that asks to stop; signals are noted by their numbers.
+_STOP = "stop"
+
+
+class Consumer:
+    """Consumes messages with a callback; for those who embed it.
+
+    A consumer runs once. The configuration is read when it is made.
+
+    Args:
+        callback: Takes a Message. A class is instantiated here, without
+            arguments; what a coroutine function returns is awaited.
+        bindings: One mapping or several, each with "exchange", "routing_keys"
+            and perhaps "queue"; None takes the configuration's.
+        queues: Queue name to its settings; None takes the configuration's.
+        workers: Callbacks that run at the same time; None takes the
+            configuration's.
+        limit: Stop after so many messages; None is no limit.
+
+    Raises:
+        ValueError: An argument cannot be used; the message names the key.
+        ConfigurationException: The configuration cannot be used.
+    """
+
+    def __init__(
+        self,
+        callback: Callable[..., Any],
+        bindings: Union[Mapping[str, Any], Sequence[Mapping[str, Any]], None] = None,
+        queues: Optional[Mapping[str, Mapping[str, Any]]] = None,
+        *,
+        workers: Optional[int] = None,
+        limit: Optional[int] = None,
+    ) -> None:
+        #: Signal numbers, `_STOP` and the End; filled by signal handlers and any thread.
+        self._notes: SimpleQueue[Any] = SimpleQueue()
+        self._coroutines = CoroutineRunner()
+        #: Exit status for a command; set when `run` ends.
+        self.exit_code: int = ExitCode.OK
+        topology = _topology(bindings, queues)
+        options = _options(workers, limit)
+        addresses = _addresses()
+        # A class may ask for the current loop in its constructor; it imported asyncio then.
+        loop = self._coroutines.current_loop() if "asyncio" in sys.modules else nullcontext()
+        with loop if inspect.isclass(callback) else nullcontext():
+            self._callback = instantiate(callback)
+        self._supervisor = Supervisor(
+            addresses,
+            topology,
+            options,
+            self._callback,
+            partial(decode, body_mode=conf["body"]),
+            self._coroutines.wait_for,
+            self._notes.put,
+        )
+
+    @property
+    def stats(self) -> Stats:
+        """Counts so far, as a copy. Thread: any."""
+        return replace(self._supervisor.stats)
+
+    @property
+    def state(self) -> State:
+        """Why messages flow, or why they do not. Thread: any."""
+        return self._supervisor.state
+
+    def stop(self) -> None:
+        """Stop as at a first SIGTERM: running callbacks finish and are settled. Thread: any."""
+        self._notes.put(_STOP)
+
+    def run(self) -> None:
+        """Consume until stopped.
+
+        Raises:
+            HaltConsumer: The callback raised it.
+            ConsumerCanceled: The broker cancelled the consumer.
+            BadDeclaration, PermissionException, ConnectionException: The broker refuses.
+            KeyboardInterrupt: A second signal came before the callbacks had finished.
+            Exception: Whatever else the callback raised.
+        """
+        if _is_coroutine_function(self._callback):
+            self._coroutines.start()
+        with _signals_to(self._notes.put):
+            self._supervisor.start()
+            end = self._wait()
+        self._join()
+        self.exit_code = end.exit_code
+        if end.error is not None:
+            raise end.error
+
+    def _wait(self) -> End:
+        """Pass on what comes until the supervisor reports the end."""
+        signals = 0
+        end = None
+        while True:
+            try:
+                # A supervisor that hangs on a dead line must not keep a forced stop waiting.
+                note = self._notes.get(timeout=_DEADLINE if end else None)
+            except Empty:
+                assert end is not None
+                return end
+            if isinstance(note, End):
+                return note
+            signals += note is not _STOP
+            if signals < 2:
+                self._supervisor.stop()
+            else:
+                end = End(KeyboardInterrupt(signal.Signals(note).name), 128 + note)
+                self._supervisor.abandon(end)
+
+    def _join(self) -> None:
+        """Let the threads end, and name those that do not."""
+        for thread in (self._supervisor, *self._supervisor.workers):
+            # Nobody waits for an abandoned callback.
+            is_busy = isinstance(thread, Worker) and thread.current is not None
+            thread.join(0 if is_busy else _DEADLINE)
+            if thread.is_alive():
+                _log.warning("thread %s did not end and is left behind", thread.name)
+        self._coroutines.close(_DEADLINE)
+
+
+def consume(
+    callback: Callable[..., Any],
+    bindings: Union[Mapping[str, Any], Sequence[Mapping[str, Any]], None] = None,
+    queues: Optional[Mapping[str, Mapping[str, Any]]] = None,
+    *,
+    workers: Optional[int] = None,
+) -> None:
+    """Consume messages until a signal or the callback ends it.
+
+    The first SIGTERM or SIGINT lets running callbacks finish, a second one does
+    not wait for them. Both are handled only in the main thread.
+
+    Args:
+        callback: As for Consumer.
+        bindings: As for Consumer.
+        queues: As for Consumer.
+        workers: As for Consumer.
+
+    Raises:
+        ValueError: An argument cannot be used; nothing was connected.
+        HaltConsumer: The callback raised it; and see Consumer.run.
+    """
+    Consumer(callback, bindings, queues, workers=workers).run()
+
+
+def _topology(bindings: Any, queues: Any) -> Topology:
+    """Take the arguments where given, the configuration where not."""
+    try:
+        queues = conf["queues"] if queues is None else check_queues(queues)
+        bindings = conf["bindings"] if bindings is None else check_bindings(bindings, queues)
+    except ConfigurationException as exc:
+        raise ValueError(exc.message) from exc
+    return Topology(
+        conf["exchanges"],
+        queues,
+        bindings,
+        conf["passive_declares"],
+        conf["qos"]["prefetch_count"],
+        conf["qos"]["prefetch_size"],
+    )
+
+
+def _options(workers: Optional[int], limit: Optional[int]) -> Options:
+    for key, value in (("workers", workers), ("limit", limit)):
+        if value is not None and (type(value) is not int or value < 1):
+            raise ValueError(f"{key}: found {value!r}, expected a number of at least 1")
+    return Options(
+        workers=conf["workers"] if workers is None else workers,
+        nack_initial=conf["nack_delay"]["initial"],
+        nack_maximum=conf["nack_delay"]["max"],
+        remember=conf["remember"],
+        limit=limit,
+    )
+
+
+def _addresses() -> List[Address]:
+    urls = conf["amqp_url"]
+    return [
+        _address(url, conf["tls"]) for url in ([urls] if isinstance(urls, str) else urls)
+    ]
+
+
+def _address(url: str, tls: Mapping[str, Optional[str]]) -> Address:
+    try:
+        return parse_address(url, tls, conf["client_properties"])
+    except (ValueError, OSError) as exc:
+        raise ConfigurationException(f"amqp_url {redact(url)!r}, [tls]: {exc}") from exc
+
+
+def _is_coroutine_function(callback: Any) -> bool:
+    while isinstance(callback, partial):
+        callback = callback.func
+    call = getattr(type(callback), "__call__", None)
+    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(call)
+
+
+@contextmanager
+def _signals_to(put: Callable[[int], None]) -> Iterator[None]:
+    """Turn stop signals into notes, where this is the main thread; put back what was there.
+
+    A handler does nothing but put on a SimpleQueue, which is safe wherever it interrupts.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {n: signal.signal(n, lambda number, frame: put(number)) for n in _STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)

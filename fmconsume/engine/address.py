@@ -1,0 +1,65 @@
+"""One broker address: its connection parameters, and a name that is safe to print."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any, Mapping, NamedTuple, Optional
+
+import pika
+
+__all__ = ["Address", "parse_address"]
+
+
+class Address(NamedTuple):
+    """Where a broker is and how to connect to it.
+
+    Attributes:
+        name: User, host, port and virtual host, without the password.
+    """
+
+    name: str
+    parameters: pika.ConnectionParameters
+
+
+def parse_address(
+    url: str, tls: Mapping[str, Optional[str]], client_properties: Mapping[str, Any]
+) -> Address:
+    """Read an AMQP URL.
+
+    Args:
+        url: As pika.URLParameters takes it; amqps uses `tls`.
+        tls: Paths under "ca_cert", "certfile" and "keyfile", None where unset.
+        client_properties: Shown to the broker's administrators.
+
+    Raises:
+        ValueError: The URL does not parse.
+        OSError: A certificate file cannot be read (ssl.SSLError: nor used).
+    """
+    try:
+        parameters = pika.URLParameters(url)
+    except TypeError as exc:  # pika's answer to a user without a password
+        raise ValueError("the URL names a user but no password") from exc
+    # One attempt: pika's own retries sleep where no stop can reach.
+    parameters.connection_attempts = 1
+    parameters.client_properties = dict(client_properties)
+    # TLS settings inside the URL are pika's to read.
+    if parameters.ssl_options and "ssl_options=" not in url:
+        _secure(parameters, tls)
+    return Address(_name(parameters), parameters)
+
+
+def _secure(parameters: pika.ConnectionParameters, tls: Mapping[str, Optional[str]]) -> None:
+    """Set TLS 1.2 or later with a checked host name, and EXTERNAL with a client certificate."""
+    context = ssl.create_default_context(cafile=tls["ca_cert"])
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if tls["certfile"] and tls["keyfile"]:
+        context.load_cert_chain(tls["certfile"], tls["keyfile"])
+        parameters.credentials = pika.credentials.ExternalCredentials()
+    parameters.ssl_options = pika.SSLOptions(context, parameters.host)
+
+
+def _name(parameters: pika.ConnectionParameters) -> str:
+    user = getattr(parameters.credentials, "username", "")
+    scheme = "amqps" if parameters.ssl_options else "amqp"
+    vhost = parameters.virtual_host
+    return f"{scheme}://{user}@{parameters.host}:{parameters.port} (virtual host {vhost!r})"

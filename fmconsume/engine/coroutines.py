@@ -1,0 +1,102 @@
+"""One private asyncio loop on a thread of its own, which awaits what coroutine callbacks return.
+
+Any thread may call `wait_for` and `start`. asyncio is imported only when it is needed.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Awaitable, Dict, Iterator
+
+if TYPE_CHECKING:
+    import asyncio
+
+__all__ = ["CoroutineRunner"]
+
+
+class CoroutineRunner:
+    """Runs awaitables for the workers, all on one loop, so that loop-bound clients keep working."""
+
+    def __init__(self) -> None:
+        #: The loop and the thread, once there are any. `setdefault` is atomic, so two
+        #: workers that come at the same time get the same ones.
+        self._made: Dict[str, Any] = {}
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, made at first use."""
+        if "loop" not in self._made:
+            import asyncio
+
+            loop = asyncio.new_event_loop()
+            if self._made.setdefault("loop", loop) is not loop:
+                loop.close()
+        return self._made["loop"]  # type: ignore[no-any-return]
+
+    @contextmanager
+    def current_loop(self) -> Iterator[None]:
+        """Make the loop this thread's current one for a while."""
+        import asyncio
+
+        with warnings.catch_warnings():
+            # Python 3.12 warns, 3.14 raises where no loop is set.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            try:
+                before = asyncio.get_event_loop()
+            except RuntimeError:
+                before = None
+        asyncio.set_event_loop(self.loop)
+        try:
+            yield
+        finally:
+            asyncio.set_event_loop(before)
+
+    def start(self) -> None:
+        """Start the loop's thread unless it runs."""
+        if "thread" not in self._made:
+            thread = threading.Thread(
+                target=_run, args=(self.loop,), name="fmconsume-asyncio", daemon=True
+            )
+            if self._made.setdefault("thread", thread) is thread:
+                thread.start()
+
+    def wait_for(self, awaitable: Awaitable[Any]) -> Any:
+        """Await on the loop and give the result, or raise what the awaitable raised."""
+        import asyncio
+
+        self.start()
+        return asyncio.run_coroutine_threadsafe(_await(awaitable), self.loop).result()
+
+    def close(self, timeout: float) -> None:
+        """Cancel what is left on the loop and close it.
+
+        Args:
+            timeout: Seconds that cancelled tasks get to clean up.
+        """
+        if "thread" in self._made:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._made["thread"].join(timeout)
+        elif "loop" in self._made:
+            self.loop.close()
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop until it is stopped, then cancel its tasks. Thread: fmconsume-asyncio."""
+    import asyncio
+
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_forever()
+        tasks = asyncio.all_tasks(loop)
+        for task in tasks:
+            task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+    finally:
+        loop.close()
+
+
+async def _await(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable

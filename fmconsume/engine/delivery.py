@@ -1,0 +1,52 @@
+"""What crosses between the supervisor and the workers: deliveries one way, outcomes back."""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, NamedTuple, Optional
+
+if TYPE_CHECKING:
+    from pika.spec import BasicProperties
+
+__all__ = ["Delivery", "Outcome", "Verdict"]
+
+
+class Verdict(enum.Enum):
+    """What the broker is told about one delivery."""
+
+    ACK = "acknowledged"
+    NACK = "requeued"
+    DROP = "dropped"
+    #: The callback never saw the message: it did not decode, or failed its schema.
+    REJECT = "rejected"
+
+
+class Delivery(NamedTuple):
+    """One message as the broker delivered it.
+
+    Source: AMQP 0-9-1, basic.deliver. Tags start at 1 on each channel, so a tag
+    means nothing without its session.
+    """
+
+    session: int
+    tag: int
+    queue: str
+    routing_key: str
+    redelivered: bool
+    properties: BasicProperties
+    body: bytes
+
+
+class Outcome(NamedTuple):
+    """What became of one delivery.
+
+    Attributes:
+        error: What ends the consumer (HaltConsumer, or the callback's own
+            exception); None when it goes on.
+        seconds: How long the callback ran.
+    """
+
+    delivery: Delivery
+    verdict: Verdict
+    error: Optional[BaseException] = None
+    seconds: float = 0.0

@@ -1,0 +1,73 @@
+"""The ledger knows the outstanding delivery tags of one channel and settles them in few frames.
+
+Pure: no pika, no threads, no clock. The supervisor owns it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Deque, List, Mapping, NamedTuple, Set
+
+from .delivery import Verdict
+
+__all__ = ["Frame", "Ledger"]
+
+
+class Frame(NamedTuple):
+    """One basic.ack, basic.nack or basic.reject.
+
+    Attributes:
+        multiple: It settles every outstanding tag up to and including this one.
+    """
+
+    tag: int
+    verdict: Verdict
+    multiple: bool
+
+
+class Ledger:
+    """The outstanding delivery tags of one channel, oldest first."""
+
+    def __init__(self) -> None:
+        #: Tags not settled yet.
+        self._open: Set[int] = set()
+        #: The same tags in order of delivery; settled ones leave it when they reach its head.
+        self._order: Deque[int] = deque()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def deliver(self, tag: int) -> None:
+        """Take note of a delivery; tags arrive in ascending order."""
+        self._open.add(tag)
+        self._order.append(tag)
+
+    def settle(self, verdicts: Mapping[int, Verdict]) -> List[Frame]:
+        """Give the frames that settle these tags, to be sent in this order.
+
+        The longest run of acknowledged tags that begins with the oldest outstanding
+        one becomes a single frame. The others go first, so that a tag settled
+        otherwise does not interrupt the run.
+
+        Args:
+            verdicts: Outstanding tags and what the broker is to be told of each.
+
+        Raises:
+            ValueError: A tag is not outstanding (never delivered, or settled already).
+        """
+        if not verdicts.keys() <= self._open:
+            raise ValueError(f"not outstanding: {sorted(verdicts.keys() - self._open)}")
+        self._open.difference_update(verdicts)
+        run = [tag for tag in self._pop_settled() if verdicts.get(tag) is Verdict.ACK]
+        covered = set(run)
+        frames = [Frame(tag, v, False) for tag, v in verdicts.items() if tag not in covered]
+        if run:
+            frames.append(Frame(run[-1], Verdict.ACK, len(run) > 1))
+        return frames
+
+    def _pop_settled(self) -> List[int]:
+        """Take the settled tags off the head of the order."""
+        popped = []
+        while self._order and self._order[0] not in self._open:
+            popped.append(self._order.popleft())
+        return popped

@@ -1,0 +1,76 @@
+"""The memory of what became of recent messages, so that a redelivery does not run twice.
+
+Pure: no pika, no threads, no clock. The supervisor owns it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Optional, Tuple, Union
+
+from .delivery import Delivery, Verdict
+
+__all__ = ["Memory", "identity"]
+
+Identity = Tuple[str, Optional[str], str, int, int]
+
+
+def identity(delivery: Delivery) -> Identity:
+    """Tell a message from every other: queue, message id, routing key and body.
+
+    The body's length and hash stand for the body, which would cost too much to keep.
+    """
+    body = delivery.body
+    return (
+        delivery.queue,
+        delivery.properties.message_id,
+        delivery.routing_key,
+        len(body),
+        hash(body),
+    )
+
+
+class Memory:
+    """Verdicts of the last finished messages, and how often each was returned.
+
+    Args:
+        size: How many messages are remembered; 0 turns it off.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        #: A verdict for a finished message, a count of Nacks for a returned one; oldest first.
+        self._entries: OrderedDict[Identity, Union[Verdict, int]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def finish(self, delivery: Delivery, verdict: Verdict) -> None:
+        """Remember a message that must not run again; one without a message id is not known."""
+        if self._size and delivery.properties.message_id:
+            self._keep(identity(delivery), verdict)
+
+    def recall(self, delivery: Delivery) -> Optional[Verdict]:
+        """Give the verdict of a finished message, None when it has to run."""
+        entry = self._entries.get(identity(delivery))
+        return entry if isinstance(entry, Verdict) else None
+
+    def count_nack(self, delivery: Delivery) -> int:
+        """Count a message's return to its queue; give the number of earlier ones.
+
+        Source: RabbitMQ's quorum queues count redeliveries in x-delivery-count,
+        since 4.3 acquisitions in x-acquired-count.
+        """
+        key = identity(delivery)
+        entry = self._entries.get(key)
+        earlier = entry if isinstance(entry, int) else 0
+        if self._size:
+            self._keep(key, earlier + 1)
+        headers = delivery.properties.headers or {}
+        counts = (headers.get(name) for name in ("x-acquired-count", "x-delivery-count"))
+        return next((count for count in counts if type(count) is int), earlier)
+
+    def _keep(self, key: Identity, entry: Union[Verdict, int]) -> None:
+        self._entries[key] = entry
+        if len(self._entries) > self._size:
+            self._entries.popitem(last=False)

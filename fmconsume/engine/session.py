@@ -1,0 +1,354 @@
+"""One session with the broker: a connection, a channel and its consumers, made whole and thrown away.
+
+One thread at a time owns a session: an opener until it is open, the supervisor
+afterwards. `wake` alone may come from any thread.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Sequence
+
+import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    AuthenticationError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    ConnectionWrongStateError,
+)
+
+from ..exceptions import (
+    BadDeclaration,
+    ConnectionException,
+    ConsumerCanceled,
+    PermissionException,
+)
+from .address import Address
+from .delivery import Delivery, Verdict
+from .ledger import Frame
+
+__all__ = ["Session", "SessionLost", "Topology"]
+
+#: connection.close codes that the same declaration would meet again.
+#: Source: AMQP 0-9-1, section 1.2 (syntax error, command invalid, not allowed, not implemented).
+_HOPELESS = {502, 503, 530, 540}
+#: connection.close codes that refuse the user or the virtual host.
+_REFUSED = {403, 530}
+#: A line that ends in the TLS handshake says nothing of certificates: a proxy without a broker.
+_NO_LINE = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+#: pika guesses what a close while opening means, and keeps the broker's words in the text.
+_CLOSED_WHILE_OPENING = re.compile(r"ConnectionClosedByBroker: \((?P<code>\d+)\) (?P<text>.*)")
+#: channel.close codes that may pass once the broker has settled down: not found, resource locked.
+_PASSING = {404, 405}
+
+
+class SessionLost(Exception):
+    """Raised when a session is over but another one may work."""
+
+
+class Topology(NamedTuple):
+    """What a session declares, binds and consumes.
+
+    Attributes:
+        exchanges: Name to "type", "durable", "auto_delete", "arguments".
+        queues: Name to "durable", "auto_delete", "exclusive", "arguments" and
+            perhaps "passive"; the name "" asks the broker for one.
+        bindings: Each with "queue", "exchange" and "routing_keys".
+        passive: Exchanges and queues are checked, not created.
+        prefetch_count: Messages; 0 is no limit.
+        prefetch_size: Bytes; 0 is no limit, and all that RabbitMQ takes.
+    """
+
+    exchanges: Mapping[str, Mapping[str, Any]]
+    queues: Mapping[str, Mapping[str, Any]]
+    bindings: Sequence[Mapping[str, Any]]
+    passive: bool
+    prefetch_count: int
+    prefetch_size: int
+
+
+class Session:
+    """A connection and its one channel.
+
+    Args:
+        number: Tells the deliveries of this session from those of every other.
+        settled_before: An earlier session was good, so the broker knows the topology and
+            what it does not find now may come back.
+    """
+
+    def __init__(
+        self, number: int, address: Address, topology: Topology, settled_before: bool
+    ) -> None:
+        self.number = number
+        self.address = address
+        self._topology = topology
+        self._settled_before = settled_before
+        #: Takes each Delivery; the supervisor sets it before it waits.
+        self.deliver: Callable[[Delivery], None] = lambda delivery: None
+        #: A wake is under way; set by any thread, cleared by the supervisor before it reads.
+        self.is_woken = False
+        #: Reason given by the broker while it blocks publishers (an alarm), or "".
+        self.blocked = ""
+        #: Consumer tag to the name of its queue.
+        self.consumers: Dict[str, str] = {}
+        #: Queue whose consumer the broker has cancelled, if it did.
+        self.cancelled_queue = ""
+        self._connection: pika.BlockingConnection
+        self._channel: pika.adapters.blocking_connection.BlockingChannel
+
+    # -- making it ---------------------------------------------------------
+
+    def connect(self) -> None:
+        """Connect and open the channel.
+
+        Raises:
+            ConnectionException: The broker refuses, and would again.
+            SessionLost: It cannot be reached now.
+        """
+        try:
+            self._connection = pika.BlockingConnection(self.address.parameters)
+            self._channel = self._connection.channel()
+        except (AMQPError, AMQPConnectorException, OSError) as exc:
+            raise _connect_error(self.address, exc) from exc
+        self._connection.add_on_connection_blocked_callback(self._on_blocked)
+        self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
+        self._channel.add_on_cancel_callback(self._on_cancel)
+
+    def declare(self) -> None:
+        """Declare exchanges and queues, bind them and set the prefetch.
+
+        Raises:
+            BadDeclaration, PermissionException: The broker refuses, and would again.
+            SessionLost: The session ended meanwhile.
+        """
+        topology = self._topology
+        for name, exchange in topology.exchanges.items():
+            with self._refusals("exchange", name):
+                self._declare_exchange(name, exchange)
+        self._names = {
+            name: self._declare_queue(name, queue) for name, queue in topology.queues.items()
+        }
+        for binding in topology.bindings:
+            self._bind(binding)
+        with self._refusals("channel", f"prefetch {topology.prefetch_count}"):
+            self._channel.basic_qos(topology.prefetch_size, topology.prefetch_count)
+
+    def consume(self) -> None:
+        """Start a consumer for each queue; deliveries wait until `wait` is called."""
+        for name in self._names.values():
+            with self._refusals("queue", name):
+                tag = self._channel.basic_consume(name, partial(self._on_message, name))
+            self.consumers[tag] = name
+
+    def _declare_exchange(self, name: str, exchange: Mapping[str, Any]) -> None:
+        self._channel.exchange_declare(
+            name,
+            exchange["type"],
+            passive=self._topology.passive,
+            durable=exchange["durable"],
+            auto_delete=exchange["auto_delete"],
+            arguments=exchange["arguments"],
+        )
+
+    def _declare_queue(self, name: str, queue: Mapping[str, Any]) -> str:
+        with self._refusals("queue", name):
+            answer = self._channel.queue_declare(
+                name,
+                # A server-named queue exists only once it is declared.
+                passive=bool(name) and queue.get("passive", self._topology.passive),
+                durable=queue["durable"],
+                exclusive=queue["exclusive"],
+                auto_delete=queue["auto_delete"],
+                arguments=queue["arguments"],
+            )
+        return str(answer.method.queue)
+
+    def _bind(self, binding: Mapping[str, Any]) -> None:
+        queue, exchange = self._names[binding["queue"]], binding["exchange"]
+        for key in binding["routing_keys"]:
+            with self._refusals("binding", f"{exchange} -> {queue} ({key})"):
+                self._channel.queue_bind(queue, exchange, key)
+
+    @contextmanager
+    def _refusals(self, obj_type: str, name: str) -> Iterator[None]:
+        """Raise what the broker answers as an exception that names the object."""
+        try:
+            yield
+        except (ChannelClosedByBroker, ConnectionClosedByBroker) as exc:
+            raise self._refusal(obj_type, name, exc) from exc
+        except AMQPConnectionError as exc:
+            raise SessionLost(_reason(exc)) from exc
+        except (AMQPError, ValueError, TypeError) as exc:
+            # pika refuses to encode it: a name over 255 bytes, an argument of no AMQP type.
+            raise BadDeclaration(obj_type, name, _reason(exc)) from exc
+
+    def _refusal(self, obj_type: str, name: str, exc: Any) -> Exception:
+        if exc.reply_code == 403:
+            return PermissionException(obj_type, name, exc.reply_text)
+        is_connection = isinstance(exc, ConnectionClosedByBroker)
+        if is_connection and exc.reply_code not in _HOPELESS:
+            return SessionLost(_reason(exc))
+        if self._settled_before and exc.reply_code in _PASSING:
+            return SessionLost(f"{obj_type} {name!r}: {exc.reply_text}")
+        return BadDeclaration(obj_type, name, exc.reply_text)
+
+    # -- using it ----------------------------------------------------------
+
+    def wait(self, seconds: float) -> None:
+        """Do I/O until something happened, or at most so long.
+
+        Raises:
+            SessionLost: The connection is gone.
+        """
+        with self._loss():
+            self._connection.process_data_events(time_limit=seconds)
+
+    def wake(self) -> None:
+        """Make `wait` return soon. Thread: any."""
+        if not self.is_woken:
+            self.is_woken = True
+            # On a closed connection there is no wait to end.
+            with suppress(ConnectionWrongStateError):
+                self._connection.add_callback_threadsafe(_nothing)
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call the action from a later `wait`; it is forgotten with the session."""
+        self._connection.call_later(seconds, action)
+
+    def check(self) -> None:
+        """Make sure that this session lives: pika raises nothing when the broker closes a channel.
+
+        Raises:
+            SessionLost: The connection or the channel is closed.
+        """
+        if not self._connection.is_open:
+            raise SessionLost("the connection is closed")
+        if not self._channel.is_open:
+            raise SessionLost("the broker closed the channel")
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether connection and channel are open and every consumer is registered."""
+        return (
+            self._connection.is_open
+            and self._channel.is_open
+            and len(self._channel.consumer_tags) == len(self._names)
+        )
+
+    def settle(self, frames: Iterable[Frame]) -> None:
+        """Send what settles deliveries.
+
+        Raises:
+            SessionLost: The session ended first; what was sent may have arrived or not.
+        """
+        with self._loss():
+            for tag, verdict, multiple in frames:
+                if verdict is Verdict.ACK:
+                    self._channel.basic_ack(tag, multiple)
+                elif verdict is Verdict.NACK:
+                    self._channel.basic_nack(tag, multiple, requeue=True)
+                else:
+                    self._channel.basic_reject(tag, requeue=False)
+
+    # -- ending it ---------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Stop deliveries; what pika still holds goes back to its queue.
+
+        Raises:
+            SessionLost: The session ended first.
+        """
+        with self._loss():
+            for tag in list(self.consumers):
+                self._channel.basic_cancel(tag)
+
+    def close(self) -> None:
+        """Close the channel, whose answer tells that every frame has arrived, and the connection.
+
+        A session that is broken already is only dropped.
+        """
+        with suppress(AMQPError, OSError, AttributeError):
+            if self._channel.is_open:
+                self._channel.close()
+        with suppress(AMQPError, OSError, AttributeError):
+            if self._connection.is_open:
+                self._connection.close()
+
+    @contextmanager
+    def _loss(self) -> Iterator[None]:
+        try:
+            yield
+        except (AMQPError, OSError) as exc:
+            raise SessionLost(_reason(exc)) from exc
+
+    # -- called by pika, inside wait ---------------------------------------
+
+    def _on_message(
+        self, queue: str, channel: Any, method: Any, properties: Any, body: bytes
+    ) -> None:
+        self.deliver(
+            Delivery(
+                self.number,
+                method.delivery_tag,
+                queue,
+                method.routing_key,
+                method.redelivered,
+                properties,
+                body,
+            )
+        )
+
+    def _on_cancel(self, frame: Any) -> None:
+        self.cancelled_queue = repr(self.consumers.get(frame.method.consumer_tag, "?"))
+
+    def _on_blocked(self, connection: Any, frame: Any) -> None:
+        self.blocked = frame.method.reason or "no reason given"
+
+    def _on_unblocked(self, connection: Any, frame: Any) -> None:
+        self.blocked = ""
+
+
+def _nothing() -> None:
+    """Do nothing; being called is enough to end a wait."""
+
+
+# -- what pika's exceptions mean -------------------------------------------
+
+
+def _connect_error(address: Address, exc: BaseException) -> Exception:
+    """Tell a refusal, which would be met again, from a broker that is not there now."""
+    cause = _root(exc)
+    reason = f"{address.name}: {_reason(cause)}"
+    if isinstance(cause, _NO_LINE):
+        return SessionLost(reason)
+    if isinstance(cause, (ssl.SSLError, AuthenticationError)):
+        return ConnectionException(reason=reason)
+    if isinstance(cause, ConnectionClosedByBroker) and cause.reply_code in _REFUSED:
+        return ConnectionException(reason=reason)
+    closed = _CLOSED_WHILE_OPENING.search(str(cause))
+    if closed and int(closed["code"]) in _REFUSED:
+        return ConnectionException(reason=f"{address.name}: {closed['code']} {closed['text']}")
+    return SessionLost(reason)
+
+
+def _root(exc: BaseException) -> BaseException:
+    """Unwrap pika's connection errors, which carry the error below as an attribute or argument."""
+    while True:
+        inner = getattr(exc, "exception", None) or (exc.args[0] if exc.args else None)
+        if not isinstance(inner, BaseException):
+            return exc
+        exc = inner
+
+
+def _reason(exc: BaseException) -> str:
+    """Say in one line what happened."""
+    if isinstance(exc, (ChannelClosedByBroker, ConnectionClosedByBroker)):
+        return f"{exc.reply_code} {exc.reply_text}"
+    root = _root(exc)
+    return " ".join(str(root).split()) or type(root).__name__

@@ -1,0 +1,155 @@
+"""Every delivery that the broker still waits for, and every callback that outlived its session.
+
+Pure: no pika, no threads, no clock. The supervisor owns it.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Iterable, List, Optional, Tuple
+
+from .delivery import Delivery, Outcome, Verdict
+from .ledger import Frame, Ledger
+from .memory import Memory, identity
+
+__all__ = ["Unsettled"]
+
+#: Session and delivery tag.
+Key = Tuple[int, int]
+
+_NO_SESSION = 0
+
+
+class Unsettled:
+    """Decides which deliveries run, and what the broker is told of each.
+
+    Args:
+        remember: Finished messages remembered against a second run.
+    """
+
+    def __init__(self, remember: int) -> None:
+        self._session = _NO_SESSION
+        self._ledger = Ledger()
+        #: Verdicts that wait to be sent, by tag.
+        self._verdicts: Dict[int, Verdict] = {}
+        #: Verdicts held back, by tag.
+        self._held: Dict[int, Verdict] = {}
+        #: Handed out to run and without an outcome; some of sessions gone by.
+        self._running: Dict[Key, Delivery] = {}
+        #: For a callback that outlived its session: the redelivery that its outcome settles.
+        self._adopted: Dict[Key, Delivery] = {}
+        self._memory = Memory(remember)
+        #: Redeliveries that did not have to run.
+        self.saved = 0
+
+    def __len__(self) -> int:
+        return len(self._ledger)
+
+    @property
+    def running(self) -> int:
+        """How many were handed out to run and have no outcome."""
+        return len(self._running)
+
+    @property
+    def held(self) -> int:
+        """How many verdicts are held back."""
+        return len(self._held)
+
+    # -- sessions ----------------------------------------------------------
+
+    def begin(self, session: int) -> None:
+        """Start the account of a new session."""
+        self._session = session
+        self._ledger = Ledger()
+
+    def lose(self, not_started: Iterable[Delivery]) -> None:
+        """Forget a session; the broker requeues what it had not seen settled.
+
+        Callbacks that run go on, and adopt their redelivery when it comes.
+
+        Args:
+            not_started: What was handed out and came back unseen.
+        """
+        self._session = _NO_SESSION
+        for delivery in not_started:
+            del self._running[delivery[:2]]
+        self._verdicts.clear()
+        self._held.clear()
+        self._adopted.clear()
+
+    # -- deliveries --------------------------------------------------------
+
+    def receive(self, delivery: Delivery) -> bool:
+        """Take a delivery in; tell whether it has to run."""
+        self._ledger.deliver(delivery.tag)
+        if delivery.redelivered and self._is_known(delivery):
+            self.saved += 1
+            return False
+        self._running[delivery[:2]] = delivery
+        return True
+
+    def conclude(self, outcome: Outcome) -> Optional[int]:
+        """Take an outcome in.
+
+        Returns:
+            The tag that it settles in this session, None when there is none.
+        """
+        delivery, verdict = outcome.delivery, outcome.verdict
+        key = delivery[:2]
+        del self._running[key]
+        if verdict is not Verdict.NACK:
+            self._memory.finish(delivery, verdict)
+        target = self._adopted.pop(key, delivery)
+        if target.session != self._session:
+            return None
+        self._verdicts[target.tag] = verdict
+        return target.tag
+
+    def take_back(self, not_started: Iterable[Delivery]) -> None:
+        """Return to the broker what was handed out and came back unseen."""
+        for delivery in not_started:
+            del self._running[delivery[:2]]
+            self._verdicts[delivery.tag] = Verdict.NACK
+
+    def count_nack(self, delivery: Delivery) -> int:
+        """Count a Nack; give the number of earlier ones of the same message."""
+        return self._memory.count_nack(delivery)
+
+    def hold(self, tag: int) -> None:
+        """Keep a verdict back."""
+        self._held[tag] = self._verdicts.pop(tag)
+
+    def release(self, tag: int) -> None:
+        """Let a verdict go that was held, if it still is."""
+        if tag in self._held:
+            self._verdicts[tag] = self._held.pop(tag)
+
+    def release_all(self) -> None:
+        """Let every held verdict go."""
+        self._verdicts.update(self._held)
+        self._held.clear()
+
+    def take_frames(self) -> List[Frame]:
+        """Give what is to be sent now; it counts as sent from here on."""
+        verdicts, self._verdicts = self._verdicts, {}
+        return self._ledger.settle(verdicts) if verdicts else []
+
+    def _is_known(self, delivery: Delivery) -> bool:
+        """Adopt a redelivery of what runs now, or settle one of what is finished."""
+        runner = self._runner_of(delivery)
+        if runner is not None:
+            self._adopted[runner] = delivery
+            return True
+        verdict = self._memory.recall(delivery)
+        if verdict is not None:
+            self._verdicts[delivery.tag] = verdict
+        return verdict is not None
+
+    def _runner_of(self, delivery: Delivery) -> Optional[Key]:
+        """Find the callback of an earlier session that runs this message."""
+        if not delivery.properties.message_id:
+            return None
+        for key, running in self._running.items():
+            if key[0] != self._session and key not in self._adopted:
+                if identity(running) == identity(delivery):
+                    return key
+        return None

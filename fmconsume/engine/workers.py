@@ -1,0 +1,114 @@
+"""Workers run the user's callback and report outcomes; they never touch the connection.
+
+Each worker is a thread. It takes deliveries from the inbox, and everything it
+learns leaves it through `post`.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from queue import SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
+
+from ..exceptions import Drop, HaltConsumer, Nack, ValidationError
+from .delivery import Delivery, Outcome, Verdict
+
+if TYPE_CHECKING:
+    from ..message import Message
+
+__all__ = ["Worker"]
+
+_log = logging.getLogger(__name__)
+
+
+class Worker(threading.Thread):
+    """One of the pool's threads; a daemon, because a hung callback must not keep the process.
+
+    Args:
+        number: From 1.
+        callback: Takes a Message; what it returns is awaited when it can be.
+        decode: Makes a Message of a Delivery, or raises ValidationError.
+        inbox: Deliveries to work on; None ends one worker.
+        post: Takes each Outcome.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        callback: Callable[[Message], Any],
+        decode: Callable[[Delivery], Message],
+        inbox: SimpleQueue[Optional[Delivery]],
+        post: Callable[[Outcome], None],
+        wait_for: Callable[[Any], Any],
+    ) -> None:
+        super().__init__(name=f"fmconsume-worker-{number}", daemon=True)
+        self._callback = callback
+        self._decode = decode
+        self._inbox = inbox
+        self._post = post
+        self._wait_for = wait_for
+        self._pid = os.getpid()
+        #: What runs now and since when (monotonic seconds). Set here, read by any thread.
+        self.current: Optional[Tuple[Delivery, float]] = None
+
+    def run(self) -> None:
+        """Work until the inbox says None, or an outcome ends the consumer."""
+        outcome = None
+        while outcome is None or outcome.error is None:
+            delivery = self._inbox.get()
+            if delivery is None:
+                break
+            self.current = (delivery, monotonic())
+            outcome = self._process(delivery)
+            self.current = None
+            self._end_forked_child()
+            self._post(outcome)
+
+    def _process(self, delivery: Delivery) -> Outcome:
+        try:
+            message = self._decode(delivery)
+        except ValidationError as exc:
+            _log.warning("%s rejected: %s", _name(delivery), exc.summary)
+            return Outcome(delivery, Verdict.REJECT)
+        except Exception as exc:
+            _log.error("%s could not be decoded, put back: %s", _name(delivery), exc)
+            return Outcome(delivery, Verdict.NACK, exc)
+        started = monotonic()
+        verdict, error = self._call(delivery, message)
+        return Outcome(delivery, verdict, error, monotonic() - started)
+
+    def _call(
+        self, delivery: Delivery, message: Message
+    ) -> Tuple[Verdict, Optional[BaseException]]:
+        try:
+            result = self._callback(message)
+            if result is not None and hasattr(result, "__await__"):
+                self._wait_for(result)
+        except Nack:
+            _log.info("%s returned to its queue by the callback", _name(delivery))
+            return Verdict.NACK, None
+        except Drop:
+            _log.warning("%s dropped by the callback", _name(delivery))
+            return Verdict.DROP, None
+        except HaltConsumer as exc:
+            _log.info("%s halted the consumer: %s", _name(delivery), exc)
+            return (Verdict.NACK if exc.requeue else Verdict.ACK), exc
+        except BaseException as exc:
+            # SystemExit too: a callback that calls sys.exit() did not finish its message.
+            _log.error("the callback failed on %s, put back", _name(delivery), exc_info=exc)
+            return Verdict.NACK, exc
+        return Verdict.ACK, None
+
+    def _end_forked_child(self) -> None:
+        """End a child that was forked in the callback; the connection is the parent's alone."""
+        if os.getpid() != self._pid:
+            _log.error("a process forked by the callback returned from it; it ends here")
+            os._exit(1)
+
+
+def _name(delivery: Delivery) -> str:
+    """Name a message for the log."""
+    return f"message {delivery.properties.message_id} from queue {delivery.queue!r}"

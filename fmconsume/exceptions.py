@@ -1,0 +1,178 @@
+"""The exceptions that callers catch and callbacks raise; plain data, any thread."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Optional
+
+__all__ = [
+    "BadDeclaration",
+    "ConfigurationException",
+    "ConnectionException",
+    "ConsumeException",
+    "ConsumerCanceled",
+    "Drop",
+    "ExitCode",
+    "FmconsumeError",
+    "HaltConsumer",
+    "Nack",
+    "PermissionException",
+    "PublishException",
+    "PublishForbidden",
+    "PublishReturned",
+    "PublishTimeout",
+    "ValidationError",
+]
+
+
+class FmconsumeError(Exception):
+    """Raised when anything in fmconsume fails; the root of the others."""
+
+
+class ConfigurationException(FmconsumeError):
+    """Raised when the configuration cannot be used.
+
+    Args:
+        message: Every problem found, a line each: key, value found, value expected.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class ValidationError(FmconsumeError):
+    """Raised when a message does not decode or does not fit its schema."""
+
+    @property
+    def summary(self) -> str:
+        """The first line of what is wrong."""
+        lines = str(self).splitlines()
+        return lines[0] if lines else type(self).__name__
+
+
+class ConnectionException(FmconsumeError):
+    """Raised when the broker refuses the TLS or AMQP handshake, or cannot be reached.
+
+    Args:
+        reason: Host and user (never the password) and what the broker answered.
+    """
+
+    def __init__(self, *args: Any, reason: Optional[str] = None) -> None:
+        super().__init__(*(args or (() if reason is None else (reason,))))
+        self.reason = reason if reason is not None else (str(args[0]) if args else None)
+
+
+class PermissionException(FmconsumeError):
+    """Raised when the broker refuses access to a queue or an exchange.
+
+    Args:
+        obj_type: "queue", "exchange" or "binding", if known.
+        description: The object's name, if known.
+        reason: What the broker answered.
+    """
+
+    def __init__(
+        self,
+        obj_type: Optional[str] = None,
+        description: Optional[object] = None,
+        reason: Optional[object] = None,
+    ) -> None:
+        super().__init__(obj_type, description, reason)
+        self.obj_type = obj_type
+        self.description = description
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"no permission for {self.obj_type} {str(self.description)!r}: {self.reason}"
+
+
+class BadDeclaration(PermissionException):
+    """Raised when the broker refuses to declare a queue, an exchange or a binding."""
+
+    def __str__(self) -> str:
+        return f"cannot declare {self.obj_type} {str(self.description)!r}: {self.reason}"
+
+
+class ConsumeException(FmconsumeError):
+    """Raised when consuming has to end; the root of the verdicts below."""
+
+
+class ConsumerCanceled(ConsumeException):
+    """Raised when the broker cancels the consumer, as it does when the queue is deleted."""
+
+
+class Nack(ConsumeException):
+    """Raised when a callback wants the message back in its queue."""
+
+
+class Drop(ConsumeException):
+    """Raised when a callback wants the message rejected (dead-lettered where the queue says so)."""
+
+
+class HaltConsumer(ConsumeException):
+    """Raised when a callback wants the consumer to stop.
+
+    Args:
+        exit_code: Exit status of the command, 0 to 255. Anything that is no
+            number is taken for the reason.
+        reason: Shown to the operator.
+        requeue: The message goes back to its queue instead of being acknowledged.
+    """
+
+    def __init__(
+        self,
+        exit_code: Any = 0,
+        reason: Optional[str] = None,
+        requeue: bool = False,
+        *args: Any,
+    ) -> None:
+        super().__init__(exit_code, reason, requeue, *args)
+        if not isinstance(exit_code, int):
+            exit_code, reason = 0, reason if reason is not None else str(exit_code)
+        self.exit_code: int = exit_code
+        self.reason = reason
+        self.requeue = requeue
+
+    def __str__(self) -> str:
+        return self.reason or f"halted with exit code {self.exit_code}"
+
+
+class PublishException(FmconsumeError):
+    """Raised when a message could not be published.
+
+    Args:
+        reason: What the broker answered, or why it was not asked.
+    """
+
+    def __init__(self, reason: Optional[object] = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return str(self.reason)
+
+
+class PublishReturned(PublishException):
+    """Raised when the broker returns or refuses the message; send it again or give it up."""
+
+
+class PublishTimeout(PublishException):
+    """Raised when no confirmation came in time; the message may have arrived or not."""
+
+
+class PublishForbidden(PublishException):
+    """Raised when the user may not publish to the exchange; trying again will not help."""
+
+
+class ExitCode(enum.IntEnum):
+    """How the command ends; HaltConsumer brings its own, and 128 + n is a second signal n."""
+
+    OK = 0
+    USAGE = 2
+    DECLARATION = 10
+    UNEXPECTED = 11
+    CANCELLED = 12
+    CALLBACK = 13
+    HANDSHAKE = 14
+    PERMISSION = 15

@@ -1,0 +1,30 @@
+"""What all tests share: no trace of the machine's own settings, and a clean end on SIGTERM."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine is no failure.
+settings.register_profile("fmconsume", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("fmconsume")
+
+
+def pytest_configure() -> None:
+    """Let SIGTERM end the run as Ctrl-C does, so that fixtures end what they started."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "FEDORA_MESSAGING_CONF",
+        "FMCONSUME_CONF",
+        "JOURNAL_STREAM",
+        "NOTIFY_SOCKET",
+        "WATCHDOG_PID",
+        "WATCHDOG_USEC",
+    ):
+        monkeypatch.delenv(name, raising=False)

@@ -1,0 +1,396 @@
+"""A private RabbitMQ on a free loopback port, for tests, the demo and the benchmarks.
+
+Everything it writes is in one folder, its Erlang port mapper (epmd) is its own, and nothing
+listens outside loopback, so that it disturbs no other RabbitMQ on the machine. Its methods are
+for one thread, the test's.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import random
+import re
+import socket
+import subprocess
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, NamedTuple, Optional, Union
+from urllib.parse import quote, urlencode
+
+import pika
+from mirakuru.exceptions import ExecutorError, ProcessExitedWithError
+from pika.adapters.blocking_connection import BlockingChannel
+from pika.exceptions import AMQPError
+from pytest_rabbitmq.factories.executor import RabbitMqExecutor
+
+from tests.waiting import wait_until
+
+__all__ = ["Broker", "BrokerMissing", "Depth", "Received", "free_port"]
+
+Body = Union[bytes, str, dict]
+
+LOOPBACK = "127.0.0.1"
+
+# Below the ports that the kernel hands to clients: none can take ours while the broker is down.
+_PORTS = range(20000, 32000)
+_taken: set[int] = set()
+
+# Distributions put wrappers in /usr/sbin that insist on one user; these are what they wrap.
+_SERVERS = (
+    "usr/lib/rabbitmq/bin/rabbitmq-server",
+    "usr/lib*/rabbitmq/lib/rabbitmq_server-*/sbin/rabbitmq-server",
+)
+
+# Asked of the queue itself: what rabbitmqctl lists of a quorum queue is seconds old.
+_DEPTH = """
+{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),
+case amqqueue:get_type(Q) of
+    rabbit_quorum_queue ->
+        [begin {{ok, {{_, N}}, _}} = ra:leader_query(amqqueue:get_pid(Q), F), N end
+         || F <- [fun rabbit_fifo:query_messages_ready/1,
+                  fun rabbit_fifo:query_messages_checked_out/1]];
+    _ ->
+        [N || {{_, N}} <- rabbit_amqqueue:info(Q, [messages_ready, messages_unacknowledged])]
+end.
+"""
+
+
+class BrokerMissing(Exception):
+    """Raised when no rabbitmq-server is installed."""
+
+
+class Depth(NamedTuple):
+    """How many messages a queue holds."""
+
+    ready: int
+    unacked: int
+
+
+class Received(NamedTuple):
+    """One message taken from a queue by the test itself."""
+
+    method: pika.spec.Basic.GetOk
+    properties: pika.BasicProperties
+    body: bytes
+
+
+def free_port() -> int:
+    """Return a loopback port that nobody has, and that this process never gave out."""
+    while True:
+        port = random.SystemRandom().choice(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("", port))
+            if port not in _taken:
+                _taken.add(port)
+                return port
+
+
+def find_server() -> Path:
+    """Return the path of the real rabbitmq-server script."""
+    for pattern in _SERVERS:
+        for server in sorted(Path("/").glob(pattern)):
+            return server
+    raise BrokerMissing(
+        "rabbitmq-server is not installed: run `make test`, which installs it, "
+        "or install the package rabbitmq-server with apt-get or dnf"
+    )
+
+
+class _Node(RabbitMqExecutor):
+    """The server process; `output` takes what it prints, `environment` is added to ours."""
+
+    def __init__(self, *args: Any, output: IO[bytes], environment: dict[str, str]) -> None:
+        super().__init__(*args)
+        self._stdout = self._stderr = output
+        self._envvars.update(environment)
+
+    @property
+    def envvars(self) -> dict[str, str]:
+        # Under systemd the server would report to whoever waits for the tests.
+        return {k: v for k, v in super().envvars.items() if k != "NOTIFY_SOCKET"}
+
+    def after_start_check(self) -> bool:
+        # The script ends with 0 where the server could not start.
+        if not self.running():
+            raise ProcessExitedWithError(self, self.process.returncode)
+        return super().after_start_check()
+
+
+class Broker:
+    """One RabbitMQ node; `with Broker(folder) as broker` starts it and ends all of it.
+
+    Args:
+        folder: An empty folder that the node has to itself.
+        config: The text of rabbitmq.conf.
+        advanced: The text of advanced.config, Erlang terms.
+        plugins: Names of plugins to enable.
+        beside: A running broker that this one is to be clustered with; it shares that one's
+            Erlang cookie and port mapper, and must be closed before it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: str = "",
+        *,
+        advanced: str = "",
+        plugins: Iterable[str] = (),
+        beside: Optional[Broker] = None,
+    ) -> None:
+        self.folder = folder
+        self.port = free_port()
+        self.name = f"rabbitmq-test-{self.port}@localhost"
+        self._home = beside._home if beside else folder
+        self._epmd_port = beside._epmd_port if beside else free_port()
+        self._epmd: Optional[subprocess.Popen[bytes]] = None
+        self._connection: Optional[pika.BlockingConnection] = None
+        (folder / "rabbitmq.conf").write_text(config)
+        (folder / "advanced.config").write_text(advanced or "[].")
+        (folder / "plugins").write_text(f"[{','.join(plugins)}].")
+        self._output = (folder / "output").open("ab")
+        server = find_server()
+        self._node = _Node(
+            str(server),
+            LOOPBACK,
+            self.port,
+            free_port(),
+            str(server.with_name("rabbitmqctl")),
+            folder / "logs",
+            folder,
+            folder,
+            self.name,
+            output=self._output,
+            environment=self._environment(),
+        )
+
+    def _environment(self) -> dict[str, str]:
+        loopback_only = "-kernel inet_dist_use_interface {127,0,0,1}"
+        return {
+            "HOME": str(self._home),  # the Erlang cookie is kept there
+            "ERL_CRASH_DUMP": str(self.folder / "erl_crash.dump"),
+            "ERL_EPMD_ADDRESS": LOOPBACK,
+            "ERL_EPMD_PORT": str(self._epmd_port),
+            "RABBITMQ_ADVANCED_CONFIG_FILE": str(self.folder / "advanced.config"),
+            "RABBITMQ_CONFIG_FILE": str(self.folder / "rabbitmq.conf"),
+            "RABBITMQ_CONFIG_FILES": str(self.folder / "conf.d"),
+            "RABBITMQ_CONF_ENV_FILE": str(self.folder / "rabbitmq-env.conf"),
+            "RABBITMQ_CTL_ERL_ARGS": loopback_only,
+            "RABBITMQ_NODE_IP_ADDRESS": LOOPBACK,
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": loopback_only,
+        }
+
+    # The process
+
+    def __enter__(self) -> Broker:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        """Start the node, with the data and the ports it had before, and wait until it serves.
+
+        Raises:
+            RuntimeError: It did not start; the message ends with what it printed first.
+        """
+        if self._epmd is None and self._home == self.folder:
+            self._start_epmd()
+        try:
+            self._node.start()
+            wait_until(self._is_serving)
+        except (ExecutorError, TimeoutError) as exc:
+            printed = (self.folder / "output").read_text(errors="replace")[:2000]
+            raise RuntimeError(f"RabbitMQ did not start in {self.folder}: {exc}\n{printed}") from exc
+
+    def _start_epmd(self) -> None:
+        # In the foreground and by us: the one that a node starts would outlive it.
+        self._epmd = subprocess.Popen(
+            ["epmd", "-port", str(self._epmd_port), "-address", LOOPBACK],
+            env=self._node.envvars,
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=self._output,
+            start_new_session=True,
+        )
+        wait_until(lambda: is_listening(self._epmd_port))
+
+    def _is_serving(self) -> bool:
+        try:
+            return self._connect().is_open
+        except AMQPError:  # it listens a little before it serves
+            return False
+
+    def kill(self) -> None:
+        """End the node with SIGKILL, as a crash would."""
+        self._drop_connection()
+        self._node.kill()  # returns with the shell script's end, a little before the node's
+        wait_until(lambda: not is_listening(self.port))
+
+    def stop(self) -> None:
+        """Shut the node down in good order; `start()` brings it back."""
+        self._drop_connection()
+        self._node.process.terminate()  # not its children: it would end in disorder without them
+        self._node.process.wait(timeout=30)
+        self._node.kill()
+        wait_until(lambda: not is_listening(self.port))
+
+    def close(self) -> None:
+        """End everything that was started."""
+        self.kill()
+        if self._epmd:
+            self._epmd.kill()
+            self._epmd.wait()
+            self._epmd = None
+        self._output.close()
+
+    # What an administrator does
+
+    def url(
+        self,
+        vhost: str = "%2F",
+        user: str = "guest",
+        password: str = "guest",
+        *,
+        scheme: str = "amqp",
+        port: Optional[int] = None,
+        **query: object,
+    ) -> str:
+        """Return an address of the broker; `vhost` and `query` are as a URL has them."""
+        login = f"{quote(user, safe='')}:{quote(password, safe='')}"
+        tail = f"?{urlencode(query)}" if query else ""
+        return f"{scheme}://{login}@{LOOPBACK}:{port or self.port}/{vhost}{tail}"
+
+    def ctl(self, *args: str) -> str:
+        """Return what `rabbitmqctl` prints, given `args`; takes a good quarter of a second."""
+        done = subprocess.run(
+            [self._node.rabbit_ctl, "--quiet", *args],
+            env=self._node.envvars,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"rabbitmqctl {' '.join(args)}: {done.stdout}{done.stderr}")
+        return done.stdout.strip()
+
+    def eval(self, erlang: str) -> str:
+        """Return what the node answers to the expressions `erlang`, which end with a full stop."""
+        return self.ctl("eval", erlang)
+
+    # What a program does
+
+    def _connect(self) -> pika.BlockingConnection:
+        """Return the helpers' own connection, a new one if the last was lost."""
+        try:
+            if self._connection:
+                self._connection.process_data_events(0)
+                return self._connection
+        except AMQPError:
+            pass
+        self._connection = pika.BlockingConnection(pika.URLParameters(self.url(heartbeat=0)))
+        return self._connection
+
+    def _drop_connection(self) -> None:
+        if self._connection:
+            with suppress(AMQPError):
+                self._connection.close()
+        self._connection = None
+
+    @contextmanager
+    def channel(self) -> Iterator[BlockingChannel]:
+        """Give a channel of the helpers' connection for the length of a `with` block."""
+        channel = self._connect().channel()
+        yield channel
+        if channel.is_open:
+            channel.close()
+
+    def declare(self, queue: str, **arguments: Any) -> str:
+        """Declare a durable queue; write `x_dead_letter_exchange` for x-dead-letter-exchange."""
+        with self.channel() as channel:
+            channel.queue_declare(
+                queue,
+                durable=True,
+                arguments={name.replace("_", "-"): value for name, value in arguments.items()},
+            )
+        return queue
+
+    def bind(self, queue: str, exchange: str, routing_key: str = "#") -> None:
+        """Bind a queue to an exchange."""
+        with self.channel() as channel:
+            channel.queue_bind(queue, exchange, routing_key)
+
+    def delete(self, queue: str) -> None:
+        """Delete a queue; one that does not exist is no error."""
+        with self.channel() as channel:
+            channel.queue_delete(queue)
+
+    def publish(
+        self,
+        routing_key: str,
+        bodies: Iterable[Body],
+        exchange: str = "",
+        **properties: Any,
+    ) -> None:
+        """Publish persistent messages; when it returns, the broker has taken them all.
+
+        A dict goes out as a fedora-messaging publisher would send it: JSON, with headers and a
+        message id. Bytes and text go out as they are, with no properties but those given.
+        """
+        with self.channel() as channel:
+            channel.tx_select()  # one round trip for many messages; pika's confirms wait for each
+            for number, body in enumerate(bodies, 1):
+                usual = _usual_properties() if isinstance(body, dict) else {}
+                channel.basic_publish(
+                    exchange,
+                    routing_key,
+                    json.dumps(body) if isinstance(body, dict) else body,
+                    pika.BasicProperties(**{"delivery_mode": 2, **usual, **properties}),
+                )
+                if number % 1000 == 0:
+                    channel.tx_commit()
+            channel.tx_commit()
+
+    def depth(self, queue: str, vhost: str = "/") -> Depth:
+        """Return how many messages are ready and how many unacknowledged; asks `rabbitmqctl`."""
+        answer = self.eval(_DEPTH.format(queue=queue, vhost=vhost))
+        return Depth(*map(int, re.findall(r"\d+", answer)))
+
+    def ready(self, queue: str) -> int:
+        """Return how many messages are ready; much faster than `depth`."""
+        with self.channel() as channel:
+            return channel.queue_declare(queue, passive=True).method.message_count
+
+    def drain(self, queue: str) -> list[Received]:
+        """Take and return every ready message of a queue, oldest first."""
+        received = []
+        with self.channel() as channel:
+            while (message := Received(*channel.basic_get(queue, auto_ack=True))).method:
+                received.append(message)
+        return received
+
+
+def is_listening(port: int) -> bool:
+    """Tell whether something accepts connections at a loopback port."""
+    with socket.socket() as probe:
+        return probe.connect_ex((LOOPBACK, port)) == 0
+
+
+def _usual_properties() -> dict[str, Any]:
+    return {
+        "content_type": "application/json",
+        "content_encoding": "utf-8",
+        "message_id": str(uuid.uuid4()),
+        "headers": {
+            "fedora_messaging_schema": "base.message",
+            "fedora_messaging_severity": 20,
+            "sent-at": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        },
+    }

@@ -1,0 +1,62 @@
+"""The installed `fmconsume` script as a child process of a test."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.waiting import wait_until
+
+__all__ = ["Command"]
+
+# What the machine of whoever runs the tests may have set, and a test must not see.
+_FOREIGN = ("FMCONSUME_", "FEDORA_MESSAGING_", "NOTIFY_SOCKET", "WATCHDOG_", "JOURNAL_STREAM")
+
+
+class Command(subprocess.Popen):
+    """`fmconsume` with `args`, its output kept in files so that it can never block on them."""
+
+    def __init__(self, folder: Path, *args: object, env: dict[str, str], **popen: Any) -> None:
+        script = Path(sys.executable).with_name("fmconsume")
+        if not script.exists():
+            raise FileNotFoundError(f"{script}: install the project with `make test`")
+        self._out, self._err = folder / "stdout", folder / "stderr"
+        ours = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
+        with self._out.open("wb") as out, self._err.open("wb") as err:
+            super().__init__(
+                [str(script), *map(str, args)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                env={**ours, "PYTHONUNBUFFERED": "1", **env},
+                **popen,
+            )
+
+    def printed(self) -> str:
+        """Return what it has written to standard output so far."""
+        return self._out.read_text(errors="replace")
+
+    def logged(self) -> str:
+        """Return what it has written to standard error so far."""
+        return self._err.read_text(errors="replace")
+
+    def wait_for(self, text: str, timeout: float = 30) -> str:
+        """Wait until `text` is on standard error, and return all of it.
+
+        Raises:
+            AssertionError: The command ended, or time is up, without it; shows what it wrote.
+        """
+
+        def has_come() -> bool:
+            ended = self.poll() is not None  # before reading: it may write and end in between
+            return text in self.logged() or ended
+
+        try:
+            wait_until(has_come, timeout)
+        except TimeoutError:
+            pass
+        assert text in self.logged(), f"{text!r} not in:\n{self.logged()}"
+        return self.logged()

@@ -1,0 +1,754 @@
+"""Tests of the configuration; nothing here needs a broker."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+from unittest import mock
+
+import pika
+import pytest
+import tomli
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fmconsume import config
+from fmconsume.config import (
+    DEFAULTS,
+    LazyConfig,
+    check_bindings,
+    check_queues,
+    redact,
+)
+from fmconsume.exceptions import ConfigurationException
+from fmconsume.version import __version__
+
+ETC = Path(__file__).parents[2] / "etc"
+EXAMPLE = ETC / "fmconsume.toml.example"
+
+Load = Callable[[str], LazyConfig]
+
+
+@pytest.fixture(autouse=True)
+def no_system_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep the tests from the configuration of the machine they run on."""
+    for variable in ("FMCONSUME_CONF", "FEDORA_MESSAGING_CONF"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(config, "_DEFAULT_PATH", str(tmp_path / "default.toml"))
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Load a configuration from its text."""
+
+    def load(text: str) -> LazyConfig:
+        path = tmp_path / "my.toml"
+        path.write_text(text, encoding="utf-8")
+        return LazyConfig().load_config(str(path))
+
+    return load
+
+
+@pytest.fixture
+def problems(load: Load) -> Callable[[str], list[str]]:
+    """List what is wrong with a configuration, without the line that names the file."""
+
+    def problems(text: str) -> list[str]:
+        with pytest.raises(ConfigurationException) as caught:
+            load(text)
+        return caught.value.message.splitlines()[1:]
+
+    return problems
+
+
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """Put the loggers back that a test configures."""
+    names = ["", "fmconsume", "fmconsume.engine", "fedora_messaging", "pika", "other"]
+    found = [logging.getLogger(name) for name in names]
+    before = [(log.level, log.handlers[:], log.propagate, log.disabled) for log in found]
+    yield
+    for log, (level, handlers, propagate, disabled) in zip(found, before):
+        log.setLevel(level)
+        log.handlers[:], log.propagate, log.disabled = handlers, propagate, disabled
+
+
+def with_version(defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return the defaults as they are once loaded."""
+    loaded = copy.deepcopy(defaults)
+    version = f"fmconsume-{__version__} with pika-{pika.__version__}"
+    loaded["client_properties"]["version"] = version
+    return loaded
+
+
+# -- the lazy dict
+
+
+ACCESSES: dict[str, Callable[[LazyConfig], object]] = {
+    "getitem": lambda it: it["qos"],
+    "get": lambda it: it.get("qos"),
+    "iter": lambda it: next(iter(it)),
+    "reversed": lambda it: next(reversed(it)),
+    "keys": lambda it: it.keys(),
+    "items": lambda it: it.items(),
+    "values": lambda it: it.values(),
+    "len": len,
+    "bool": lambda it: bool(it) or pytest.fail("empty"),
+    "in": lambda it: "qos" in it or pytest.fail("no qos"),
+    "copy": lambda it: it.copy(),
+    "update": lambda it: it.update(callback="a:b"),
+    "eq": lambda it: it == {},
+    "ne": lambda it: it != {},
+    "or": lambda it: it | {},
+    "setdefault": lambda it: it.setdefault("qos", {}),
+    "setitem": lambda it: it.__setitem__("callback", "a:b"),
+    "delitem": lambda it: it.__delitem__("qos"),
+    "pop": lambda it: it.pop("qos"),
+    "repr": repr,
+    "dict": lambda it: dict(it)["qos"],
+    "unpacking": lambda it: {**it}["qos"],
+    "copy.copy": lambda it: copy.copy(it)["qos"],
+    "copy.deepcopy": lambda it: copy.deepcopy(it)["qos"],
+    "setup_logging": lambda it: it.setup_logging(),
+    "validate": lambda it: it.validate(),
+}
+
+
+@pytest.mark.usefixtures("loggers")
+@pytest.mark.parametrize("access", ACCESSES.values(), ids=ACCESSES.keys())
+def test_lazy_config_loads_on_any_access(access: Callable[[LazyConfig], object]) -> None:
+    """Whatever is done to the dict first, it is loaded before."""
+    lazy = LazyConfig()
+    assert not lazy.loaded
+    access(lazy)
+    assert lazy.loaded
+    assert lazy["workers"] == 1
+
+
+def test_lazy_config_keeps_a_key_set_first() -> None:
+    """A key set before anything was loaded is not overwritten by the load."""
+    lazy = LazyConfig()
+    lazy["callback"] = "a:b"
+    assert lazy["callback"] == "a:b"
+    assert lazy["workers"] == 1
+
+
+def test_lazy_config_tries_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failed load leaves the dict unloaded, so the next access fails as clearly."""
+    monkeypatch.setenv("FMCONSUME_CONF", "/nowhere.toml")
+    lazy = LazyConfig()
+    for _ in range(2):
+        with pytest.raises(ConfigurationException, match=r"\$FMCONSUME_CONF"):
+            lazy["qos"]
+
+
+@pytest.mark.parametrize("clear", [False, True])
+@pytest.mark.parametrize("loaded", [False, True])
+def test_lazy_config_with_patch_dict(loaded: bool, clear: bool) -> None:
+    """mock.patch.dict patches and restores it, whether loaded before or not."""
+    lazy = LazyConfig()
+    if loaded:
+        lazy.load_config()
+    with mock.patch.dict(lazy, {"callback": "a:b"}, clear=clear):
+        assert lazy["callback"] == "a:b"
+        assert ("qos" in lazy) is not clear
+    assert lazy == with_version(DEFAULTS)
+
+
+def test_conf_is_unloaded_at_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Importing conf reads no file, so a bad one does not make the import fail."""
+    monkeypatch.setenv("FMCONSUME_CONF", "/nowhere.toml")
+    code = "from fmconsume.config import conf; print(isinstance(conf, dict), conf.loaded)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_load_config_without_a_file() -> None:
+    """Without any file the defaults hold, and DEFAULTS itself is never handed out."""
+    lazy = LazyConfig().load_config()
+    assert lazy == with_version(DEFAULTS)
+    lazy["queues"][""]["durable"] = True
+    lazy["log_config"]["loggers"].clear()
+    assert LazyConfig() == with_version(DEFAULTS)
+
+
+def test_load_config_again(load: Load, tmp_path: Path) -> None:
+    """A second file replaces the first as a whole."""
+    lazy = load("workers = 3\nremember = 0")
+    second = tmp_path / "second.toml"
+    second.write_text("workers = 2")
+    assert lazy.load_config(str(second)) is lazy
+    assert (lazy["workers"], lazy["remember"], lazy.path) == (2, 20_000, str(second))
+
+
+def test_load_config_failure_changes_nothing(load: Load) -> None:
+    """A file that cannot be used leaves what was loaded before."""
+    lazy = load("workers = 3")
+    with pytest.raises(ConfigurationException):
+        lazy.load_config("/nowhere.toml")
+    assert lazy["workers"] == 3
+
+
+# -- finding and reading
+
+
+def test_load_config_search_order(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The path given comes first, then each variable, then the default file."""
+    paths = [tmp_path / f"{name}.toml" for name in ("default", "theirs", "ours", "explicit")]
+    for workers, path in enumerate(paths, start=1):
+        path.write_text(f"workers = {workers}")
+    default, theirs, ours, explicit = map(str, paths)
+    assert LazyConfig().load_config().path == default
+    monkeypatch.setenv("FEDORA_MESSAGING_CONF", theirs)
+    assert LazyConfig()["workers"] == 2
+    monkeypatch.setenv("FMCONSUME_CONF", ours)
+    assert LazyConfig()["workers"] == 3
+    assert LazyConfig().load_config(explicit)["workers"] == 4
+
+
+def test_load_config_empty_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable set to nothing counts as unset."""
+    monkeypatch.setenv("FMCONSUME_CONF", "")
+    assert LazyConfig()["workers"] == 1
+
+
+@pytest.mark.parametrize("variable", ["FMCONSUME_CONF", "FEDORA_MESSAGING_CONF"])
+def test_load_config_missing_file_named_by_a_variable(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """A missing file that a variable names is an error that names both."""
+    monkeypatch.setenv(variable, "/nowhere.toml")
+    with pytest.raises(ConfigurationException) as caught:
+        LazyConfig().load_config()
+    assert str(caught.value) == (
+        f"cannot read the configuration file /nowhere.toml (${variable}): No such file or directory"
+    )
+
+
+@pytest.mark.parametrize("path", ["/nowhere.toml", ""])
+def test_load_config_missing_file(path: str) -> None:
+    """A missing file named explicitly is an error."""
+    with pytest.raises(ConfigurationException, match=f"file {path}: No such file"):
+        LazyConfig().load_config(path)
+
+
+def test_load_config_directory(tmp_path: Path) -> None:
+    """A directory is an error in one line, even at the default path."""
+    (tmp_path / "default.toml").mkdir()
+    with pytest.raises(ConfigurationException, match=r"default\.toml: Is a directory$"):
+        LazyConfig().load_config()
+
+
+def test_load_config_unreadable() -> None:
+    """A file that may not be read is an error in one line."""
+    refuse = mock.patch("builtins.open", side_effect=PermissionError(13, "Permission denied"))
+    with refuse, pytest.raises(ConfigurationException, match=r": Permission denied$"):
+        LazyConfig().load_config()
+
+
+def test_load_config_invalid_toml(load: Load, tmp_path: Path) -> None:
+    """A syntax error is reported with file, line and column."""
+    with pytest.raises(ConfigurationException) as caught:
+        load("workers = 1\nbody = nonsense\n")
+    assert str(tmp_path / "my.toml") in str(caught.value)
+    assert "line 2, column 8" in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"a = '\xff'", b"a = " + b"[" * 100_000, b"\0"])
+def test_load_config_garbage(tmp_path: Path, content: bytes) -> None:
+    """What is not UTF-8 or nests without end is a configuration error too."""
+    path = tmp_path / "garbage.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationException, match=r"garbage\.toml is not valid TOML: "):
+        LazyConfig().load_config(str(path))
+
+
+# -- what the keys mean
+
+
+def test_load_config_lowers_top_level_keys(load: Load) -> None:
+    """Top-level keys may be written in any case."""
+    assert load("Workers = 2\n[QOS]\nprefetch_count = 3")["qos"]["prefetch_count"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [
+        ("[qos]\nprefetch_count = 1", "qos", {"prefetch_count": 1, "prefetch_size": 0}),
+        ("[nack_delay]\ninitial = 0", "nack_delay", {"initial": 0, "max": 60.0}),
+        (
+            "[tls]\nca_cert = 'x'",
+            "tls",
+            {"ca_cert": "x", "certfile": None, "keyfile": None},
+        ),
+        (
+            "[tls]\nca_cert = ''\ncertfile = ''\nkeyfile = ''",
+            "tls",
+            {"ca_cert": None, "certfile": None, "keyfile": None},
+        ),
+        ("[monitoring]", "monitoring", {}),
+        ("[monitoring]\nport = 80", "monitoring", {"address": "localhost", "port": 80}),
+        (
+            "[monitoring]\nport = 80\naddress = ''",
+            "monitoring",
+            {"address": "", "port": 80},
+        ),
+        ("[exchanges]", "exchanges", {}),
+        (
+            "[exchanges.e]\ntype = 'fanout'",
+            "exchanges",
+            {"e": {"type": "fanout", "durable": True, "auto_delete": False, "arguments": {}}},
+        ),
+        (
+            "[queues.q]",
+            "queues",
+            {"q": {"durable": False, "auto_delete": False, "exclusive": False, "arguments": {}}},
+        ),
+        ("[queues.q]", "bindings", []),
+        ("[queues.'']\ndurable = true", "bindings", DEFAULTS["bindings"]),
+        ("amqp_url = ['amqp://', 'amqps://h']", "amqp_url", ["amqp://", "amqps://h"]),
+        ("amqp_url = 'AMQPS://fedora:@h/%2Fv'", "amqp_url", "AMQPS://fedora:@h/%2Fv"),
+        ("failed_messages = ''", "failed_messages", None),
+        ("callback = 'a.b:C.d'", "callback", "a.b:C.d"),
+        ("callback_timeout = 1", "callback_timeout", 1),
+        ("publish_priority = 255", "publish_priority", 255),
+        ("body = 'bytes'", "body", "bytes"),
+        ("[consumer_config.a]\nb = [1979-05-27]", "consumer_config", mock.ANY),
+    ],
+)
+def test_load_config_merges_defaults(load: Load, text: str, key: str, value: object) -> None:
+    """What a table leaves out is filled in, and empty strings for files mean unset."""
+    assert load(text)[key] == value
+
+
+def test_load_config_single_binding(load: Load) -> None:
+    """A single binding may be written as a table; its queue is then the unnamed one."""
+    text = "[bindings]\nexchange = 'e'\nrouting_keys = ['k']"
+    assert load(text)["bindings"] == [{"queue": "", "exchange": "e", "routing_keys": ["k"]}]
+
+
+def test_load_config_replaces_reserved_client_properties(load: Load) -> None:
+    """The file adds client properties, but not those that identify fmconsume."""
+    properties = load(
+        "[client_properties]\napp_url = 'u'\nproduct = 'x'\ninformation = 'x'\nversion = 'x'"
+    )["client_properties"]
+    expected: dict[str, Any] = with_version(DEFAULTS)["client_properties"]
+    assert properties == {**expected, "app_url": "u"}
+
+
+# -- what is wrong
+
+
+WRONG = {
+    "wrokers = 1": r"wrokers: found an unknown key, expected .*; did you mean 'workers'\?",
+    "'a\\nb' = 1": r"'.*': found an unknown key, .*",
+    "workers = 0": "workers: found 0, expected an integer from 1",
+    "workers = true": "workers: found True, expected an integer from 1",
+    "workers = '2'": "workers: found '2', expected an integer from 1",
+    "remember = -1": "remember: found -1, expected an integer from 0",
+    "passive_declares = 1": "passive_declares: found 1, expected true or false",
+    "amqp_url = 5": r"amqp_url: found 5, expected amqp\[s\]://.*",
+    "amqp_url = []": "amqp_url: found an empty list, expected amqp.*",
+    "amqp_url = ''": "amqp_url: found '', expected amqp.*",
+    "amqp_url = 'http://h'": "amqp_url: found 'http://h', expected amqp.*",
+    "amqp_url = 'amqp://h:port'": r"amqp_url: found 'amqp://h:\*\*\*', expected amqp.*",
+    "amqp_url = 'amqp://user@h'": "amqp_url: found 'amqp://user@h', expected amqp.*",
+    "amqp_url = 'amqp://?hearbeat=1'": r"amqp_url: found 'amqp://\?hearbeat=1', expected amqp.*",
+    "amqp_url = ['amqp://', 3]": r"amqp_url\[1\]: found 3, expected amqp.*",
+    "tls = 1": "tls: found 1, expected a table",
+    "tls.ca_cert = 1": "tls.ca_cert: found 1, expected a string",
+    "tls.cacert = 'x'": (
+        "tls.cacert: found an unknown key, expected ca_cert, certfile, keyfile"
+        r"; did you mean 'ca_cert'\?"
+    ),
+    "tls.certfile = 'x'": "tls: found a table, expected certfile and keyfile together, or neither",
+    "tls.keyfile = 'x'": "tls: found a table, expected certfile and keyfile together, or neither",
+    "client_properties = []": "client_properties: found an empty list, expected a table",
+    "exchanges.e.type = 1": "exchanges.e.type: found 1, expected a string",
+    "exchanges.'a.b'.durable = 0": "exchanges.'a.b'.durable: found 0, expected true or false",
+    "exchanges.e.durabel = true": (
+        r"exchanges.e.durabel: found an unknown key, .*; did you mean 'durable'\?"
+    ),
+    "exchanges.e = 1": "exchanges.e: found 1, expected a table",
+    "queues = {}": "queues: found an empty table, expected the name of at least one queue",
+    "queues = 'q'": "queues: found 'q', expected a table",
+    "queues.q = 'q'": "queues.q: found 'q', expected a table",
+    "queues.q.durable = 'no'": "queues.q.durable: found 'no', expected true or false",
+    "queues.q.passive = 1": "queues.q.passive: found 1, expected true or false",
+    "queues.q.arguments = 1": "queues.q.arguments: found 1, expected a table",
+    "queues.q.autodelete = true": (
+        r"queues.q.autodelete: found an unknown key, .*; did you mean 'auto_delete'\?"
+    ),
+    "bindings = 1": "bindings: found 1, expected a list",
+    "bindings = [1]": r"bindings\[0\]: found 1, expected a table",
+    "[[bindings]]\nexchange = 'e'": (r"bindings\[0\].routing_keys: found nothing, expected a list"),
+    "[[bindings]]\nrouting_keys = []": r"bindings\[0\].exchange: found nothing, expected a string",
+    "[[bindings]]\nexchange = 'e'\nrouting_keys = 'k'": (
+        r"bindings\[0\].routing_keys: found 'k', expected a list"
+    ),
+    "[[bindings]]\nexchange = 'e'\nrouting_keys = ['k', 1]": (
+        r"bindings\[0\].routing_keys\[1\]: found 1, expected a string"
+    ),
+    "[[bindings]]\nexchange = 'e'\nrouting_keys = []\nrouting_key = 'k'": (
+        r"bindings\[0\].routing_key: found an unknown key, .*; did you mean 'routing_keys'\?"
+    ),
+    "bindings = {queue = 'dmo', exchange = 'e', routing_keys = []}\nqueues = {demo = {}, x = {}}": (
+        r"bindings\[0\].queue: found 'dmo', expected 'demo' or 'x'; did you mean 'demo'\?"
+    ),
+    "bindings = {exchange = 'e', routing_keys = []}\nqueues.demo = {}": (
+        r"bindings\[0\].queue: found '', expected 'demo'"
+    ),
+    "qos.prefetch_count = 65536": (
+        "qos.prefetch_count: found 65536, expected an integer from 0 to 65535"
+    ),
+    "qos.prefetch_size = -1": "qos.prefetch_size: found -1, expected an integer from 0",
+    "qos.prefetch = 1": r"qos.prefetch: found an unknown key, .*; did you mean 'prefetch_size'\?",
+    "callback = 'module'": "callback: found 'module', expected \"package.module:object\"",
+    "callback = 'a:b c'": "callback: found 'a:b c', expected \"package.module:object\"",
+    "callback = ''": "callback: found '', expected \"package.module:object\"",
+    "callback = {}": 'callback: found an empty table, expected "package.module:object"',
+    "consumer_config = 1": "consumer_config: found 1, expected a table",
+    "monitoring = true": "monitoring: found True, expected a table",
+    "monitoring.address = ''": (
+        "monitoring.port: found nothing, expected an integer from 1 to 65535"
+    ),
+    "monitoring.port = 0": "monitoring.port: found 0, expected an integer from 1 to 65535",
+    "monitoring = {port = 1, adress = ''}": (
+        r"monitoring.adress: found an unknown key, expected address, port; did you mean 'address'\?"
+    ),
+    "log_config = {}": "log_config: found an empty table, expected version = 1 in it",
+    "log_config.version = 2": "log_config: found a table, expected version = 1 in it",
+    "log_config = 1979-05-27": "log_config: found a date, expected a table",
+    "publish_exchange = 1": "publish_exchange: found 1, expected a string",
+    "topic_prefix = false": "topic_prefix: found False, expected a string",
+    "publish_priority = 256": "publish_priority: found 256, expected an integer from 0 to 255",
+    "nack_delay.initial = -1": "nack_delay.initial: found -1, expected a number of seconds",
+    "nack_delay.max = inf": "nack_delay.max: found inf, expected a number of seconds",
+    "nack_delay.max = nan": "nack_delay.max: found nan, expected a number of seconds",
+    "nack_delay.max = true": "nack_delay.max: found True, expected a number of seconds",
+    "nack_delay.max = 0.5": "nack_delay: found a table, expected a max not below initial",
+    "callback_timeout = 0": "callback_timeout: found 0, expected a number of seconds above 0",
+    "callback_timeout = '1'": "callback_timeout: found '1', expected a number of seconds above 0",
+    "body = 'jason'": (
+        r"body: found 'jason', expected 'object' or 'json' or 'bytes'; did you mean 'json'\?"
+    ),
+    "body = []": "body: found an empty list, expected 'object' or 'json' or 'bytes'",
+    "failed_messages = 1": "failed_messages: found 1, expected a string",
+    "failed_messages_limit = 0": "failed_messages_limit: found 0, expected an integer from 1",
+}
+
+
+@pytest.mark.parametrize(("text", "line"), WRONG.items(), ids=WRONG.keys())
+def test_load_config_with_a_problem(
+    problems: Callable[[str], list[str]], text: str, line: str
+) -> None:
+    """A value that cannot be used is one line: key, what was found, what is expected."""
+    (found,) = problems(text)
+    assert re.fullmatch(line, found)
+
+
+def test_load_config_reports_all_problems(load: Load, tmp_path: Path) -> None:
+    """All problems come at once, under a line that names the file."""
+    with pytest.raises(ConfigurationException) as caught:
+        load("workers = 0\nqeues = 1\nqos.prefetch_count = 'x'\nqueues.q.durable = 1\nbody = 1")
+    title, *lines = caught.value.message.splitlines()
+    assert title == f"{tmp_path / 'my.toml'} cannot be used:"
+    assert [line.split(":")[0] for line in lines] == [
+        "qeues",
+        "queues.q.durable",
+        "qos.prefetch_count",
+        "body",
+        "workers",
+    ]
+
+
+names = st.sampled_from([*DEFAULTS, "queue", "exchange", "routing_keys", "", "a.b"]) | st.text(
+    max_size=5
+)
+scalars = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates()
+)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.dictionaries(names, values, max_size=6))
+def test_load_config_never_raises_anything_else(content: dict[str, Any]) -> None:
+    """Whatever a file holds, it loads or raises ConfigurationException."""
+    lazy = LazyConfig()
+    with mock.patch.object(config, "_read", return_value=content):
+        try:
+            lazy.load_config()
+        except ConfigurationException:
+            return
+    assert lazy.keys() == DEFAULTS.keys()
+    lazy.validate()
+
+
+@given(queues=values, bindings=values)
+def test_check_arguments_never_raise_anything_else(queues: Any, bindings: Any) -> None:
+    """Whatever is passed, the checks return or raise ConfigurationException."""
+    for check in (lambda: check_queues(queues), lambda: check_bindings(bindings, queues)):
+        with contextlib.suppress(ConfigurationException):
+            check()
+
+
+def test_validate_after_a_change(load: Load) -> None:
+    """A value changed after the load is found on request."""
+    lazy = load("")
+    lazy.validate()
+    lazy["workers"] = 0
+    with pytest.raises(ConfigurationException, match="workers: found 0"):
+        lazy.validate()
+
+
+# -- arguments of consume()
+
+
+def test_check_queues_fills_in_defaults() -> None:
+    """Missing settings are filled in, in a copy; arguments of None are an empty table."""
+    given_ = {"q": {"durable": True, "passive": True, "arguments": None}}
+    before = copy.deepcopy(given_)
+    assert check_queues(given_) == {
+        "q": {
+            "durable": True,
+            "auto_delete": False,
+            "exclusive": False,
+            "arguments": {},
+            "passive": True,
+        }
+    }
+    assert given_ == before
+
+
+def test_check_queues_shares_nothing() -> None:
+    """Changing what comes back changes neither the argument nor the defaults."""
+    given_: dict[str, Any] = {"a": {"arguments": {"x": {}}}, "b": {}}
+    checked = check_queues(given_)
+    checked["a"]["arguments"]["x"]["y"] = checked["b"]["arguments"]["z"] = 1
+    assert given_ == {"a": {"arguments": {"x": {}}}, "b": {}}
+    assert check_queues({"c": {}})["c"]["arguments"] == {}
+
+
+@pytest.mark.parametrize("queues", [{}, None, [], "q", {"q": None}, {1: {}}, {"q": {"x": 1}}])
+def test_check_queues_with_a_problem(queues: Any) -> None:
+    """What is no table of named queues is refused."""
+    with pytest.raises(ConfigurationException, match=r"^the queues cannot be used:\nqueues"):
+        check_queues(queues)
+
+
+@pytest.mark.parametrize(
+    ("bindings", "queue"),
+    [
+        ({"exchange": "e", "routing_keys": ("k",)}, ""),
+        ([{"exchange": "e", "routing_keys": ["k"]}], ""),
+        (({"queue": "q", "exchange": "e", "routing_keys": ["k"]},), "q"),
+    ],
+)
+def test_check_bindings_normalises(bindings: Any, queue: str) -> None:
+    """One binding or several become a list of complete ones."""
+    expected = [{"queue": queue, "exchange": "e", "routing_keys": ["k"]}]
+    assert check_bindings(bindings, {"q": {}, "": {}}) == expected
+
+
+def test_check_bindings_may_be_empty() -> None:
+    """No binding at all is fine: the queue may be bound already."""
+    assert check_bindings([], {"q": {}}) == []
+
+
+def test_check_bindings_unknown_queue() -> None:
+    """A binding of a queue that is not consumed names the nearest that is."""
+    binding = {"queue": "demmo", "exchange": "e", "routing_keys": []}
+    with pytest.raises(ConfigurationException, match="did you mean 'demo'"):
+        check_bindings(binding, {"demo": {}})
+
+
+# -- passwords
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("amqp://", "amqp://"),
+        ("amqp://?retry_delay=5", "amqp://?retry_delay=5"),
+        ("amqp://h:5672/v?heartbeat=5", "amqp://h:5672/v?heartbeat=5"),
+        ("amqp://[::1]:5672/v", "amqp://[::1]:5672/v"),
+        ("amqps://fedora:@h/v", "amqps://fedora:@h/v"),
+        ("amqps://fedora@h/v", "amqps://fedora@h/v"),
+        ("amqp://u:secret@h:1/v", "amqp://u:***@h:1/v"),
+        ("amqp://u:secret@[::1]/v", "amqp://u:***@[::1]/v"),
+        ("amqp://:secret@h", "amqp://:***@h"),
+        ("amqp://u:sec:r@e/t?#@h", "amqp://u:***@h"),
+        ("amqp://u:secret", "amqp://u:***"),
+        ("amqp://u:1secret/", "amqp://u:***"),
+        ("u:secret@h", "u:***@h"),
+        ("amqp:/u:secret@h", "amqp:***@h"),
+        ("amqp:u:secret", "amqp:***"),
+        ("amqp://u:se\ncret@h", "amqp://u:***@h"),
+        ("u:secret://x@h", "u:***@h"),
+        (
+            "amqps://h/?ssl_options={'password': 'secret'}&heartbeat=1",
+            "amqps://h/?ssl_options=***&heartbeat=1",
+        ),
+        ("", ""),
+    ],
+)
+def test_redact(url: str, shown: str) -> None:
+    """Passwords are masked in any URL, and nothing else where it is well formed."""
+    assert redact(url) == shown
+
+
+@given(
+    scheme=st.sampled_from(["amqp://", "AMQPS://", "http://", "", "amqp:/", "amqp:"]),
+    before=st.text(),
+    after=st.text(),
+    end=st.sampled_from(["@", "@h", "@h:5672/v?heartbeat=1"]),
+)
+def test_redact_hides_any_password(scheme: str, before: str, after: str, end: str) -> None:
+    """No character in a password brings it to light."""
+    assert "SECRET" not in redact(f"{scheme}user:{before}SECRET{after}{end}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "amqp_url = 'amqp://u:secret@h:port'",
+        "amqp_url = 'amqp:u:secret'",
+        "amqp_url = 'amqp://u:secret'",
+        "amqp_url = ['amqp://u:se/secret@h']",
+        "amqp_url = [['amqp://u:secret@h']]",
+        "amqp_urll = 'amqp://u:secret@h'",
+        "callback = 'amqp://u:secret@h'",
+        "body = 'amqp://u:secret@h'",
+    ],
+)
+def test_load_config_never_shows_a_password(load: Load, text: str) -> None:
+    """A password is in no part of the error, its causes included."""
+    with pytest.raises(ConfigurationException) as caught:
+        load(text)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None
+
+
+# -- logging
+
+
+@pytest.mark.usefixtures("loggers")
+def test_setup_logging_by_default(load: Load) -> None:
+    """Ours is logged to standard error from info, all else from warning, pika hardly ever."""
+    with mock.patch("sys.stderr", io.StringIO()) as stderr:
+        load("").setup_logging()
+        for name in ("fmconsume.engine", "other", "pika"):
+            for level in (logging.INFO, logging.ERROR):
+                logging.getLogger(name).log(level, "%s", logging.getLevelName(level).lower())
+    assert stderr.getvalue().splitlines() == [
+        "[fmconsume.engine INFO] info",
+        "[fmconsume.engine ERROR] error",
+        "[other ERROR] error",
+    ]
+
+
+@pytest.mark.usefixtures("loggers")
+@pytest.mark.parametrize(
+    ("named", "level"),
+    [
+        ("", logging.WARNING),
+        ("loggers.fedora_messaging.level = 'DEBUG'", logging.DEBUG),
+        ("loggers = {fmconsume.level='ERROR', fedora_messaging.level='DEBUG'}", logging.ERROR),
+    ],
+)
+def test_setup_logging_for_fedora_messaging(load: Load, named: str, level: int) -> None:
+    """A log_config written for fedora-messaging does not silence us."""
+    ours = logging.getLogger("fmconsume.engine")
+    general = "version = 1\ndisable_existing_loggers = true\nroot.level = 'WARNING'"
+    lazy = load(f"[log_config]\n{general}\n{named}")
+    before = copy.deepcopy(lazy["log_config"])
+    lazy.setup_logging()
+    assert ours.getEffectiveLevel() == level
+    assert not ours.disabled
+    assert not logging.getLogger("fmconsume").disabled
+    assert logging.getLogger("pika").level == logging.CRITICAL
+    assert lazy["log_config"] == before
+
+
+@pytest.mark.usefixtures("loggers")
+def test_setup_logging_leaves_pika_as_configured(load: Load) -> None:
+    """A log_config that names pika decides about it."""
+    load("[log_config]\nversion = 1\nloggers.pika.level = 'INFO'").setup_logging()
+    assert logging.getLogger("pika").level == logging.INFO
+
+
+@pytest.mark.usefixtures("loggers")
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("loggers = 1", ""),
+        ("root.handlers = ['nowhere']", "nowhere"),
+        ("handlers.h.class = 'no.such.Class'", "no"),
+        ("handlers.h = {class='logging.FileHandler', filename='/nowhere/x'}", "/nowhere/x"),
+        ("root.level = 'LOUD'", "LOUD"),
+    ],
+)
+def test_setup_logging_with_a_problem(load: Load, text: str, reason: str) -> None:
+    """What logging does not accept is an error with the reason, down to its cause."""
+    lazy = load(f"[log_config]\nversion = 1\n{text}")
+    with pytest.raises(ConfigurationException, match=f"^log_config cannot be used: .*{reason}"):
+        lazy.setup_logging()
+
+
+# -- the files in etc
+
+
+def key_paths(table: dict[str, Any], path: str = "") -> set[str]:
+    """List every key of a table, those of the tables in it included."""
+    found: set[str] = set()
+    for key, value in table.items():
+        inner = value[0] if isinstance(value, list) and value else value
+        found.add(f"{path}/{key}")
+        if isinstance(inner, dict):
+            found |= key_paths(inner, f"{path}/{key}")
+    return found
+
+
+def uncommented() -> str:
+    """Return the example with each setting in force that is commented out."""
+    return re.sub(r"^#(?! |$)", "", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_example_yields_the_defaults() -> None:
+    """The example file changes nothing."""
+    assert LazyConfig().load_config(str(EXAMPLE)) == with_version(DEFAULTS)
+
+
+def test_example_shows_each_key() -> None:
+    """Each key, at every level, stands in the example, in force or commented out."""
+    reserved = {f"/client_properties/{key}" for key in ("product", "information")}
+    shown = key_paths(tomli.loads(uncommented()))
+    assert key_paths(DEFAULTS) - reserved <= shown
+    assert all(path.rpartition("/")[2] in EXAMPLE.read_text() for path in reserved)
+    assert {"/monitoring/port", "/monitoring/address", "/queues//passive"} <= shown
+
+
+def test_example_suggests_valid_settings(load: Load) -> None:
+    """Every setting that is commented out may be put in force as it stands."""
+    assert load(uncommented())["monitoring"]["port"] == 8070
+
+
+def test_demo_consumes_a_durable_queue() -> None:
+    """The demo binds one durable queue to everything and prints it."""
+    demo = LazyConfig().load_config(str(ETC / "demo.toml"))
+    assert demo["callback"] == "fmconsume.example:printer"
+    assert demo["queues"]["demo"]["durable"]
+    assert demo["bindings"] == [{"queue": "demo", "exchange": "amq.topic", "routing_keys": ["#"]}]
