@@ -13,7 +13,7 @@ METADATA := setup.cfg setup.py pyproject.toml
 PIP := -m pip --disable-pip-version-check --no-input -qq
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest lint types man bench faults check install uninstall clean
+.PHONY: help demo test test-oldest coverage lint types man bench faults check install uninstall clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
@@ -29,6 +29,13 @@ test: $(VENV)/.test  ## run all tests, on a private RabbitMQ
 test-oldest: $(OLDEST)/.test  ## run the integration tests with the oldest pika we promise
 	@tests/install-broker.sh
 	$(OLDEST)/bin/python -m pytest tests/integration $(ARGS)
+
+coverage: $(VENV)/.test  ## run all tests and say which lines they missed
+	@tests/install-broker.sh
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 lint: $(VENV)/.lint  ## check style and formatting
 	$(BIN)/ruff check .
@@ -53,7 +60,7 @@ faults: $(VENV)/.test  ## survive a long series of random faults
 
 check: lint types test-oldest test  ## everything that CI checks
 
-install: $(VENV)/.test  ## install below $(DESTDIR)$(PREFIX); needs pika and tomli there
+install: $(VENV)/.test  ## install below DESTDIR and PREFIX; needs pika and tomli there
 	rm -rf build dist
 	$(BIN)/python $(PIP) wheel --no-deps -w dist .
 	$(PYTHON) $(PIP) install --no-deps --ignore-installed --no-warn-script-location \
@@ -81,7 +88,7 @@ $(VENV)/.test: $(METADATA) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test
-	@echo "Installing ruff and mypy in $(VENV)"
+	@echo "Installing the checking tools in $(VENV)"
 	@$(BIN)/python $(PIP) install --editable '.[test,lint]'
 	@touch $@
 

@@ -10,18 +10,20 @@ import logging
 import signal
 import sys
 import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable
 
 from .callbacks import instantiate
 from .config import check_bindings, check_queues, conf, redact
 from .engine.address import Address, parse_address
 from .engine.coroutines import CoroutineRunner
 from .engine.session import Topology
-from .engine.supervisor import End, Options, State, Stats, Supervisor
+from .engine.state import End, State, Stats
+from .engine.supervisor import Options, Supervisor
 from .engine.workers import Worker
 from .exceptions import ConfigurationException, ExitCode
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
@@ -61,6 +63,7 @@ class Consumer:
         workers: Callbacks that run at the same time; None takes the
             configuration's.
         limit: Stop after so many messages; None is no limit.
+        drain: Stop once the queues are empty and everything is settled.
 
     Raises:
         ValueError: An argument cannot be used; the message names the key.
@@ -70,11 +73,12 @@ class Consumer:
     def __init__(
         self,
         callback: Callable[..., Any],
-        bindings: Union[Mapping[str, Any], Sequence[Mapping[str, Any]], None] = None,
-        queues: Optional[Mapping[str, Mapping[str, Any]]] = None,
+        bindings: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+        queues: Mapping[str, Mapping[str, Any]] | None = None,
         *,
-        workers: Optional[int] = None,
-        limit: Optional[int] = None,
+        workers: int | None = None,
+        limit: int | None = None,
+        drain: bool = False,
     ) -> None:
         #: Signal numbers, `_STOP` and the End; filled by signal handlers and any thread.
         self._notes: SimpleQueue[Any] = SimpleQueue()
@@ -82,7 +86,7 @@ class Consumer:
         #: Exit status for a command; set when `run` ends.
         self.exit_code: int = ExitCode.OK
         topology = _topology(bindings, queues)
-        options = _options(workers, limit)
+        options = _options(workers, limit, drain)
         addresses = _addresses()
         # A class may ask for the current loop in its constructor; it imported asyncio then.
         loop = self._coroutines.current_loop() if "asyncio" in sys.modules else nullcontext()
@@ -165,10 +169,10 @@ class Consumer:
 
 def consume(
     callback: Callable[..., Any],
-    bindings: Union[Mapping[str, Any], Sequence[Mapping[str, Any]], None] = None,
-    queues: Optional[Mapping[str, Mapping[str, Any]]] = None,
+    bindings: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
+    queues: Mapping[str, Mapping[str, Any]] | None = None,
     *,
-    workers: Optional[int] = None,
+    workers: int | None = None,
 ) -> None:
     """Consume messages until a signal or the callback ends it.
 
@@ -192,7 +196,10 @@ def _topology(bindings: Any, queues: Any) -> Topology:
     """Take the arguments where given, the configuration where not."""
     try:
         queues = conf["queues"] if queues is None else check_queues(queues)
-        bindings = conf["bindings"] if bindings is None else check_bindings(bindings, queues)
+        if bindings is None:
+            bindings = [binding for binding in conf["bindings"] if binding["queue"] in queues]
+        else:
+            bindings = check_bindings(bindings, queues)
     except ConfigurationException as exc:
         raise ValueError(exc.message) from exc
     return Topology(
@@ -205,7 +212,7 @@ def _topology(bindings: Any, queues: Any) -> Topology:
     )
 
 
-def _options(workers: Optional[int], limit: Optional[int]) -> Options:
+def _options(workers: int | None, limit: int | None, drain: bool) -> Options:
     for key, value in (("workers", workers), ("limit", limit)):
         if value is not None and (type(value) is not int or value < 1):
             raise ValueError(f"{key}: found {value!r}, expected a number of at least 1")
@@ -215,17 +222,17 @@ def _options(workers: Optional[int], limit: Optional[int]) -> Options:
         nack_maximum=conf["nack_delay"]["max"],
         remember=conf["remember"],
         limit=limit,
+        drain=drain,
+        callback_timeout=conf["callback_timeout"],
     )
 
 
-def _addresses() -> List[Address]:
+def _addresses() -> list[Address]:
     urls = conf["amqp_url"]
-    return [
-        _address(url, conf["tls"]) for url in ([urls] if isinstance(urls, str) else urls)
-    ]
+    return [_address(url, conf["tls"]) for url in ([urls] if isinstance(urls, str) else urls)]
 
 
-def _address(url: str, tls: Mapping[str, Optional[str]]) -> Address:
+def _address(url: str, tls: Mapping[str, str | None]) -> Address:
     try:
         return parse_address(url, tls, conf["client_properties"])
     except (ValueError, OSError) as exc:
@@ -235,7 +242,7 @@ def _address(url: str, tls: Mapping[str, Optional[str]]) -> Address:
 def _is_coroutine_function(callback: Any) -> bool:
     while isinstance(callback, partial):
         callback = callback.func
-    call = getattr(type(callback), "__call__", None)
+    call = type(callback).__call__
     return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(call)
 
 

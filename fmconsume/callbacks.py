@@ -54,7 +54,9 @@ def load_from_file(path: str) -> Any:
     module_name = f"fmconsume_callback_{Path(file_name).stem}"
     spec = importlib.util.spec_from_file_location(module_name, file_name)
     if spec is None or spec.loader is None:
-        raise ConfigurationException(f"callback file {file_name!r}: expected the name of a .py file")
+        raise ConfigurationException(
+            f"callback file {file_name!r}: expected the name of a .py file"
+        )
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:

@@ -1,4 +1,4 @@
-"""The command `fmconsume`: reads options and configuration, runs a consumer, maps its end to an exit code.
+"""The command `fmconsume`: options and configuration in, a consumer, an exit code out.
 
 The main thread runs it.
 """
@@ -9,7 +9,8 @@ import argparse
 import logging
 import os
 import sys
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from collections.abc import Mapping, Sequence
+from typing import Any, Dict, List, Optional, Tuple
 
 from . import callbacks
 from .api import Consumer
@@ -79,7 +80,7 @@ def _add_overrides(result: argparse.ArgumentParser) -> None:
     )
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command.
 
     Args:
@@ -108,7 +109,7 @@ def _prepare(args: argparse.Namespace) -> Consumer:
     )
 
 
-def _set_up_logging(level: Optional[str]) -> None:
+def _set_up_logging(level: str | None) -> None:
     conf.setup_logging()
     if level:
         for name in (None, "fmconsume"):
@@ -129,7 +130,7 @@ def _load_callback(args: argparse.Namespace) -> Any:
     return callbacks.load_from_module(path)
 
 
-def _select(args: argparse.Namespace) -> Tuple[Mapping[str, Any], List[Dict[str, Any]]]:
+def _select(args: argparse.Namespace) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
     """Apply --queue-name, --exchange and --routing-key to the configured topology."""
     queues: Mapping[str, Any] = conf["queues"]
     bindings = [dict(binding) for binding in conf["bindings"]]

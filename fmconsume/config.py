@@ -137,8 +137,8 @@ def _choice(options: Iterable[str]) -> _Check:
 
 
 def _integer(low: int, high: float = float("inf")) -> _Check:
-    expected = f"an integer from {low}" + (f" to {high}" if high < float("inf") else "")
-    return _value(expected, lambda value: type(value) is int and low <= value <= high)
+    limits = f"of {low} or more" if high == float("inf") else f"from {low} to {high}"
+    return _value(f"an integer {limits}", lambda value: type(value) is int and low <= value <= high)
 
 
 def _or(off: object, check: _Check) -> _Check:
@@ -208,10 +208,10 @@ def _table(checks: Mapping[str, _Check], defaults: Mapping[str, Any]) -> _Check:
 
 
 def _is_url(value: object) -> bool:
-    if not isinstance(value, str) or not value.lower().startswith(("amqp://", "amqps://")):
-        return False
     import pika  # Slow, and needed only once something is loaded.
 
+    if not isinstance(value, str) or not value.lower().startswith(("amqp://", "amqps://")):
+        return False
     try:
         pika.URLParameters(value)
     except OSError:
@@ -262,6 +262,7 @@ def _bindings(queues: object) -> _Check:
             "queue": _choice(queues) if isinstance(queues, dict) else _TEXT,
             "exchange": _TEXT,
             "routing_keys": _array(_TEXT),
+            "arguments": _ARGUMENTS,
         },
         {"queue": "", "exchange": _MISSING, "routing_keys": _MISSING},
     )
@@ -357,9 +358,8 @@ def check_bindings(bindings: Any, queues: Mapping[str, Any]) -> list[dict[str, A
     Raises:
         ConfigurationException: Something is wrong with them; it says all that is.
     """
-    checked: list[dict[str, Any]] = _checked(
-        _bindings(queues), bindings, "bindings", "the bindings"
-    )
+    check = _bindings(queues)
+    checked: list[dict[str, Any]] = _checked(check, bindings, "bindings", "the bindings")
     return copy.deepcopy(checked)
 
 
@@ -449,6 +449,7 @@ def _lazy(method: Callable[..., Any]) -> Callable[..., Any]:
     return load_first
 
 
+# All of dict's methods but the two that run before there is anything to load.
 for _name, _method in vars(dict).items():
     if _name not in ("__init__", "__getattribute__") and isinstance(
         _method, (types.MethodDescriptorType, types.WrapperDescriptorType)

@@ -323,9 +323,8 @@ class Message:
         return []
 
 
-# -- The registry: which class a schema name means ------------------------------------
-
 _GROUPS = ("fmconsume.messages", "fedora.messages")
+_ALIAS_HINT = "if it is made for fedora-messaging, run with --as-fedora-messaging"
 
 # Message is here from the start: fedora-messaging, if installed, declares its own.
 _schema_name_to_class: dict[str, type[Message]] = {"base.message": Message}
@@ -357,7 +356,7 @@ def get_name(cls: type[Message]) -> str:
 
 def load_message_classes() -> None:
     """Import every message class that an installed package declares."""
-    for name in list(_declarations()):
+    for name in _declarations().keys() - _schema_name_to_class.keys():
         _load_class(name)
 
 
@@ -396,8 +395,8 @@ def _find_class(name: str, package: object) -> type[Message]:
 
 def _load_class(name: str) -> Optional[type[Message]]:
     declaration = _declarations().get(name)
-    if name in _schema_name_to_class or declaration is None:
-        return _schema_name_to_class.get(name)
+    if declaration is None:
+        return None
     entry_point, package = declaration
     try:
         cls = _import_class(entry_point)
@@ -423,12 +422,6 @@ def _import_class(entry_point: EntryPoint) -> type[Message]:
     if isinstance(cls, type) and issubclass(cls, Message):
         return cls
     raise TypeError(f"it is not a subclass of {Message.__module__}.Message; {_ALIAS_HINT}")
-
-
-_ALIAS_HINT = "if it is made for fedora-messaging, run with --as-fedora-messaging"
-
-
-# -- From the broker -------------------------------------------------------------------
 
 
 def decode(delivery: Delivery, body_mode: str = "object") -> Message:
@@ -491,11 +484,10 @@ _ENCODINGS = {*encodings.aliases.aliases, *encodings.aliases.aliases.values(), "
 
 
 def _parse_body(body: bytes, encoding: Optional[str]) -> Any:
-    if encoding and encoding != "utf-8":
-        if encodings.normalize_encoding(encoding).lower() not in _ENCODINGS:
-            raise ValidationError(f"unknown content encoding {encoding!r}")
-        return _parse_json(body.decode(encoding))
-    return _parse_json(body.decode())
+    encoding = encoding or "utf-8"
+    if encoding != "utf-8" and encodings.normalize_encoding(encoding).lower() not in _ENCODINGS:
+        raise ValidationError(f"unknown content encoding {encoding!r}")
+    return _parse_json(body.decode(encoding))
 
 
 def _accept(delivery: Delivery, body: Any) -> int:
@@ -571,8 +563,6 @@ def _warn_once(kind: str, name: str, text: str, *args: object) -> None:
     if len(seen) == _WARNINGS:
         _log.warning("that was warning number %d of this kind, and the last", _WARNINGS)
 
-
-# -- To and from text ------------------------------------------------------------------
 
 #: What each line of dumps() is, for those who make such files by other means.
 SERIALIZED_MESSAGE_SCHEMA: dict[str, Any] = {

@@ -38,7 +38,7 @@ def check(owner: type, part: str, schema: Any, instance: Any) -> None:
         known = _compiled[owner, part] = schema, _compile(owner, part, schema)
     try:
         known[1].validate(instance)
-    except ValueError as exc:
+    except Exception as exc:  # Its own error, or one of several over what is not quite JSON.
         place = "".join(map(_step, getattr(exc, "instance_path", ())))
         reason = getattr(exc, "message", exc)
         raise ValidationError(brief(f"{owner.__name__} {part}: ${place}: {reason}")) from exc

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ssl
-from typing import Any, Mapping, NamedTuple, Optional
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import pika
 
@@ -22,7 +23,7 @@ class Address(NamedTuple):
 
 
 def parse_address(
-    url: str, tls: Mapping[str, Optional[str]], client_properties: Mapping[str, Any]
+    url: str, tls: Mapping[str, str | None], client_properties: Mapping[str, Any]
 ) -> Address:
     """Read an AMQP URL.
 
@@ -48,7 +49,7 @@ def parse_address(
     return Address(_name(parameters), parameters)
 
 
-def _secure(parameters: pika.ConnectionParameters, tls: Mapping[str, Optional[str]]) -> None:
+def _secure(parameters: pika.ConnectionParameters, tls: Mapping[str, str | None]) -> None:
     """Set TLS 1.2 or later with a checked host name, and EXTERNAL with a client certificate."""
     context = ssl.create_default_context(cafile=tls["ca_cert"])
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Awaitable, Dict, Iterator
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
@@ -22,7 +23,7 @@ class CoroutineRunner:
     def __init__(self) -> None:
         #: The loop and the thread, once there are any. `setdefault` is atomic, so two
         #: workers that come at the same time get the same ones.
-        self._made: Dict[str, Any] = {}
+        self._made: dict[str, Any] = {}
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from pika.spec import BasicProperties
@@ -26,6 +26,9 @@ class Delivery(NamedTuple):
 
     Source: AMQP 0-9-1, basic.deliver. Tags start at 1 on each channel, so a tag
     means nothing without its session.
+
+    Attributes:
+        received: When it arrived, monotonic seconds.
     """
 
     session: int
@@ -35,6 +38,12 @@ class Delivery(NamedTuple):
     redelivered: bool
     properties: BasicProperties
     body: bytes
+    received: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The message as the log calls it."""
+        return f"message {self.properties.message_id} from queue {self.queue!r}"
 
 
 class Outcome(NamedTuple):
@@ -48,5 +57,5 @@ class Outcome(NamedTuple):
 
     delivery: Delivery
     verdict: Verdict
-    error: Optional[BaseException] = None
+    error: BaseException | None = None
     seconds: float = 0.0

@@ -6,7 +6,8 @@ Pure: no pika, no threads, no clock. The supervisor owns it.
 from __future__ import annotations
 
 from collections import deque
-from typing import Deque, List, Mapping, NamedTuple, Set
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from .delivery import Verdict
 
@@ -30,9 +31,9 @@ class Ledger:
 
     def __init__(self) -> None:
         #: Tags not settled yet.
-        self._open: Set[int] = set()
+        self._open: set[int] = set()
         #: The same tags in order of delivery; settled ones leave it when they reach its head.
-        self._order: Deque[int] = deque()
+        self._order: deque[int] = deque()
 
     def __len__(self) -> int:
         return len(self._open)
@@ -42,7 +43,7 @@ class Ledger:
         self._open.add(tag)
         self._order.append(tag)
 
-    def settle(self, verdicts: Mapping[int, Verdict]) -> List[Frame]:
+    def settle(self, verdicts: Mapping[int, Verdict]) -> list[Frame]:
         """Give the frames that settle these tags, to be sent in this order.
 
         The longest run of acknowledged tags that begins with the oldest outstanding
@@ -65,7 +66,7 @@ class Ledger:
             frames.append(Frame(run[-1], Verdict.ACK, len(run) > 1))
         return frames
 
-    def _pop_settled(self) -> List[int]:
+    def _pop_settled(self) -> list[int]:
         """Take the settled tags off the head of the order."""
         popped = []
         while self._order and self._order[0] not in self._open:

@@ -6,13 +6,13 @@ Pure: no pika, no threads, no clock. The supervisor owns it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Optional, Tuple, Union
+from typing import Optional
 
 from .delivery import Delivery, Verdict
 
 __all__ = ["Memory", "identity"]
 
-Identity = Tuple[str, Optional[str], str, int, int]
+Identity = tuple[str, Optional[str], str, int, int]
 
 
 def identity(delivery: Delivery) -> Identity:
@@ -40,7 +40,7 @@ class Memory:
     def __init__(self, size: int) -> None:
         self._size = size
         #: A verdict for a finished message, a count of Nacks for a returned one; oldest first.
-        self._entries: OrderedDict[Identity, Union[Verdict, int]] = OrderedDict()
+        self._entries: OrderedDict[Identity, Verdict | int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -50,7 +50,7 @@ class Memory:
         if self._size and delivery.properties.message_id:
             self._keep(identity(delivery), verdict)
 
-    def recall(self, delivery: Delivery) -> Optional[Verdict]:
+    def recall(self, delivery: Delivery) -> Verdict | None:
         """Give the verdict of a finished message, None when it has to run."""
         entry = self._entries.get(identity(delivery))
         return entry if isinstance(entry, Verdict) else None
@@ -70,7 +70,7 @@ class Memory:
         counts = (headers.get(name) for name in ("x-acquired-count", "x-delivery-count"))
         return next((count for count in counts if type(count) is int), earlier)
 
-    def _keep(self, key: Identity, entry: Union[Verdict, int]) -> None:
+    def _keep(self, key: Identity, entry: Verdict | int) -> None:
         self._entries[key] = entry
         if len(self._entries) > self._size:
             self._entries.popitem(last=False)

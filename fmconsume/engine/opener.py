@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Callable, Union
+from typing import Callable
 
 from .session import Session
 
@@ -28,7 +28,7 @@ class Opener(threading.Thread):
         self._session = session
         self._call_when_done = call_when_done
         #: The session or what went wrong. Whoever gets it out of here owns it.
-        self._result: SimpleQueue[Union[Session, Exception]] = SimpleQueue()
+        self._result: SimpleQueue[Session | Exception] = SimpleQueue()
         #: Nobody waits any more; set once by the supervisor.
         self._is_abandoned = False
 

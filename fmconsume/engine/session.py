@@ -1,4 +1,4 @@
-"""One session with the broker: a connection, a channel and its consumers, made whole and thrown away.
+"""One session with the broker: a connection, a channel and its consumers, used and thrown away.
 
 One thread at a time owns a session: an opener until it is open, the supervisor
 afterwards. `wake` alone may come from any thread.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import Any, Callable, Dict, Iterable, Iterator, Mapping, NamedTuple, Sequence
+from time import monotonic
+from typing import Any, Callable, NamedTuple
 
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import (
+    AMQPChannelError,
     AMQPConnectionError,
     AMQPError,
     AuthenticationError,
@@ -26,7 +29,6 @@ from pika.exceptions import (
 from ..exceptions import (
     BadDeclaration,
     ConnectionException,
-    ConsumerCanceled,
     PermissionException,
 )
 from .address import Address
@@ -49,7 +51,13 @@ _PASSING = {404, 405}
 
 
 class SessionLost(Exception):
-    """Raised when a session is over but another one may work."""
+    """Raised when a session is over but another one may work.
+
+    Attributes:
+        is_channel_closed: Only the channel is closed, the connection is not.
+    """
+
+    is_channel_closed = False
 
 
 class Topology(NamedTuple):
@@ -59,7 +67,7 @@ class Topology(NamedTuple):
         exchanges: Name to "type", "durable", "auto_delete", "arguments".
         queues: Name to "durable", "auto_delete", "exclusive", "arguments" and
             perhaps "passive"; the name "" asks the broker for one.
-        bindings: Each with "queue", "exchange" and "routing_keys".
+        bindings: Each with "queue", "exchange", "routing_keys" and perhaps "arguments".
         passive: Exchanges and queues are checked, not created.
         prefetch_count: Messages; 0 is no limit.
         prefetch_size: Bytes; 0 is no limit, and all that RabbitMQ takes.
@@ -96,7 +104,7 @@ class Session:
         #: Reason given by the broker while it blocks publishers (an alarm), or "".
         self.blocked = ""
         #: Consumer tag to the name of its queue.
-        self.consumers: Dict[str, str] = {}
+        self.consumers: dict[str, str] = {}
         #: Queue whose consumer the broker has cancelled, if it did.
         self.cancelled_queue = ""
         self._connection: pika.BlockingConnection
@@ -173,7 +181,7 @@ class Session:
         queue, exchange = self._names[binding["queue"]], binding["exchange"]
         for key in binding["routing_keys"]:
             with self._refusals("binding", f"{exchange} -> {queue} ({key})"):
-                self._channel.queue_bind(queue, exchange, key)
+                self._channel.queue_bind(queue, exchange, key, binding.get("arguments"))
 
     @contextmanager
     def _refusals(self, obj_type: str, name: str) -> Iterator[None]:
@@ -230,7 +238,14 @@ class Session:
         if not self._connection.is_open:
             raise SessionLost("the connection is closed")
         if not self._channel.is_open:
-            raise SessionLost("the broker closed the channel")
+            lost = SessionLost("the broker closed the channel")
+            lost.is_channel_closed = True
+            raise lost
+
+    @property
+    def name(self) -> str:
+        """Its queues and its broker, as the log calls them."""
+        return f"{', '.join(self.consumers.values())} at {self.address.name}"
 
     @property
     def is_consuming(self) -> bool:
@@ -255,6 +270,19 @@ class Session:
                     self._channel.basic_nack(tag, multiple, requeue=True)
                 else:
                     self._channel.basic_reject(tag, requeue=False)
+
+    def depths(self) -> dict[str, int]:
+        """Ask the broker how many messages are ready in each queue.
+
+        The answer comes on the channel of the deliveries, so those sent before it are here too,
+        waiting for `wait`.
+
+        Raises:
+            SessionLost: The session ended first.
+        """
+        with self._loss():
+            answers = [self._channel.queue_declare(q, passive=True) for q in self._names.values()]
+        return {answer.method.queue: answer.method.message_count for answer in answers}
 
     # -- ending it ---------------------------------------------------------
 
@@ -285,7 +313,9 @@ class Session:
         try:
             yield
         except (AMQPError, OSError) as exc:
-            raise SessionLost(_reason(exc)) from exc
+            lost = SessionLost(_reason(exc))
+            lost.is_channel_closed = isinstance(exc, AMQPChannelError)
+            raise lost from exc
 
     # -- called by pika, inside wait ---------------------------------------
 
@@ -301,6 +331,7 @@ class Session:
                 method.redelivered,
                 properties,
                 body,
+                monotonic(),
             )
         )
 

@@ -6,14 +6,14 @@ It is one thread. Other threads call `post`, `stop` and `abandon`, and may read
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, NamedTuple
 
 from ..exceptions import (
     BadDeclaration,
@@ -28,16 +28,21 @@ from .backoff import Backoff, nack_delay
 from .delivery import Delivery, Outcome, Verdict
 from .opener import Opener
 from .session import Session, SessionLost, Topology
+from .state import End, Observer, State, Stats
 from .unsettled import Unsettled
+from .watch import Watch
 from .workers import Worker
 
-__all__ = ["End", "Options", "State", "Stats", "Supervisor"]
+__all__ = ["Options", "Supervisor"]
 
 _log = logging.getLogger(__name__)
 
 #: Longest sleep in seconds. pika's poller wakes as often by itself, so shorter costs more
 #: and longer saves nothing.
 _TURN = 5.0
+#: The same while draining, where an empty queue is looked for and not waited for.
+_DRAIN_TURN = 0.2
+
 
 class Options(NamedTuple):
     """How the engine behaves.
@@ -48,65 +53,17 @@ class Options(NamedTuple):
         nack_maximum: Longest hold, seconds.
         remember: Finished messages remembered against a second run.
         limit: Deliveries to work on before stopping; None is no limit.
+        drain: Stop once the queues are empty and everything is settled.
+        callback_timeout: Seconds after which a running callback is logged; None is never.
     """
 
     workers: int = 1
     nack_initial: float = 1.0
     nack_maximum: float = 60.0
     remember: int = 20_000
-    limit: Optional[int] = None
-
-
-class State(NamedTuple):
-    """Why messages flow, or why they do not.
-
-    Attributes:
-        name: "connecting", "waiting", "consuming", "blocked", "prefetch full",
-            "stopping" or "stopped".
-        text: One line for a person.
-    """
-
-    name: str
-    text: str
-
-
-class End(NamedTuple):
-    """How consuming ended.
-
-    Attributes:
-        error: What `consume` raises; None when it returns.
-        exit_code: Exit status of the command.
-    """
-
-    error: Optional[BaseException]
-    exit_code: int
-
-
-@dataclasses.dataclass
-class Stats:
-    """Counts of deliveries since the consumer started.
-
-    Attributes:
-        received: All of them.
-        acknowledged: The callback returned, or halted the consumer.
-        requeued: The callback raised Nack, or never saw it before a stop.
-        dropped: The callback raised Drop.
-        rejected: The body did not decode, or failed its schema.
-        failed: The callback raised something else.
-        saved: Redeliveries of a message that ran already and did not run again.
-        abandoned: Callbacks still running when a second signal came.
-        reconnections: Sessions after the first.
-    """
-
-    received: int = 0
-    acknowledged: int = 0
-    requeued: int = 0
-    dropped: int = 0
-    rejected: int = 0
-    failed: int = 0
-    saved: int = 0
-    abandoned: int = 0
-    reconnections: int = 0
+    limit: int | None = None
+    drain: bool = False
+    callback_timeout: float | None = None
 
 
 class Supervisor(threading.Thread):
@@ -118,6 +75,7 @@ class Supervisor(threading.Thread):
         decode: Makes a Message of a Delivery.
         wait_for: Awaits what a coroutine callback returns.
         report: Takes the End, as this thread's last act.
+        observers: Follow what happens.
     """
 
     def __init__(
@@ -129,7 +87,8 @@ class Supervisor(threading.Thread):
         decode: Callable[[Delivery], Any],
         wait_for: Callable[[Any], Any],
         report: Callable[[End], None],
-        backoff: Optional[Backoff] = None,
+        observers: Sequence[Observer] = (),
+        backoff: Backoff | None = None,
     ) -> None:
         super().__init__(name="fmconsume-supervisor", daemon=True)
         self._addresses = list(addresses)
@@ -137,35 +96,51 @@ class Supervisor(threading.Thread):
         self._options = options
         self._report = report
         self._backoff = backoff or Backoff()
-        #: Replaced at each change, so that any thread may read it.
-        self.state = State("connecting", "connecting")
         #: Counted here, read by any thread.
         self.stats = Stats()
         #: Outcomes, and actions to run here. Filled by any thread.
-        self._mailbox: SimpleQueue[Union[Outcome, Callable[[], None]]] = SimpleQueue()
+        self._mailbox: SimpleQueue[Outcome | Callable[[], None]] = SimpleQueue()
         #: Deliveries for the workers; what the supervisor takes back out never ran.
-        self._inbox: SimpleQueue[Optional[Delivery]] = SimpleQueue()
+        self._inbox: SimpleQueue[Delivery | None] = SimpleQueue()
         self.workers = [
             Worker(n + 1, callback, decode, self._inbox, self.post, wait_for)
             for n in range(options.workers)
         ]
         #: The one in use. Set here, read by any thread that posts.
-        self._session: Optional[Session] = None
+        self._session: Session | None = None
         self._sessions = 0
         self._unsettled = Unsettled(options.remember)
         #: Deliveries beyond the limit; they wait for the stop.
-        self._parked: List[Delivery] = []
+        self._parked: list[Delivery] = []
         #: Outcomes until the limit is reached; None is no limit.
         self._remaining = options.limit
         #: Deliveries that may still be given to the workers; None is no limit.
         self._budget = options.limit
+        self._watch = Watch(
+            observers,
+            self.stats,
+            self._unsettled,
+            self.workers,
+            topology.prefetch_count,
+            options.callback_timeout,
+            lambda: self._inbox.qsize() + len(self._parked),
+        )
+        #: Longest sleep, seconds.
+        self._turn_seconds = min(_DRAIN_TURN if options.drain else _TURN, self._watch.interval)
+        #: `stats.saved` when this session began, until it is told how many were saved since.
+        self._saved_before: int | None = None
         #: Set once, and replaced only by an abandonment.
-        self._ending: Optional[End] = None
+        self._ending: End | None = None
         self._is_abandoned = False
 
     # -- for other threads -------------------------------------------------
 
-    def post(self, item: Union[Outcome, Callable[[], None]]) -> None:
+    @property
+    def state(self) -> State:
+        """Why messages flow, or why they do not. Thread: any."""
+        return self._watch.state
+
+    def post(self, item: Outcome | Callable[[], None]) -> None:
         """Hand over an outcome or an action. Thread: any."""
         self._mailbox.put(item)
         session = self._session
@@ -191,7 +166,9 @@ class Supervisor(threading.Thread):
             _log.critical("the supervisor failed, which is a bug", exc_info=exc)
             self._ending = End(exc, ExitCode.UNEXPECTED)
         assert self._ending is not None
-        self._enter("stopped", _summary(self.stats, monotonic() - started, self._ending))
+        reason = _name_of(self._ending.error)
+        seconds = monotonic() - started
+        self._watch.enter("stopped", f"stopped after {seconds:.1f} s ({reason}): {self.stats}")
         self._report(self._ending)
 
     def _supervise(self) -> None:
@@ -207,19 +184,19 @@ class Supervisor(threading.Thread):
             except FmconsumeError as exc:
                 self._end(exc, _refusal_code(exc))
         while self._is_waiting_for_callbacks:
-            self._take(self._mailbox.get())
+            self._take_one(self._turn_seconds)
         for _ in self.workers:
             self._inbox.put(None)
 
-    def _open(self) -> Optional[Session]:
+    def _open(self) -> Session | None:
         """Open a session with the first address that works; None when told to stop meanwhile.
 
         Raises:
             SessionLost: No address works now.
             FmconsumeError: No address works, and one of them refuses for good.
         """
-        refusals: List[FmconsumeError] = []
-        losses: List[SessionLost] = []
+        refusals: list[FmconsumeError] = []
+        losses: list[SessionLost] = []
         for address in tuple(self._addresses):
             try:
                 session = self._open_at(address)
@@ -233,13 +210,13 @@ class Supervisor(threading.Thread):
                 return session
         raise (refusals or losses)[0]
 
-    def _open_at(self, address: Address) -> Optional[Session]:
-        self._enter("connecting", f"connecting to {address.name}")
+    def _open_at(self, address: Address) -> Session | None:
+        self._watch.enter("connecting", f"connecting to {address.name}")
         session = Session(self._sessions + 1, address, self._topology, self._sessions > 0)
         opener = Opener(session, lambda: self.post(_nothing))
         opener.start()
         while self._ending is None:
-            self._take(self._mailbox.get())
+            self._take_one(self._turn_seconds)
             with suppress(Empty):
                 return opener.take()
         opener.abandon()
@@ -252,26 +229,32 @@ class Supervisor(threading.Thread):
         self._unsettled.begin(session.number)
         session.deliver = self._on_delivery
         self._session = session
+        if session.number > 1:
+            self._saved_before = self.stats.saved
+            session.call_later(_TURN, self._tell_saved)
         try:
             self._consume(session)
             self._wind_down(session)
         finally:
             self._session = None
+            self._tell_saved()
             session.close()
 
     def _consume(self, session: Session) -> None:
         self._backoff.reset()
         self._read_mailbox(session)
+        self._watch.enter("consuming", f"consuming from {session.name}")
         while self._ending is None:
             self._turn(session)
-            self._show_flow(session)
+            if self._options.drain and self._is_drained(session):
+                self._end(None, ExitCode.OK)
             if session.cancelled_queue:
                 reason = f"the broker cancelled the consumer of queue {session.cancelled_queue}"
                 self._end(ConsumerCanceled(reason), ExitCode.CANCELLED)
 
     def _wind_down(self, session: Session) -> None:
         """Return what never ran, let callbacks finish, settle everything."""
-        self._enter("stopping", f"stopping: {self._unsettled.running} deliveries in hand")
+        self._watch.enter("stopping", f"stopping: {self._unsettled.running} deliveries in hand")
         session.cancel()
         not_started = self._take_inbox()
         self.stats.requeued += len(not_started)
@@ -283,7 +266,7 @@ class Supervisor(threading.Thread):
 
     def _turn(self, session: Session) -> None:
         """Sleep until something happens, read the mailbox, settle."""
-        session.wait(_TURN)
+        session.wait(self._turn_seconds)
         session.check()
         self._read_mailbox(session)
 
@@ -294,25 +277,61 @@ class Supervisor(threading.Thread):
             while True:
                 self._take(self._mailbox.get_nowait())
         session.settle(self._unsettled.take_frames())
+        self._watch.tick(session if self._ending is None else None)
+
+    def _take_one(self, seconds: float) -> None:
+        """Take one item from the mailbox while there is no session, or give up after a while."""
+        with suppress(Empty):
+            self._take(self._mailbox.get(timeout=max(0.0, min(seconds, self._turn_seconds))))
+        self._watch.tick(None)
+
+    def _is_drained(self, session: Session) -> bool:
+        """Tell whether the queues are empty and nothing is unsettled."""
+        if len(self._unsettled) or any(session.depths().values()):
+            return False
+        # What was sent before the broker's answer is here, but not dispatched yet.
+        session.wait(0)
+        return not len(self._unsettled)
 
     def _survive(self, loss: SessionLost) -> None:
         """Forget a session and wait before the next one, unless the end has come."""
+        reason = self._explain(loss)
         self._unsettled.lose(self._take_inbox())
         if self._ending is not None:
-            _log.warning("connection lost while stopping: %s", loss)
+            _log.warning("connection lost while stopping: %s", reason)
             return
         delay = self._backoff.next()
-        self._enter("waiting", f"not consuming: {loss}; reconnecting in {delay:.1f} s")
+        self._watch.enter("waiting", f"not consuming: {reason}; reconnecting in {delay:.1f} s")
         deadline = monotonic() + delay
-        with suppress(Empty):
-            while self._ending is None:
-                self._take(self._mailbox.get(timeout=max(0.0, deadline - monotonic())))
+        while self._ending is None and monotonic() < deadline:
+            self._take_one(deadline - monotonic())
+
+    def _explain(self, loss: SessionLost) -> str:
+        """Add what a person has to change where a slow callback is the likely reason.
+
+        Source: RabbitMQ closes the channel of a delivery that is not acknowledged within
+        consumer_timeout, also of one that was only prefetched; pika does not tell us why.
+        """
+        oldest = self._unsettled.oldest
+        if not loss.is_channel_closed or oldest is None:
+            return str(loss)
+        return (
+            f"{loss}; {oldest.name} is unacknowledged for {monotonic() - oldest.received:.0f} s: "
+            "if that is longer than RabbitMQ's consumer_timeout (30 minutes by default), raise "
+            f"it, or lower qos.prefetch_count ({self._topology.prefetch_count})"
+        )
+
+    def _tell_saved(self) -> None:
+        """Say once for each reconnection what remembering was good for."""
+        if self._saved_before is not None:
+            saved, self._saved_before = self.stats.saved - self._saved_before, None
+            _log.info("reconnected; %d redelivered messages had run and were not run again", saved)
 
     @property
     def _is_waiting_for_callbacks(self) -> bool:
         return bool(self._unsettled.running) and not self._is_abandoned
 
-    def _take_inbox(self) -> List[Delivery]:
+    def _take_inbox(self) -> list[Delivery]:
         """Take back what no worker has begun."""
         taken, self._parked = self._parked, []
         with suppress(Empty):
@@ -324,7 +343,7 @@ class Supervisor(threading.Thread):
 
     # -- events ------------------------------------------------------------
 
-    def _take(self, item: Union[Outcome, Callable[[], None]]) -> None:
+    def _take(self, item: Outcome | Callable[[], None]) -> None:
         if isinstance(item, Outcome):
             self._on_outcome(item)
         else:
@@ -343,6 +362,7 @@ class Supervisor(threading.Thread):
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self._count(outcome)
+        self._watch.see(outcome)
         tag = self._unsettled.conclude(outcome)
         error = outcome.error
         if error is not None:
@@ -374,7 +394,7 @@ class Supervisor(threading.Thread):
             name = _COUNTERS[outcome.verdict]
             setattr(self.stats, name, getattr(self.stats, name) + 1)
 
-    def _end(self, error: Optional[BaseException], exit_code: int) -> None:
+    def _end(self, error: BaseException | None, exit_code: int) -> None:
         """Begin to stop; the first reason is the one that counts."""
         if self._ending is None:
             self._ending = End(error, exit_code)
@@ -386,26 +406,6 @@ class Supervisor(threading.Thread):
             self.stats.abandoned = self._unsettled.running
             self._ending = end
 
-    # -- what a person sees ------------------------------------------------
-
-    def _enter(self, name: str, text: str) -> None:
-        """Change the state; each change is one log line."""
-        if name != self.state.name or name == "connecting":
-            level = logging.WARNING if name in _TROUBLE else logging.INFO
-            _log.log(level, "%s", text)
-            self.state = State(name, text)
-
-    def _show_flow(self, session: Session) -> None:
-        """Say why messages flow or do not."""
-        if session.blocked:
-            self._enter("blocked", f"the broker blocks publishers: {session.blocked}")
-        else:
-            queues = ", ".join(session.consumers.values())
-            self._enter("consuming", f"consuming from {queues} at {session.address.name}")
-
-
-#: States in which somebody may have to act.
-_TROUBLE = {"waiting", "blocked", "prefetch full"}
 
 _COUNTERS = {
     Verdict.ACK: "acknowledged",
@@ -418,15 +418,11 @@ _COUNTERS = {
 def _refusal_code(error: FmconsumeError) -> ExitCode:
     if isinstance(error, BadDeclaration):
         return ExitCode.DECLARATION
-    return (
-        ExitCode.PERMISSION if isinstance(error, PermissionException) else ExitCode.HANDSHAKE
-    )
+    return ExitCode.PERMISSION if isinstance(error, PermissionException) else ExitCode.HANDSHAKE
 
 
-def _summary(stats: Stats, seconds: float, end: End) -> str:
-    counts = ", ".join(f"{name} {n}" for name, n in dataclasses.asdict(stats).items() if n)
-    reason = "asked to stop" if end.error is None else f"{type(end.error).__name__}: {end.error}"
-    return f"stopped after {seconds:.1f} s ({reason}): {counts or 'nothing received'}"
+def _name_of(error: BaseException | None) -> str:
+    return "asked to stop" if error is None else type(error).__name__
 
 
 def _nothing() -> None:

@@ -5,7 +5,7 @@ Pure: no pika, no threads, no clock. The supervisor owns it.
 
 from __future__ import annotations
 
-from typing import Dict, Iterable, List, Optional, Tuple
+from collections.abc import Iterable
 
 from .delivery import Delivery, Outcome, Verdict
 from .ledger import Frame, Ledger
@@ -14,7 +14,7 @@ from .memory import Memory, identity
 __all__ = ["Unsettled"]
 
 #: Session and delivery tag.
-Key = Tuple[int, int]
+Key = tuple[int, int]
 
 _NO_SESSION = 0
 
@@ -30,16 +30,14 @@ class Unsettled:
         self._session = _NO_SESSION
         self._ledger = Ledger()
         #: Verdicts that wait to be sent, by tag.
-        self._verdicts: Dict[int, Verdict] = {}
+        self._verdicts: dict[int, Verdict] = {}
         #: Verdicts held back, by tag.
-        self._held: Dict[int, Verdict] = {}
+        self._held: dict[int, Verdict] = {}
         #: Handed out to run and without an outcome; some of sessions gone by.
-        self._running: Dict[Key, Delivery] = {}
+        self._running: dict[Key, Delivery] = {}
         #: For a callback that outlived its session: the redelivery that its outcome settles.
-        self._adopted: Dict[Key, Delivery] = {}
+        self._adopted: dict[Key, Delivery] = {}
         self._memory = Memory(remember)
-        #: Redeliveries that did not have to run.
-        self.saved = 0
 
     def __len__(self) -> int:
         return len(self._ledger)
@@ -48,6 +46,11 @@ class Unsettled:
     def running(self) -> int:
         """How many were handed out to run and have no outcome."""
         return len(self._running)
+
+    @property
+    def oldest(self) -> Delivery | None:
+        """What was handed out first and has no outcome."""
+        return next(iter(self._running.values()), None)
 
     @property
     def held(self) -> int:
@@ -82,12 +85,11 @@ class Unsettled:
         """Take a delivery in; tell whether it has to run."""
         self._ledger.deliver(delivery.tag)
         if delivery.redelivered and self._is_known(delivery):
-            self.saved += 1
             return False
         self._running[delivery[:2]] = delivery
         return True
 
-    def conclude(self, outcome: Outcome) -> Optional[int]:
+    def conclude(self, outcome: Outcome) -> int | None:
         """Take an outcome in.
 
         Returns:
@@ -128,7 +130,7 @@ class Unsettled:
         self._verdicts.update(self._held)
         self._held.clear()
 
-    def take_frames(self) -> List[Frame]:
+    def take_frames(self) -> list[Frame]:
         """Give what is to be sent now; it counts as sent from here on."""
         verdicts, self._verdicts = self._verdicts, {}
         return self._ledger.settle(verdicts) if verdicts else []
@@ -144,12 +146,13 @@ class Unsettled:
             self._verdicts[delivery.tag] = verdict
         return verdict is not None
 
-    def _runner_of(self, delivery: Delivery) -> Optional[Key]:
+    def _runner_of(self, delivery: Delivery) -> Key | None:
         """Find the callback of an earlier session that runs this message."""
         if not delivery.properties.message_id:
             return None
+        wanted = identity(delivery)
         for key, running in self._running.items():
-            if key[0] != self._session and key not in self._adopted:
-                if identity(running) == identity(delivery):
-                    return key
+            is_orphan = key[0] != self._session and key not in self._adopted
+            if is_orphan and identity(running) == wanted:
+                return key
         return None

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
+import traceback
 from queue import SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Callable, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Callable
 
 from ..exceptions import Drop, HaltConsumer, Nack, ValidationError
 from .delivery import Delivery, Outcome, Verdict
@@ -40,7 +42,7 @@ class Worker(threading.Thread):
         number: int,
         callback: Callable[[Message], Any],
         decode: Callable[[Delivery], Message],
-        inbox: SimpleQueue[Optional[Delivery]],
+        inbox: SimpleQueue[Delivery | None],
         post: Callable[[Outcome], None],
         wait_for: Callable[[Any], Any],
     ) -> None:
@@ -52,7 +54,7 @@ class Worker(threading.Thread):
         self._wait_for = wait_for
         self._pid = os.getpid()
         #: What runs now and since when (monotonic seconds). Set here, read by any thread.
-        self.current: Optional[Tuple[Delivery, float]] = None
+        self.current: tuple[Delivery, float] | None = None
 
     def run(self) -> None:
         """Work until the inbox says None, or an outcome ends the consumer."""
@@ -67,38 +69,47 @@ class Worker(threading.Thread):
             self._end_forked_child()
             self._post(outcome)
 
+    def describe(self) -> str:
+        """Say what runs and where it is now, line by line. Thread: any."""
+        current = self.current
+        frame = sys._current_frames().get(self.ident or 0)
+        if current is None or frame is None:
+            return f"{self.name} is idle"
+        stack = "".join(traceback.format_stack(frame))
+        return (
+            f"{self.name} works on {current[0].name} for {monotonic() - current[1]:.0f} s:\n{stack}"
+        )
+
     def _process(self, delivery: Delivery) -> Outcome:
         try:
             message = self._decode(delivery)
         except ValidationError as exc:
-            _log.warning("%s rejected: %s", _name(delivery), exc.summary)
+            _log.warning("%s rejected: %s", delivery.name, exc.summary)
             return Outcome(delivery, Verdict.REJECT)
         except Exception as exc:
-            _log.error("%s could not be decoded, put back: %s", _name(delivery), exc)
+            _log.error("%s could not be decoded, put back: %s", delivery.name, exc)
             return Outcome(delivery, Verdict.NACK, exc)
         started = monotonic()
         verdict, error = self._call(delivery, message)
         return Outcome(delivery, verdict, error, monotonic() - started)
 
-    def _call(
-        self, delivery: Delivery, message: Message
-    ) -> Tuple[Verdict, Optional[BaseException]]:
+    def _call(self, delivery: Delivery, message: Message) -> tuple[Verdict, BaseException | None]:
         try:
             result = self._callback(message)
             if result is not None and hasattr(result, "__await__"):
                 self._wait_for(result)
         except Nack:
-            _log.info("%s returned to its queue by the callback", _name(delivery))
+            _log.info("%s returned to its queue by the callback", delivery.name)
             return Verdict.NACK, None
         except Drop:
-            _log.warning("%s dropped by the callback", _name(delivery))
+            _log.warning("%s dropped by the callback", delivery.name)
             return Verdict.DROP, None
         except HaltConsumer as exc:
-            _log.info("%s halted the consumer: %s", _name(delivery), exc)
+            _log.info("%s halted the consumer: %s", delivery.name, exc)
             return (Verdict.NACK if exc.requeue else Verdict.ACK), exc
         except BaseException as exc:
             # SystemExit too: a callback that calls sys.exit() did not finish its message.
-            _log.error("the callback failed on %s, put back", _name(delivery), exc_info=exc)
+            _log.error("the callback failed on %s, put back", delivery.name, exc_info=exc)
             return Verdict.NACK, exc
         return Verdict.ACK, None
 
@@ -107,8 +118,3 @@ class Worker(threading.Thread):
         if os.getpid() != self._pid:
             _log.error("a process forked by the callback returned from it; it ends here")
             os._exit(1)
-
-
-def _name(delivery: Delivery) -> str:
-    """Name a message for the log."""
-    return f"message {delivery.properties.message_id} from queue {delivery.queue!r}"

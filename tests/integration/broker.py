@@ -207,8 +207,8 @@ class Broker:
             self._node.start()
             wait_until(self._is_serving)
         except (ExecutorError, TimeoutError) as exc:
-            printed = (self.folder / "output").read_text(errors="replace")[:2000]
-            raise RuntimeError(f"RabbitMQ did not start in {self.folder}: {exc}\n{printed}") from exc
+            printed = Path(self._output.name).read_text(errors="replace")[:2000]
+            raise RuntimeError(f"RabbitMQ in {self.folder} did not start: {exc}{printed}") from exc
 
     def _start_epmd(self) -> None:
         # In the foreground and by us: the one that a node starts would outlive it.
@@ -237,9 +237,7 @@ class Broker:
     def stop(self) -> None:
         """Shut the node down in good order; `start()` brings it back."""
         self._drop_connection()
-        self._node.process.terminate()  # not its children: it would end in disorder without them
-        self._node.process.wait(timeout=30)
-        self._node.kill()
+        self._node.stop()
         wait_until(lambda: not is_listening(self.port))
 
     def close(self) -> None:

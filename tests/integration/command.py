@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +55,7 @@ class Command(subprocess.Popen):
             ended = self.poll() is not None  # before reading: it may write and end in between
             return text in self.logged() or ended
 
-        try:
+        with suppress(TimeoutError):
             wait_until(has_come, timeout)
-        except TimeoutError:
-            pass
         assert text in self.logged(), f"{text!r} not in:\n{self.logged()}"
         return self.logged()

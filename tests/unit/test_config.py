@@ -316,6 +316,11 @@ def test_load_config_lowers_top_level_keys(load: Load) -> None:
         ("[queues.'']\ndurable = true", "bindings", DEFAULTS["bindings"]),
         ("amqp_url = ['amqp://', 'amqps://h']", "amqp_url", ["amqp://", "amqps://h"]),
         ("amqp_url = 'AMQPS://fedora:@h/%2Fv'", "amqp_url", "AMQPS://fedora:@h/%2Fv"),
+        (
+            "amqp_url = \"amqps://h/?ssl_options={'cafile': '/nowhere'}\"",
+            "amqp_url",
+            "amqps://h/?ssl_options={'cafile': '/nowhere'}",
+        ),
         ("failed_messages = ''", "failed_messages", None),
         ("callback = 'a.b:C.d'", "callback", "a.b:C.d"),
         ("callback_timeout = 1", "callback_timeout", 1),
@@ -350,10 +355,10 @@ def test_load_config_replaces_reserved_client_properties(load: Load) -> None:
 WRONG = {
     "wrokers = 1": r"wrokers: found an unknown key, expected .*; did you mean 'workers'\?",
     "'a\\nb' = 1": r"'.*': found an unknown key, .*",
-    "workers = 0": "workers: found 0, expected an integer from 1",
-    "workers = true": "workers: found True, expected an integer from 1",
-    "workers = '2'": "workers: found '2', expected an integer from 1",
-    "remember = -1": "remember: found -1, expected an integer from 0",
+    "workers = 0": "workers: found 0, expected an integer of 1 or more",
+    "workers = true": "workers: found True, expected an integer of 1 or more",
+    "workers = '2'": "workers: found '2', expected an integer of 1 or more",
+    "remember = -1": "remember: found -1, expected an integer of 0 or more",
     "passive_declares = 1": "passive_declares: found 1, expected true or false",
     "amqp_url = 5": r"amqp_url: found 5, expected amqp\[s\]://.*",
     "amqp_url = []": "amqp_url: found an empty list, expected amqp.*",
@@ -409,7 +414,7 @@ WRONG = {
     "qos.prefetch_count = 65536": (
         "qos.prefetch_count: found 65536, expected an integer from 0 to 65535"
     ),
-    "qos.prefetch_size = -1": "qos.prefetch_size: found -1, expected an integer from 0",
+    "qos.prefetch_size = -1": "qos.prefetch_size: found -1, expected an integer of 0 or more",
     "qos.prefetch = 1": r"qos.prefetch: found an unknown key, .*; did you mean 'prefetch_size'\?",
     "callback = 'module'": "callback: found 'module', expected \"package.module:object\"",
     "callback = 'a:b c'": "callback: found 'a:b c', expected \"package.module:object\"",
@@ -442,7 +447,7 @@ WRONG = {
     ),
     "body = []": "body: found an empty list, expected 'object' or 'json' or 'bytes'",
     "failed_messages = 1": "failed_messages: found 1, expected a string",
-    "failed_messages_limit = 0": "failed_messages_limit: found 0, expected an integer from 1",
+    "failed_messages_limit = 0": "failed_messages_limit: found 0, expected an integer of 1 or more",
 }
 
 

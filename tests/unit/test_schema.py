@@ -118,7 +118,9 @@ def test_check_local_reference() -> None:
 )
 def test_check_invalid_schema(rules: Any) -> None:
     """An invalid schema is an error of the configuration that names the class."""
-    with pytest.raises(ConfigurationException, match=r"body schema of .*test_schema\.Update is inv"):
+    with pytest.raises(
+        ConfigurationException, match=r"body schema of .*test_schema\.Update is inv"
+    ):
         check(Update, "body", rules, {})
 
 

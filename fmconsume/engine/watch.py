@@ -1,0 +1,145 @@
+"""The watch turns what the supervisor knows into a state, log lines and ticks for observers.
+
+The supervisor's thread calls it; any thread may read `state`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from time import monotonic
+from typing import Callable, Optional
+
+from .delivery import Outcome
+from .session import Session
+from .state import Observer, Snapshot, State, Stats
+from .unsettled import Unsettled
+from .workers import Worker
+
+__all__ = ["Watch"]
+
+_log = logging.getLogger(__name__)
+
+#: Shortest time between two ticks, seconds.
+_TICK = 1.0
+#: A message that is in hand for longer is shown in the state, seconds.
+_SLOW = 60.0
+#: States in which somebody may have to act.
+_TROUBLE = {"waiting", "blocked", "busy", "prefetch full"}
+
+
+class Watch:
+    """Looks at the engine and tells.
+
+    Args:
+        prefetch_count: Messages; 0 is no limit.
+        callback_timeout: Seconds; None is no limit.
+        count_waiting: Gives the number of deliveries that wait for a worker.
+    """
+
+    def __init__(
+        self,
+        observers: Sequence[Observer],
+        stats: Stats,
+        unsettled: Unsettled,
+        workers: Sequence[Worker],
+        prefetch_count: int,
+        callback_timeout: Optional[float],
+        count_waiting: Callable[[], int],
+    ) -> None:
+        self._observers = observers
+        self._stats = stats
+        self._unsettled = unsettled
+        self._workers = workers
+        self._prefetch_count = prefetch_count
+        self._callback_timeout = callback_timeout
+        self._count_waiting = count_waiting
+        #: Replaced whole at each change.
+        self.state = State("connecting", "connecting")
+        #: When to tick again and when to ask for depths again, monotonic seconds.
+        self._next_tick = self._next_depths = 0.0
+        #: Session and tag of each callback whose stack was logged.
+        self._overdue: set[tuple[int, int]] = set()
+
+    @property
+    def interval(self) -> float:
+        """How long the supervisor may sleep for the observers' sake, seconds."""
+        return min((observer.interval for observer in self._observers), default=Observer.interval)
+
+    def enter(self, name: str, text: str) -> None:
+        """Change the state; each change is one log line."""
+        if (name, text) == self.state:
+            return
+        if name != self.state.name or name == "connecting":
+            _log.log(logging.WARNING if name in _TROUBLE else logging.INFO, "%s", text)
+        self.state = State(name, text)
+        for observer in self._observers:
+            observer.on_state(self.state)
+
+    def see(self, outcome: Outcome) -> None:
+        """Pass an outcome on."""
+        for observer in self._observers:
+            observer.on_outcome(outcome)
+
+    def tick(self, session: Optional[Session]) -> None:
+        """Look at the flow of messages and at the callbacks, once a second at most.
+
+        Args:
+            session: The one that consumes, None while none does.
+        """
+        now = monotonic()
+        if now < self._next_tick:
+            return
+        self._next_tick = now + _TICK
+        self._log_overdue(now)
+        if session is not None:
+            self.enter(*self._flow(session, now))
+            self._tell_depths(session, now)
+        for observer in self._observers:
+            observer.on_tick(self._snapshot())
+
+    def _flow(self, session: Session, now: float) -> State:
+        """Tell why messages flow, or why they do not."""
+        oldest = self._unsettled.oldest
+        if session.blocked:
+            return State("blocked", f"consuming; the broker blocks publishers: {session.blocked}")
+        if oldest is not None and now - oldest.received > _SLOW:
+            return State("busy", f"{oldest.name} is in hand for {now - oldest.received:.0f} s")
+        if 0 < self._prefetch_count <= self._unsettled.held:
+            text = f"all {self._prefetch_count} prefetched messages are Nacks held back"
+            return State("prefetch full", text)
+        return State("consuming", f"consuming from {session.name}")
+
+    def _log_overdue(self, now: float) -> None:
+        """Log once the stack of each callback that is past its time."""
+        if self._callback_timeout is None:
+            return
+        late = {}
+        for worker in self._workers:
+            current = worker.current
+            if current is not None and now - current[1] > self._callback_timeout:
+                late[current[0][:2]] = worker
+        for key in late.keys() - self._overdue:
+            _log.error("past callback_timeout: %s", late[key].describe())
+        self._overdue = set(late)
+
+    def _tell_depths(self, session: Session, now: float) -> None:
+        """Ask for the queues' depths as often as the most curious observer wants."""
+        curious = [observer for observer in self._observers if observer.depth_interval]
+        if curious and now >= self._next_depths:
+            self._next_depths = now + min(observer.depth_interval for observer in curious)
+            depths = session.depths()
+            for observer in curious:
+                observer.on_depths(depths)
+
+    def _snapshot(self) -> Snapshot:
+        return Snapshot(
+            self.state,
+            dataclasses.replace(self._stats),
+            sum(worker.current is not None for worker in self._workers),
+            self._count_waiting(),
+            self._unsettled.held,
+            len(self._overdue),
+            sum(not worker.is_alive() for worker in self._workers),
+        )
