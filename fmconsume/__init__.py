@@ -1,7 +1,7 @@
 """AMQP consumers for RabbitMQ as one blocking function call."""
 
 from . import api, config, exceptions, message
-from .api import Consumer, consume
+from .api import Consumer, consume, publish
 from .exceptions import Drop, HaltConsumer, Nack
 from .message import Message
 from .version import __version__
@@ -18,4 +18,5 @@ __all__ = [
     "consume",
     "exceptions",
     "message",
+    "publish",
 ]

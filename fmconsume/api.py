@@ -18,15 +18,15 @@ from queue import Empty, SimpleQueue
 from typing import Any, Callable
 
 from .callbacks import instantiate
-from .config import check_bindings, check_queues, conf, redact
-from .engine.address import Address, parse_address
+from .config import conf
 from .engine.coroutines import CoroutineRunner
-from .engine.session import Topology
 from .engine.state import End, State, Stats
 from .engine.supervisor import Options, Supervisor
 from .engine.workers import Worker
-from .exceptions import ConfigurationException, ExitCode
+from .exceptions import ExitCode
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
+from .publisher import publish
+from .settings import addresses, topology
 
 __all__ = [
     "SERIALIZED_MESSAGE_SCHEMA",
@@ -36,6 +36,7 @@ __all__ = [
     "consume",
     "dumps",
     "loads",
+    "publish",
 ]
 
 _log = logging.getLogger(__name__)
@@ -85,16 +86,15 @@ class Consumer:
         self._coroutines = CoroutineRunner()
         #: Exit status for a command; set when `run` ends.
         self.exit_code: int = ExitCode.OK
-        topology = _topology(bindings, queues)
+        brokers, wanted = addresses(), topology(bindings, queues)
         options = _options(workers, limit, drain)
-        addresses = _addresses()
         # A class may ask for the current loop in its constructor; it imported asyncio then.
         loop = self._coroutines.current_loop() if "asyncio" in sys.modules else nullcontext()
         with loop if inspect.isclass(callback) else nullcontext():
             self._callback = instantiate(callback)
         self._supervisor = Supervisor(
-            addresses,
-            topology,
+            brokers,
+            wanted,
             options,
             self._callback,
             partial(decode, body_mode=conf["body"]),
@@ -192,26 +192,6 @@ def consume(
     Consumer(callback, bindings, queues, workers=workers).run()
 
 
-def _topology(bindings: Any, queues: Any) -> Topology:
-    """Take the arguments where given, the configuration where not."""
-    try:
-        queues = conf["queues"] if queues is None else check_queues(queues)
-        if bindings is None:
-            bindings = [binding for binding in conf["bindings"] if binding["queue"] in queues]
-        else:
-            bindings = check_bindings(bindings, queues)
-    except ConfigurationException as exc:
-        raise ValueError(exc.message) from exc
-    return Topology(
-        conf["exchanges"],
-        queues,
-        bindings,
-        conf["passive_declares"],
-        conf["qos"]["prefetch_count"],
-        conf["qos"]["prefetch_size"],
-    )
-
-
 def _options(workers: int | None, limit: int | None, drain: bool) -> Options:
     for key, value in (("workers", workers), ("limit", limit)):
         if value is not None and (type(value) is not int or value < 1):
@@ -225,18 +205,6 @@ def _options(workers: int | None, limit: int | None, drain: bool) -> Options:
         drain=drain,
         callback_timeout=conf["callback_timeout"],
     )
-
-
-def _addresses() -> list[Address]:
-    urls = conf["amqp_url"]
-    return [_address(url, conf["tls"]) for url in ([urls] if isinstance(urls, str) else urls)]
-
-
-def _address(url: str, tls: Mapping[str, str | None]) -> Address:
-    try:
-        return parse_address(url, tls, conf["client_properties"])
-    except (ValueError, OSError) as exc:
-        raise ConfigurationException(f"amqp_url {redact(url)!r}, [tls]: {exc}") from exc
 
 
 def _is_coroutine_function(callback: Any) -> bool:

@@ -377,7 +377,7 @@ def _declarations() -> dict[str, Optional[tuple[EntryPoint, str]]]:
 def _declared_by(distribution: Distribution) -> list[tuple[EntryPoint, str]]:
     try:
         found = [point for point in distribution.entry_points if point.group in _GROUPS]
-        return [(point, distribution.metadata["Name"]) for point in found]
+        return [(point, str(distribution.metadata["Name"])) for point in found]
     except Exception as exc:
         _log.error("the entry points of a package cannot be read, going on without: %r", exc)
         return []
@@ -580,7 +580,7 @@ SERIALIZED_MESSAGE_SCHEMA: dict[str, Any] = {
     "required": ["topic", "body"],
 }
 
-_TYPES = {"string": str, "object": Mapping, "integer": int, "null": type(None)}
+_TYPES = {"string": str, "object": dict, "integer": int, "null": type(None)}
 
 
 def dumps(messages: Union[Message, Iterable[Message]]) -> str:

@@ -14,8 +14,10 @@ _compiled: dict[tuple[type, str], tuple[Any, Any]] = {}
 
 
 def brief(text: str) -> str:
-    """Cut a text down to one line of at most 300 characters."""
+    """Cut a text down to one line of at most 300 printable characters."""
+    # Publishers choose some of it, and control characters command the terminal.
     line = " ".join(text[:1000].split())
+    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
     return line if len(line) <= 300 else f"{line[:297]}..."
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, NamedTuple
 
+from ..exceptions import HaltConsumer
+
 if TYPE_CHECKING:
     from pika.spec import BasicProperties
 
@@ -59,3 +61,9 @@ class Outcome(NamedTuple):
     verdict: Verdict
     error: BaseException | None = None
     seconds: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """What became of it, as the counts call it."""
+        is_failure = self.error is not None and not isinstance(self.error, HaltConsumer)
+        return "failed" if is_failure else self.verdict.value

@@ -6,8 +6,8 @@ afterwards. `wake` alone may come from any thread.
 
 from __future__ import annotations
 
-import re
-import ssl
+import copy
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -20,19 +20,15 @@ from pika.exceptions import (
     AMQPChannelError,
     AMQPConnectionError,
     AMQPError,
-    AuthenticationError,
     ChannelClosedByBroker,
     ConnectionClosedByBroker,
     ConnectionWrongStateError,
 )
 
-from ..exceptions import (
-    BadDeclaration,
-    ConnectionException,
-    PermissionException,
-)
+from ..exceptions import BadDeclaration, PermissionException
 from .address import Address
 from .delivery import Delivery, Verdict
+from .failure import SessionLost, connect_error, reason
 from .ledger import Frame
 
 __all__ = ["Session", "SessionLost", "Topology"]
@@ -40,24 +36,8 @@ __all__ = ["Session", "SessionLost", "Topology"]
 #: connection.close codes that the same declaration would meet again.
 #: Source: AMQP 0-9-1, section 1.2 (syntax error, command invalid, not allowed, not implemented).
 _HOPELESS = {502, 503, 530, 540}
-#: connection.close codes that refuse the user or the virtual host.
-_REFUSED = {403, 530}
-#: A line that ends in the TLS handshake says nothing of certificates: a proxy without a broker.
-_NO_LINE = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
-#: pika guesses what a close while opening means, and keeps the broker's words in the text.
-_CLOSED_WHILE_OPENING = re.compile(r"ConnectionClosedByBroker: \((?P<code>\d+)\) (?P<text>.*)")
 #: channel.close codes that may pass once the broker has settled down: not found, resource locked.
 _PASSING = {404, 405}
-
-
-class SessionLost(Exception):
-    """Raised when a session is over but another one may work.
-
-    Attributes:
-        is_channel_closed: Only the channel is closed, the connection is not.
-    """
-
-    is_channel_closed = False
 
 
 class Topology(NamedTuple):
@@ -105,6 +85,8 @@ class Session:
         self.blocked = ""
         #: Consumer tag to the name of its queue.
         self.consumers: dict[str, str] = {}
+        #: Bytes received when something last came, and when that was, monotonic seconds.
+        self._bytes_heard, self._heard_at = 0, monotonic()
         #: Queue whose consumer the broker has cancelled, if it did.
         self.cancelled_queue = ""
         self._connection: pika.BlockingConnection
@@ -119,14 +101,24 @@ class Session:
             ConnectionException: The broker refuses, and would again.
             SessionLost: It cannot be reached now.
         """
+        parameters = copy.copy(self.address.parameters)
+        # A function and not the method: pika copies its parameters deeply.
+        parameters.heartbeat = lambda *args: self._negotiate(*args)
         try:
-            self._connection = pika.BlockingConnection(self.address.parameters)
+            self._connection = pika.BlockingConnection(parameters)
             self._channel = self._connection.channel()
         except (AMQPError, AMQPConnectorException, OSError) as exc:
-            raise _connect_error(self.address, exc) from exc
+            raise connect_error(self.address, exc) from exc
         self._connection.add_on_connection_blocked_callback(self._on_blocked)
         self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._channel.add_on_cancel_callback(self._on_cancel)
+
+    def _negotiate(self, wire: pika.connection.Connection, proposed: int) -> int:
+        """Agree on a heartbeat, and keep what counts the bytes."""
+        wanted = self.address.parameters.heartbeat
+        self._heartbeat: int = proposed if wanted is None else wanted
+        self._wire = wire
+        return self._heartbeat
 
     def declare(self) -> None:
         """Declare exchanges and queues, bind them and set the prefetch.
@@ -191,17 +183,17 @@ class Session:
         except (ChannelClosedByBroker, ConnectionClosedByBroker) as exc:
             raise self._refusal(obj_type, name, exc) from exc
         except AMQPConnectionError as exc:
-            raise SessionLost(_reason(exc)) from exc
+            raise SessionLost(reason(exc)) from exc
         except (AMQPError, ValueError, TypeError) as exc:
             # pika refuses to encode it: a name over 255 bytes, an argument of no AMQP type.
-            raise BadDeclaration(obj_type, name, _reason(exc)) from exc
+            raise BadDeclaration(obj_type, name, reason(exc)) from exc
 
     def _refusal(self, obj_type: str, name: str, exc: Any) -> Exception:
         if exc.reply_code == 403:
             return PermissionException(obj_type, name, exc.reply_text)
         is_connection = isinstance(exc, ConnectionClosedByBroker)
         if is_connection and exc.reply_code not in _HOPELESS:
-            return SessionLost(_reason(exc))
+            return SessionLost(reason(exc))
         if self._settled_before and exc.reply_code in _PASSING:
             return SessionLost(f"{obj_type} {name!r}: {exc.reply_text}")
         return BadDeclaration(obj_type, name, exc.reply_text)
@@ -215,7 +207,7 @@ class Session:
             SessionLost: The connection is gone.
         """
         with self._loss():
-            self._connection.process_data_events(time_limit=seconds)
+            self._connection.process_data_events(min(seconds, self._heartbeat / 2 or seconds))
 
     def wake(self) -> None:
         """Make `wait` return soon. Thread: any."""
@@ -241,6 +233,18 @@ class Session:
             lost = SessionLost("the broker closed the channel")
             lost.is_channel_closed = True
             raise lost
+        self._listen()
+
+    def _listen(self) -> None:
+        """Notice a silent line within two heartbeat intervals; pika takes two and 10 s more.
+
+        Source: RabbitMQ sends something at least every half interval.
+        """
+        now, count = monotonic(), self._wire.bytes_received
+        if count != self._bytes_heard:
+            self._bytes_heard, self._heard_at = count, now
+        elif self._heartbeat and now - self._heard_at > 1.5 * self._heartbeat:
+            raise SessionLost(f"nothing heard from the broker for {now - self._heard_at:.0f} s")
 
     @property
     def name(self) -> str:
@@ -308,12 +312,17 @@ class Session:
             if self._connection.is_open:
                 self._connection.close()
 
+    def discard(self) -> None:
+        """Close without waiting for a line that may be dead; whoever calls may go on."""
+        if self._connection.is_open:
+            threading.Thread(target=self.close, name="fmconsume-closer", daemon=True).start()
+
     @contextmanager
     def _loss(self) -> Iterator[None]:
         try:
             yield
         except (AMQPError, OSError) as exc:
-            lost = SessionLost(_reason(exc))
+            lost = SessionLost(reason(exc))
             lost.is_channel_closed = isinstance(exc, AMQPChannelError)
             raise lost from exc
 
@@ -347,39 +356,3 @@ class Session:
 
 def _nothing() -> None:
     """Do nothing; being called is enough to end a wait."""
-
-
-# -- what pika's exceptions mean -------------------------------------------
-
-
-def _connect_error(address: Address, exc: BaseException) -> Exception:
-    """Tell a refusal, which would be met again, from a broker that is not there now."""
-    cause = _root(exc)
-    reason = f"{address.name}: {_reason(cause)}"
-    if isinstance(cause, _NO_LINE):
-        return SessionLost(reason)
-    if isinstance(cause, (ssl.SSLError, AuthenticationError)):
-        return ConnectionException(reason=reason)
-    if isinstance(cause, ConnectionClosedByBroker) and cause.reply_code in _REFUSED:
-        return ConnectionException(reason=reason)
-    closed = _CLOSED_WHILE_OPENING.search(str(cause))
-    if closed and int(closed["code"]) in _REFUSED:
-        return ConnectionException(reason=f"{address.name}: {closed['code']} {closed['text']}")
-    return SessionLost(reason)
-
-
-def _root(exc: BaseException) -> BaseException:
-    """Unwrap pika's connection errors, which carry the error below as an attribute or argument."""
-    while True:
-        inner = getattr(exc, "exception", None) or (exc.args[0] if exc.args else None)
-        if not isinstance(inner, BaseException):
-            return exc
-        exc = inner
-
-
-def _reason(exc: BaseException) -> str:
-    """Say in one line what happened."""
-    if isinstance(exc, (ChannelClosedByBroker, ConnectionClosedByBroker)):
-        return f"{exc.reply_code} {exc.reply_text}"
-    root = _root(exc)
-    return " ".join(str(root).split()) or type(root).__name__

@@ -83,6 +83,7 @@ class Snapshot(NamedTuple):
         held: Nacks held back.
         overdue: Callbacks past `callback_timeout`.
         dead_workers: Workers that ended although consuming goes on.
+        broker: User, host, port and virtual host of the connection; "" without one.
     """
 
     state: State
@@ -92,6 +93,7 @@ class Snapshot(NamedTuple):
     held: int
     overdue: int
     dead_workers: int
+    broker: str
 
 
 class Observer:

@@ -183,6 +183,8 @@ class Supervisor(threading.Thread):
                 self._survive(exc)
             except FmconsumeError as exc:
                 self._end(exc, _refusal_code(exc))
+        if self._is_waiting_for_callbacks:
+            self._watch.enter("stopping", f"stopping: {self._unsettled.running} deliveries in hand")
         while self._is_waiting_for_callbacks:
             self._take_one(self._turn_seconds)
         for _ in self.workers:
@@ -235,10 +237,14 @@ class Supervisor(threading.Thread):
         try:
             self._consume(session)
             self._wind_down(session)
+        except BaseException:
+            session.discard()
+            raise
+        else:
+            session.close()
         finally:
             self._session = None
             self._tell_saved()
-            session.close()
 
     def _consume(self, session: Session) -> None:
         self._backoff.reset()
@@ -387,12 +393,7 @@ class Supervisor(threading.Thread):
             self._session.call_later(delay, partial(self._unsettled.release, tag))
 
     def _count(self, outcome: Outcome) -> None:
-        error = outcome.error
-        if error is not None and not isinstance(error, HaltConsumer):
-            self.stats.failed += 1
-        else:
-            name = _COUNTERS[outcome.verdict]
-            setattr(self.stats, name, getattr(self.stats, name) + 1)
+        setattr(self.stats, outcome.name, getattr(self.stats, outcome.name) + 1)
 
     def _end(self, error: BaseException | None, exit_code: int) -> None:
         """Begin to stop; the first reason is the one that counts."""
@@ -405,14 +406,6 @@ class Supervisor(threading.Thread):
             self._is_abandoned = True
             self.stats.abandoned = self._unsettled.running
             self._ending = end
-
-
-_COUNTERS = {
-    Verdict.ACK: "acknowledged",
-    Verdict.NACK: "requeued",
-    Verdict.DROP: "dropped",
-    Verdict.REJECT: "rejected",
-}
 
 
 def _refusal_code(error: FmconsumeError) -> ExitCode:

@@ -91,13 +91,13 @@ class Watch:
         now = monotonic()
         if now < self._next_tick:
             return
-        self._next_tick = now + _TICK
+        self._next_tick = now + min(_TICK, self.interval)
         self._log_overdue(now)
         if session is not None:
             self.enter(*self._flow(session, now))
             self._tell_depths(session, now)
         for observer in self._observers:
-            observer.on_tick(self._snapshot())
+            observer.on_tick(self._snapshot(session))
 
     def _flow(self, session: Session, now: float) -> State:
         """Tell why messages flow, or why they do not."""
@@ -133,7 +133,7 @@ class Watch:
             for observer in curious:
                 observer.on_depths(depths)
 
-    def _snapshot(self) -> Snapshot:
+    def _snapshot(self, session: Optional[Session]) -> Snapshot:
         return Snapshot(
             self.state,
             dataclasses.replace(self._stats),
@@ -142,4 +142,5 @@ class Watch:
             self._unsettled.held,
             len(self._overdue),
             sum(not worker.is_alive() for worker in self._workers),
+            session.address.name if session else "",
         )

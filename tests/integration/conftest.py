@@ -6,13 +6,16 @@ import itertools
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
+
+from fmconsume.api import Consumer
 
 from .broker import Broker
 from .command import Command
 from .proxy import Proxy
+from .running import Gate, Running, configured, durable
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +31,65 @@ def queue(broker: Broker) -> Iterator[str]:
     name = f"test-{uuid.uuid4().hex[:12]}"
     yield broker.declare(name)
     broker.delete(name)
+
+
+@pytest.fixture
+def new_queue(broker: Broker) -> Iterator[Callable[..., str]]:
+    """Declare further queues of this test's own; arguments as `Broker.declare` takes them."""
+    declared: list[str] = []
+
+    def declare(**arguments: Any) -> str:
+        declared.append(broker.declare(f"test-{uuid.uuid4().hex[:12]}", **arguments))
+        return declared[-1]
+
+    yield declare
+    for name in declared:
+        broker.delete(name)
+
+
+@pytest.fixture
+def run_consumer(broker: Broker) -> Iterator[Callable[..., Running]]:
+    """Run a Consumer in a thread until it consumes; stopped when the test ends.
+
+    Takes what a Consumer takes, and settings in place of the configuration's defaults. A string
+    for the queues is the name of a durable one. With wait=False it need not consume.
+    """
+    started: list[Running] = []
+
+    def start(
+        callback: Callable[..., Any],
+        queues: Any = None,
+        bindings: Any = (),
+        *,
+        workers: int | None = None,
+        limit: int | None = None,
+        wait: bool = True,
+        **settings: Any,
+    ) -> Running:
+        queues = durable(queues) if isinstance(queues, str) else queues
+        with configured(**{"amqp_url": broker.url(), **settings}):
+            consumer = Consumer(callback, bindings, queues, workers=workers, limit=limit)
+        running = Running(consumer)
+        started.append(running)
+        running.start()
+        if wait:
+            running.wait_until_consuming()
+        return running
+
+    yield start
+    for running in started:
+        running.consumer.stop()
+    for running in started:
+        running.join(10)
+        assert not running.is_alive(), f"it did not stop: {running.consumer.state}"
+
+
+@pytest.fixture
+def gate(run_consumer: Callable[..., Running]) -> Iterator[Gate]:
+    """A callback that holds its messages; it lets go before the test's consumers are stopped."""
+    gate = Gate()
+    yield gate
+    gate.open.set()
 
 
 @pytest.fixture

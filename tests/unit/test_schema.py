@@ -176,8 +176,13 @@ def test_import_is_light() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("a\n  b\tc", "a b c"), ("x" * 300, "x" * 300), ("x" * 10**6, "x" * 297 + "...")],
+    [
+        ("a\n  b\tc", "a b c"),
+        ("\x1b[2J\x9b\ud800 ž", r"\x1b[2J\x9b\ud800 ž"),
+        ("x" * 300, "x" * 300),
+        ("x" * 10**6, "x" * 297 + "..."),
+    ],
 )
 def test_brief(text: str, expected: str) -> None:
-    """A text becomes one line of at most 300 characters."""
+    """A text becomes one line of at most 300 printable characters."""
     assert brief(text) == expected

@@ -1,0 +1,1 @@
+"""Measures fmconsume against other clients: `make bench`."""

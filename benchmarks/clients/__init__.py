@@ -1,0 +1,1 @@
+"""One script for each client, all with the same arguments and the same answer: contract.py."""

@@ -1,0 +1,108 @@
+"""The name `fedora_messaging` for fmconsume, so that consumers written for it run unchanged.
+
+Call `install` in the main thread, before anything imports fedora_messaging.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from . import api, config, example, exceptions, message, schema_utils, testing, version
+from .exceptions import ConfigurationException, FmconsumeError
+
+__all__ = ["NoFreeChannels", "install"]
+
+_NAME = "fedora_messaging"
+_NO_TWISTED = (
+    "fmconsume runs without Twisted: consume with fedora_messaging.api.consume(), which may be "
+    "called in a thread, and publish with api.publish(); or run this under fedora-messaging"
+)
+_NO_SIGNALS = "fmconsume sends no signals: do what the receiver does where api.publish() is called"
+
+#: What fedora-messaging has and fmconsume has not, and what to do about it.
+_ABSENT = {
+    f"{_NAME}.twisted": _NO_TWISTED,
+    f"{_NAME}.api.twisted_consume": _NO_TWISTED,
+    f"{_NAME}.api.twisted_publish": _NO_TWISTED,
+    f"{_NAME}.signals": _NO_SIGNALS,
+    f"{_NAME}.api.pre_publish_signal": _NO_SIGNALS,
+    f"{_NAME}.api.publish_signal": _NO_SIGNALS,
+    f"{_NAME}.api.publish_failed_signal": _NO_SIGNALS,
+    f"{_NAME}.cli": "the command is fmconsume --as-fedora-messaging, see fmconsume --help",
+}
+
+
+class NoFreeChannels(FmconsumeError):
+    """Raised when fedora-messaging runs out of channels, and never by fmconsume."""
+
+
+def install() -> None:
+    """Make fedora_messaging and its modules mean fmconsume in this process.
+
+    It does not matter whether fedora-messaging is installed. A second call changes nothing.
+
+    Raises:
+        ConfigurationException: The real fedora_messaging was imported before.
+    """
+    present = sys.modules.get(_NAME)
+    if isinstance(present, _Alias):
+        return
+    if present is not None:
+        raise ConfigurationException(
+            f"fedora_messaging was imported from {present.__file__} before fmconsume could stand "
+            "in for it: call fmconsume.compat.install() first, or use --as-fedora-messaging"
+        )
+    package = _Alias("", version)
+    package.__path__ = []
+    vars(package).update(_submodules())
+    sys.modules[_NAME] = package
+    sys.modules.update({f"{_NAME}.{name}": module for name, module in _submodules().items()})
+    sys.meta_path.insert(0, _Finder())
+
+
+class _Alias(ModuleType):
+    """A module of fedora_messaging: another module with a few names of its own."""
+
+    def __init__(self, name: str, source: ModuleType, **extra: Any) -> None:
+        super().__init__(f"{_NAME}.{name}".rstrip("."), source.__doc__)
+        self.__spec__ = ModuleSpec(self.__name__, None, is_package=not name)
+        self.__source = source
+        vars(self).update(extra)
+
+    def __getattr__(self, name: str) -> Any:
+        _refuse(f"{self.__name__}.{name}")
+        return getattr(self.__source, name)
+
+
+class _Finder:
+    """Says what to do instead of importing a module that does not exist here."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Find nothing, or raise ImportError."""
+        _refuse(fullname)
+        return None
+
+
+def _refuse(name: str) -> None:
+    if name in _ABSENT:
+        raise ImportError(f"{name} does not exist here: {_ABSENT[name]}", name=name)
+
+
+def _submodules() -> dict[str, ModuleType]:
+    return {
+        "api": _Alias("api", api),
+        "config": config,
+        "example": example,
+        "exceptions": _Alias(
+            "exceptions", exceptions, BaseException=FmconsumeError, NoFreeChannels=NoFreeChannels
+        ),
+        "message": message,
+        "schema_utils": schema_utils,
+        "testing": testing,
+    }

@@ -1,0 +1,77 @@
+"""What pika's exceptions mean: a refusal that would be met again, or a loss that may pass.
+
+Pure: any thread may call.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+
+from pika.exceptions import (
+    AuthenticationError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+)
+
+from ..exceptions import ConnectionException
+from .address import Address
+
+__all__ = ["SessionLost", "connect_error", "reason"]
+
+#: connection.close codes that refuse the user or the virtual host.
+_REFUSED = {403, 530}
+#: A line that ends in the TLS handshake says nothing of certificates: a proxy without a broker.
+_NO_LINE = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
+#: pika guesses what a close while opening means, and keeps the broker's words in the text.
+_CLOSED_WHILE_OPENING = re.compile(r"ConnectionClosedByBroker: \((?P<code>\d+)\) (?P<text>.*)")
+
+
+class SessionLost(Exception):
+    """Raised when a session is over but another one may work.
+
+    Attributes:
+        is_channel_closed: Only the channel is closed, the connection is not.
+    """
+
+    is_channel_closed = False
+
+
+def connect_error(address: Address, exc: BaseException) -> Exception:
+    """Tell a refusal, which would be met again, from a broker that is not there now.
+
+    Returns:
+        ConnectionException or SessionLost; both name the address.
+    """
+    cause = _root(exc)
+    text = f"{address.name}: {reason(cause)}"
+    if isinstance(cause, _NO_LINE):
+        return SessionLost(text)
+    if isinstance(cause, (ssl.SSLError, AuthenticationError)):
+        return ConnectionException(reason=text)
+    if isinstance(cause, ConnectionClosedByBroker) and cause.reply_code in _REFUSED:
+        return ConnectionException(reason=text)
+    closed = _CLOSED_WHILE_OPENING.search(str(cause))
+    if closed and int(closed["code"]) in _REFUSED:
+        return ConnectionException(reason=f"{address.name}: {closed['code']} {closed['text']}")
+    return SessionLost(text)
+
+
+def reason(exc: BaseException) -> str:
+    """Say in one line what happened."""
+    if isinstance(exc, (ChannelClosedByBroker, ConnectionClosedByBroker)):
+        return f"{exc.reply_code} {exc.reply_text}"
+    root = _root(exc)
+    return " ".join(str(root).split()) or type(root).__name__
+
+
+def _root(exc: BaseException) -> BaseException:
+    """Unwrap pika's connection errors, which carry the errors below as attributes or argument."""
+    while True:
+        # What a workflow carries is in the order of its attempts.
+        attempts = getattr(exc, "exceptions", ())[-1:]
+        inner = [*attempts, getattr(exc, "exception", None), *exc.args[:1]]
+        below = [each for each in inner if isinstance(each, BaseException)]
+        if not below:
+            return exc
+        exc = below[0]

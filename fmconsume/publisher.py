@@ -1,0 +1,244 @@
+"""Publishing: `publish` blocks until the broker confirms, on a connection of its own.
+
+Any thread may call `publish`, in a callback or not. A private thread for each process
+owns the connection, so that nothing is shared with a consumer.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import threading
+from collections import deque
+from contextlib import suppress
+from functools import partial
+from queue import Empty
+from time import monotonic
+
+from pika.adapters.select_connection import IOLoop
+
+from .config import conf
+from .engine.address import Address
+from .engine.backoff import Backoff
+from .engine.line import Line, Request
+from .exceptions import ConnectionException, PublishTimeout
+from .message import Message
+from .settings import addresses
+
+__all__ = ["publish"]
+
+_log = logging.getLogger(__name__)
+
+#: First and longest delay before another connection, seconds. Somebody is waiting.
+_RETRY = (0.5, 5.0)
+#: Seconds that the connection gets to close when the interpreter ends.
+_DEADLINE = 1.0
+
+
+def publish(message: Message, exchange: str | None = None, timeout: float = 30.0) -> None:
+    """Publish a message and wait until the broker has it.
+
+    A message whose confirmation was lost with the connection is sent again, with the
+    same message id, while there is time: it may arrive twice.
+
+    Args:
+        message: It is validated first. Its topic gets the configured topic_prefix.
+        exchange: Name of the exchange; None takes the configured publish_exchange.
+        timeout: Seconds for all of it, connecting included.
+
+    Raises:
+        ValidationError: The message is invalid; nothing was sent.
+        ConfigurationException: The configuration, or a schema, cannot be used.
+        PublishReturned: The broker does not take the message, or has no such exchange.
+        PublishForbidden: The user may not publish there.
+        PublishTimeout: Time is up. What was not sent by then will not be sent; what
+            was sent may have arrived.
+        ConnectionException: The broker refuses the connection.
+    """
+    deadline = monotonic() + timeout
+    message.validate()
+    _send(message, conf["publish_exchange"] if exchange is None else exchange, deadline)
+
+
+def _send(message: Message, exchange: str, deadline: float) -> None:
+    """Send a valid message; fmconsume.testing puts another function in place of this one."""
+    routing_key, body = message._encoded_routing_key, message._encoded_body
+    _publisher().send(Request(exchange, routing_key, body, message.properties, deadline))
+
+
+class Publisher:
+    """A thread that connects while somebody waits to publish, and keeps the connection.
+
+    It is the owner of its lines.
+
+    Args:
+        brokers: Tried in turn.
+    """
+
+    def __init__(self, brokers: list[Address]) -> None:
+        self._addresses = brokers
+        #: Carries calls in from other threads; all else happens in its callbacks.
+        self._loop = IOLoop()
+        self._thread = threading.Thread(target=self._run, name="fmconsume-publisher", daemon=True)
+        #: Not sent yet, oldest first.
+        self._waiting: deque[Request] = deque()
+        #: Open or being opened.
+        self._line: Line | None = None
+        #: What was wrong with the addresses tried in this round.
+        self._errors: list[Exception] = []
+        self._backoff = Backoff(*_RETRY)
+        #: The next connection has to wait for a timer.
+        self._is_resting = False
+        self._is_closing = False
+        #: Why there was no connection the last time, or "". Set here, read by any thread.
+        self._trouble = ""
+
+    def start(self) -> None:
+        """Start the thread. Thread: any."""
+        self._thread.start()
+
+    def send(self, request: Request) -> None:
+        """Publish and wait for the answer. Thread: any."""
+        self._loop.add_callback_threadsafe(partial(self._take, request))
+        try:
+            error = request.answer.get(timeout=max(0.0, request.deadline - monotonic()))
+        except BaseException as exc:  # Empty, or a KeyboardInterrupt.
+            self._loop.add_callback_threadsafe(partial(self._forget, request))
+            if not isinstance(exc, Empty):
+                raise
+            raise PublishTimeout(f"not confirmed in time: {self._explain()}") from None
+        if error is not None:
+            raise error
+
+    def close(self) -> None:
+        """Close the connection and end the thread. Thread: any."""
+        self._loop.add_callback_threadsafe(self._begin_closing)
+        self._thread.join(_DEADLINE)
+
+    def discard(self) -> None:
+        """Free what was never started. Thread: any."""
+        self._loop.close()
+
+    def _explain(self) -> str:
+        line = self._line
+        blocked = f"the broker blocks publishers: {line.blocked}" if line and line.blocked else ""
+        return blocked or self._trouble or "no answer from the broker"
+
+    # -- its own thread ----------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._loop.start()
+        except Exception as exc:
+            _log.critical("the publisher failed, which is a bug", exc_info=exc)
+            self._trouble = f"the publisher failed: {exc!r}"
+        # The next to publish gets a new one.
+        _publishers.pop(os.getpid(), None)
+        self._loop.close()
+
+    def _take(self, request: Request) -> None:
+        self._waiting.append(request)
+        self.on_room()
+
+    def _forget(self, request: Request) -> None:
+        with suppress(ValueError):
+            self._waiting.remove(request)
+        if self._line is not None:
+            self._line.forget(request)
+
+    def _begin_closing(self) -> None:
+        self._is_closing = True
+        if self._line is not None and self._line.is_open:
+            self._line.close()
+        else:
+            self._loop.stop()
+
+    def _connect(self) -> None:
+        address = self._addresses[len(self._errors)]
+        _log.debug("connecting to %s to publish", address.name)
+        self._line = Line(address, self._loop, self)
+
+    def on_open(self) -> None:
+        """Prefer the address from now on."""
+        assert self._line is not None
+        _log.info("publishing to %s", self._line.address.name)
+        self._addresses.remove(self._line.address)
+        self._addresses.insert(0, self._line.address)
+        self._errors.clear()
+        self._backoff.reset()
+        self._trouble = ""
+        self.on_room()
+
+    def on_room(self) -> None:
+        """Send what waits, or make room for it."""
+        line = self._line
+        while self._waiting and line is not None and line.has_room:
+            request = self._waiting.popleft()
+            if request.deadline > monotonic():
+                line.send(request)
+        if not self._waiting or self._is_resting:
+            return
+        if line is None:
+            self._connect()
+        elif line.is_open:
+            line.grow(len(self._waiting))
+
+    def on_end(self, error: Exception, unconfirmed: list[Request]) -> None:
+        """Go on with the next address; after the last, rest before the first."""
+        self._line = None
+        self._trouble = str(error)
+        self._errors.append(error)
+        self._waiting.extendleft(reversed(unconfirmed))
+        if self._is_closing:
+            self._loop.stop()
+        elif len(self._errors) < len(self._addresses):
+            self.on_room()
+        else:
+            self._rest()
+
+    def _rest(self) -> None:
+        refusals = [error for error in self._errors if isinstance(error, ConnectionException)]
+        if refusals:
+            self._answer_all(refusals[0])
+        self._errors.clear()
+        delay = self._backoff.next()
+        if self._waiting:
+            _log.warning("cannot publish: %s; reconnecting in %.1f s", self._trouble, delay)
+        else:
+            _log.info("%s; the next to publish makes a new connection", self._trouble)
+        self._is_resting = True
+        self._loop.call_later(delay, self._resume)
+
+    def _answer_all(self, error: Exception) -> None:
+        while self._waiting:
+            self._waiting.popleft().answer.put(error)
+
+    def _resume(self) -> None:
+        self._is_resting = False
+        self.on_room()
+
+
+#: By process id: a forked child never touches its parent's.
+_publishers: dict[int, Publisher] = {}
+
+
+def _publisher() -> Publisher:
+    pid = os.getpid()
+    found = _publishers.get(pid)
+    if found is None:
+        made = Publisher(addresses())
+        # Two threads that come at the same time get the same one.
+        found = _publishers.setdefault(pid, made)
+        if found is made:
+            made.start()
+        else:
+            made.discard()
+    return found
+
+
+@atexit.register
+def _close() -> None:
+    publisher = _publishers.get(os.getpid())
+    if publisher is not None:
+        publisher.close()

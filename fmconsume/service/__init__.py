@@ -1,0 +1,1 @@
+"""What makes the consumer a service: systemd, the journal and monitoring."""

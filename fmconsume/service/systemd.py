@@ -1,0 +1,87 @@
+"""Tells systemd how the consumer is, as sd_notify(3) describes; the supervisor calls it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from contextlib import suppress
+from time import monotonic
+
+from ..engine.state import Observer, Snapshot, State
+
+__all__ = ["Notifier"]
+
+#: Shortest time between two status lines, seconds.
+_PAUSE = 3.0
+
+
+class Notifier(Observer):
+    """Reports readiness, status and signs of life to the service manager.
+
+    A manager that does not listen, or that is not there, is no error.
+
+    Args:
+        environment: Holds NOTIFY_SOCKET, and WATCHDOG_USEC where systemd wants signs of life.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        address = os.fsencode(environment["NOTIFY_SOCKET"])
+        # An abstract socket is written with "@" for its first byte, which is zero.
+        self._address = b"\0" + address[1:] if address.startswith(b"@") else address
+        watchdog = _watchdog_seconds(environment)
+        self._is_watched = watchdog > 0
+        if self._is_watched:
+            self.interval = min(Observer.interval, watchdog / 2)
+        #: What is to be said once and has been; "" is nothing.
+        self._announced = {""}
+        #: What systemd shows, and when that may change next, monotonic seconds.
+        self._status = ""
+        self._next_status = 0.0
+        self._counts = ""
+
+    def on_state(self, state: State) -> None:
+        """Report that the consumer is ready, that it stops, or what else it does."""
+        news = {_milestone(state)} - self._announced
+        status = _status(state, self._counts)
+        is_last = state.name == "stopped"
+        is_due = status != self._status and monotonic() >= self._next_status
+        if (news or is_last or is_due) and self._send(*news, status):
+            self._announced |= news
+            self._status, self._next_status = status, monotonic() + _PAUSE
+
+    def on_tick(self, snapshot: Snapshot) -> None:
+        """Report the counts, and a sign of life while all is well."""
+        self._counts = f"; {snapshot.stats}"
+        self.on_state(snapshot.state)
+        if self._is_watched and not (snapshot.overdue or snapshot.dead_workers):
+            self._send("WATCHDOG=1")
+
+    def _send(self, *lines: str) -> bool:
+        """Send a datagram if that works at once, and tell whether it did."""
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            # Messages must not wait for a manager that does not read.
+            sender.setblocking(False)
+            sender.sendto("\n".join(lines).encode(errors="replace"), self._address)
+            return True
+        return False
+
+
+def _milestone(state: State) -> str:
+    if state.is_consuming:
+        return "READY=1"
+    return "STOPPING=1" if state.name in ("stopping", "stopped") else ""
+
+
+def _status(state: State, counts: str) -> str:
+    text = state.text if state.name == "stopped" else state.text + counts
+    # Publishers choose some of it, and a line of its own would be another message to systemd.
+    return "STATUS=" + "".join(char if char.isprintable() else " " for char in text)
+
+
+def _watchdog_seconds(environment: Mapping[str, str]) -> float:
+    """Return how often systemd wants a sign of life from this process; 0 is never."""
+    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return 0.0
+    text = environment.get("WATCHDOG_USEC", "")
+    return int(text) / 1e6 if text.isdecimal() and len(text) < 20 else 0.0

@@ -1,0 +1,112 @@
+"""What tests of a consumer need: no broker, and no mock of fmconsume's insides.
+
+    with mock_sends(Message(topic="build.done", body={"id": 1})):
+        code_that_publishes()
+
+    assert deliver(callback, Message(body={"id": 1})).verdicts == [Verdict.ACK]
+
+Any thread may call `deliver`; `mock_sends` holds for all threads until its block ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Callable, NamedTuple
+from unittest import mock
+
+from . import publisher
+from .engine.delivery import Delivery, Verdict
+from .engine.unsettled import Unsettled
+from .message import Message
+from .rehearsal import Rehearsal, make_delivery
+
+__all__ = ["Told", "Verdict", "deliver", "mock_sends"]
+
+
+@contextmanager
+def mock_sends(*expected: Message | type[Message]) -> Iterator[list[Message]]:
+    """Catch what is published in a `with` block, and compare it at the end.
+
+    Everything is validated as it would be otherwise.
+
+    Args:
+        expected: In the order of publishing, messages that are to be equal, or classes.
+
+    Yields:
+        What has been published so far.
+
+    Raises:
+        AssertionError: Something else was published; says what.
+    """
+    sent: list[Message] = []
+    with mock.patch.object(publisher, "_send", lambda message, *_: sent.append(message)):
+        yield sent
+    if len(sent) != len(expected):
+        raise AssertionError(f"{len(sent)} messages were published, expected {len(expected)}: {sent}")
+    for number, (message, wanted) in enumerate(zip(sent, expected), 1):
+        difference = _difference(message, wanted)
+        if difference:
+            raise AssertionError(f"message {number}: {difference}")
+
+
+def _difference(message: Message, wanted: Message | type[Message]) -> str:
+    """Say in what a message differs from what was expected, or nothing."""
+    cls = wanted if isinstance(wanted, type) else type(wanted)
+    if not isinstance(message, cls):
+        return f"{type(message).__name__} was published, expected {cls.__name__}"
+    if isinstance(wanted, type) or message == wanted:
+        return ""
+    for part in ("topic", "body"):
+        found, hoped = getattr(message, part), getattr(wanted, part)
+        if found != hoped:
+            return f"{part} {found!r} was published, expected {hoped!r}"
+    return f"headers {message.headers!r} were published, expected {wanted.headers!r}"
+
+
+class Told(NamedTuple):
+    """What the broker would have been told.
+
+    Attributes:
+        verdicts: One for each message, in order.
+        error: What `consume` would have raised, None when it would have gone on.
+    """
+
+    verdicts: list[Verdict]
+    error: BaseException | None
+
+
+def deliver(callback: Callable[..., Any], *messages: Message, body_mode: str = "object") -> Told:
+    """Give messages to a callback as a consumer does: encoded, decoded, validated, settled.
+
+    The callback runs on the calling thread, one message after the other. What ends
+    the consumer returns the messages that come after it to their queue. A message whose
+    attribute `redelivered` is set does not run again if it ran before.
+
+    Args:
+        callback: A function, an object or a class, coroutine or not.
+        body_mode: "object", "json" or "bytes", as `body` in the configuration.
+    """
+    verdicts: list[Verdict] = []
+    error = None
+    unsettled = Unsettled(len(messages))
+    unsettled.begin(1)
+    with Rehearsal(callback, body_mode) as rehearsal:
+        for number, message in enumerate(messages, 1):
+            delivery = make_delivery(message, number)
+            if unsettled.receive(delivery):
+                error = _settle(unsettled, delivery, rehearsal if error is None else None) or error
+            verdicts += [frame.verdict for frame in unsettled.take_frames()]
+    return Told(verdicts, error)
+
+
+def _settle(
+    unsettled: Unsettled, delivery: Delivery, rehearsal: Rehearsal | None
+) -> BaseException | None:
+    """Run a delivery, or return it where nothing runs any more; give what ends the consumer."""
+    if rehearsal is None:
+        unsettled.take_back([delivery])
+        return None
+    outcome = rehearsal.run(delivery)
+    unsettled.conclude(outcome)
+    return outcome.error

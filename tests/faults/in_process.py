@@ -1,0 +1,145 @@
+"""Faults of the broker and of the line, with the consumer in this process."""
+
+from __future__ import annotations
+
+import random
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Callable
+
+from tests.integration.broker import Broker
+from tests.integration.proxy import Proxy
+from tests.waiting import wait_until
+
+from .scene import Account, Row, busy, publish, running, unique
+
+__all__ = ["close_connection", "crash", "hold_cpu", "reset", "slow", "stall"]
+
+
+def crash(
+    folder: Path, rounds: int, workers: int, rng: random.Random, queue_type: str = "classic"
+) -> Row:
+    """Kill the broker again and again while messages flow."""
+    batch, arguments = 200, {"x-queue-type": queue_type}
+    row = Row(f"broker killed and restarted ({queue_type} queue)", workers, rounds, rounds * batch)
+    account = Account(busy(0.004, rng))
+    with Broker(folder) as broker:
+        queue = broker.declare(unique("crash"), x_queue_type=queue_type)
+        # RabbitMQ 3.10 loses the raft registration of a queue declared right before a crash.
+        broker.stop()
+        broker.start()
+        prefetch = {"prefetch_count": 20, "prefetch_size": 0}
+        with running(broker.url(), queue, account, workers, arguments, qos=prefetch) as runner:
+            for number in range(rounds):
+                publish(broker, queue, range(number * batch, (number + 1) * batch))
+                wait_until(lambda n=number + rng.random(): len(account.finished) > n * batch)
+                broker.kill()
+                broker.start()
+            wait_until(lambda: account.has_all(row.messages), 120)
+            wait_until(lambda: broker.depth(queue) == (0, 0), 60)
+            row.notes.append(f"{runner.consumer.stats.saved} runs saved")
+    return account.enter_into(row)
+
+
+def reset(broker: Broker, rounds: int, workers: int, rng: random.Random) -> Row:
+    """Cut the line again and again while messages flow."""
+    return _disturb(broker, rounds, workers, rng, "connection reset", lambda proxy: proxy.cut())
+
+
+def close_connection(broker: Broker, rounds: int, workers: int, rng: random.Random) -> Row:
+    """Close the connection as an administrator does, again and again."""
+
+    def close(proxy: Proxy) -> None:
+        wait_until(lambda: proxy.connections)
+        broker.ctl("close_all_connections", "--vhost", "/", "--limit", "10", "test")
+
+    return _disturb(broker, rounds, workers, rng, "connection closed by the administrator", close)
+
+
+def _disturb(
+    broker: Broker,
+    rounds: int,
+    workers: int,
+    rng: random.Random,
+    fault: str,
+    disturb: Callable[[Proxy], Any],
+) -> Row:
+    """Disturb the line once for each batch of messages."""
+    batch = 100
+    row = Row(fault, workers, rounds, rounds * batch)
+    account = Account(busy(0.004, rng))
+    queue = broker.declare(unique("disturb"))
+    with Proxy(broker) as proxy, running(proxy.url(), queue, account, workers) as runner:
+        for number in range(rounds):
+            publish(broker, queue, range(number * batch, (number + 1) * batch))
+            wait_until(lambda n=number + rng.random(): len(account.finished) > n * batch)
+            disturb(proxy)
+        wait_until(lambda: account.has_all(row.messages), 60)
+        wait_until(lambda: broker.depth(queue) == (0, 0))
+        row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
+    broker.delete(queue)
+    return account.enter_into(row)
+
+
+def stall(broker: Broker, rounds: int, workers: int, rng: random.Random) -> Row:
+    """Silence the line; it has to be noticed within two heartbeat intervals."""
+    heartbeat, batch = 2, 20
+    row = Row("line goes silent", workers, rounds, rounds * batch)
+    account = Account(busy(0.004, rng))
+    queue = broker.declare(unique("stall"))
+    with Proxy(broker) as proxy:
+        url = proxy.url(heartbeat=heartbeat, socket_timeout=2, stack_timeout=3)
+        with running(url, queue, account, workers) as runner:
+            for number in range(rounds):
+                runner.wait_for_state("consuming")
+                publish(broker, queue, range(number * batch, (number + 1) * batch))
+                wait_until(lambda n=number: len(account.finished) > n * batch)
+                proxy.stall()
+                began = time.monotonic()
+                wait_until(lambda: runner.consumer.state.name != "consuming")
+                noticed = time.monotonic() - began
+                row.notes.append(f"noticed after {noticed / heartbeat:.2f} heartbeats")
+                assert noticed <= 2 * heartbeat, row
+                proxy.resume()
+            wait_until(lambda: account.has_all(row.messages), 60)
+    broker.delete(queue)
+    return account.enter_into(row)
+
+
+def slow(broker: Broker, messages: int, workers: int, rng: random.Random) -> Row:
+    """Consume over a line that passes one byte at a time, 300 ms late."""
+    row = Row("slow line, one byte at a time, 300 ms", workers, 1, messages)
+    account = Account()
+    queue = broker.declare(unique("slow"))
+    publish(broker, queue, range(messages))
+    with Proxy(broker) as proxy:
+        proxy.slow()
+        with running(proxy.url(stack_timeout=60), queue, account, workers) as runner:
+            wait_until(lambda: account.has_all(messages), 50)
+            proxy.resume()
+        row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
+    assert broker.depth(queue) == (0, 0), row
+    broker.delete(queue)
+    return account.enter_into(row)
+
+
+def hold_cpu(broker: Broker, rounds: int, workers: int, rng: random.Random) -> Row:
+    """Hold the CPU in pure Python for five heartbeat intervals; the connection stays up."""
+    heartbeat = 2
+    row = Row("callback holds the CPU for five heartbeats", workers, rounds, rounds)
+
+    def burn(message: object) -> None:
+        end = time.monotonic() + 5 * heartbeat
+        while time.monotonic() < end:
+            sum(range(1000))
+
+    account = Account(burn)
+    queue = broker.declare(unique("cpu"))
+    publish(broker, queue, range(rounds))
+    with running(broker.url(heartbeat=heartbeat), queue, account, workers) as runner:
+        wait_until(lambda: account.has_all(rounds), 60)
+    assert runner.consumer.stats.reconnections == 0, row
+    assert broker.depth(queue) == (0, 0), row
+    broker.delete(queue)
+    return account.enter_into(row)

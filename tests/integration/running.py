@@ -1,0 +1,121 @@
+"""What tests consume with: a Consumer in a thread, a callback that waits, a configuration file."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Optional, Union
+from unittest import mock
+
+from fmconsume.api import Consumer
+from fmconsume.config import DEFAULTS, conf
+from fmconsume.message import Message
+from tests.waiting import wait_until
+
+__all__ = ["Gate", "Running", "configured", "durable", "numbered", "write_config"]
+
+
+class Running(threading.Thread):
+    """A consumer that runs in a thread of its own; its methods are for the test's thread."""
+
+    def __init__(self, consumer: Consumer) -> None:
+        super().__init__(name="consumer-under-test", daemon=True)
+        self.consumer = consumer
+        self.error: Optional[BaseException] = None  # what `Consumer.run` raised
+
+    def run(self) -> None:
+        try:
+            self.consumer.run()
+        except BaseException as exc:
+            self.error = exc
+
+    def wait_until_consuming(self, reconnections: int = 0) -> None:
+        """Wait until the consumer consumes, after so many reconnections at least."""
+        wait_until(
+            lambda: (
+                not self.is_alive()
+                or (
+                    self.consumer.state.is_consuming
+                    and self.consumer.stats.reconnections >= reconnections
+                )
+            )
+        )
+        if not self.is_alive():
+            self.result()
+            raise AssertionError("the consumer ended")
+
+    def wait_for_state(self, name: str) -> str:
+        """Wait until the consumer's state has this name, and return its text."""
+        wait_until(lambda: self.consumer.state.name == name)
+        return self.consumer.state.text
+
+    def result(self, timeout: float = 20) -> None:
+        """Wait until the consumer ends by itself, and raise what it raises."""
+        self.join(timeout)
+        assert not self.is_alive(), f"still running: {self.consumer.state}"
+        if self.error is not None:
+            raise self.error
+
+    def stop(self) -> None:
+        """Stop the consumer, wait for its end, and raise what it raises."""
+        self.consumer.stop()
+        self.result()
+
+
+class Gate:
+    """A callback that holds every message until `open` is set."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []  # the "n" of each body, noted on arrival
+        self.entered = threading.Event()
+        self.open = threading.Event()
+
+    def __call__(self, message: Message) -> None:
+        self.seen.append(message.body["n"])
+        self.entered.set()
+        assert self.open.wait(30)
+
+
+@contextmanager
+def configured(**settings: Any) -> Iterator[None]:
+    """Give `conf` the defaults and these settings, whatever the machine's own file says."""
+    with mock.patch.dict(conf, {**copy.deepcopy(DEFAULTS), **settings}, clear=True):
+        yield
+
+
+def durable(*queues: str, **arguments: Any) -> dict[str, dict[str, Any]]:
+    """Return the settings of queues made by `Broker.declare`, with the same arguments."""
+    named = {name.replace("_", "-"): value for name, value in arguments.items()}
+    return {name: {"durable": True, "arguments": named} for name in queues}
+
+
+def numbered(count: int) -> Iterator[dict[str, int]]:
+    """Make the bodies {"n": 0}, {"n": 1} and so on."""
+    return ({"n": number} for number in range(count))
+
+
+def write_config(
+    path: Path,
+    url: str,
+    queues: Union[str, Mapping[str, Any], None] = None,
+    tables: str = "",
+    **top: Any,
+) -> Path:
+    """Write a TOML file and return its path.
+
+    Args:
+        queues: A durable queue, or names and settings; None leaves the section out.
+        tables: More tables, as TOML.
+        top: Keys outside any table, with strings, numbers and lists.
+    """
+    settings = durable(queues) if isinstance(queues, str) else queues or {}
+    lines = [f"{key} = {json.dumps(value)}" for key, value in {"amqp_url": url, **top}.items()]
+    for name, queue in settings.items():
+        lines.append(f"[queues.{json.dumps(name)}]")
+        lines += [f"{key} = {json.dumps(value)}" for key, value in queue.items() if value != {}]
+    path.write_text("\n".join([*lines, tables, ""]))
+    return path

@@ -1,0 +1,158 @@
+"""How consuming goes on after the connection or the broker was gone."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+
+from tests.waiting import wait_until
+
+from .broker import Broker, Depth, free_port
+from .running import numbered
+
+_HEARTBEAT = 2
+
+
+@pytest.fixture(scope="module")
+def frail_broker(tmp_path_factory):
+    """A broker that the tests of this module may stop and start; each leaves it running."""
+    with Broker(tmp_path_factory.mktemp("frail")) as broker:
+        yield broker
+
+
+@pytest.mark.parametrize("workers", [1, 8])
+def test_recovery_connection_cut(broker, proxy, queue, run_consumer, workers):
+    """With the connection cut again and again under load, every message runs exactly once."""
+    count, runs = 3000, Counter()
+    cuts = {400, 1200, 2000}
+
+    def callback(message):
+        number = message.body["n"]
+        runs[number] += 1
+        if number in cuts and runs[number] == 1:
+            proxy.cut()
+
+    broker.publish(queue, numbered(count))
+    running = run_consumer(
+        callback,
+        queue,
+        workers=workers,
+        amqp_url=proxy.url(),
+        qos={"prefetch_count": 100, "prefetch_size": 0},
+    )
+    wait_until(lambda: len(runs) == count)
+    wait_until(lambda: broker.depth(queue) == Depth(0, 0))
+    running.stop()
+    assert set(runs.values()) == {1}
+    assert running.consumer.stats.reconnections >= 1
+    assert broker.ready(queue) == 0
+
+
+def test_recovery_callback_outlives_its_connection(broker, proxy, queue, run_consumer, gate):
+    """A callback that runs while the connection is lost settles its redelivery, and runs once."""
+    running = run_consumer(gate, queue, amqp_url=proxy.url())
+    broker.publish(queue, numbered(3))
+    assert gate.entered.wait(20)
+    proxy.cut()
+    wait_until(lambda: running.consumer.stats.saved == 1)
+    gate.open.set()
+    wait_until(lambda: running.consumer.stats.acknowledged == 3)
+    running.stop()
+    assert gate.seen == [0, 1, 2]
+    assert broker.ready(queue) == 0
+
+
+def test_recovery_callback_without_message_id_runs_again(broker, proxy, queue, run_consumer, gate):
+    """A message without an id runs again after a lost connection, as at least once means."""
+    running = run_consumer(gate, queue, amqp_url=proxy.url())
+    broker.publish(queue, [b'{"n": 0}'])
+    assert gate.entered.wait(20)
+    proxy.cut()
+    running.wait_until_consuming(reconnections=1)
+    gate.open.set()
+    wait_until(lambda: gate.seen == [0, 0])
+    wait_until(lambda: running.consumer.stats.acknowledged == 2)
+    running.stop()
+    assert broker.ready(queue) == 0
+
+
+@pytest.fixture
+def impatient_broker(broker):
+    """The broker, with a second to acknowledge in for all channels opened from now on."""
+    usual = broker.eval("{ok, T} = application:get_env(rabbit, consumer_timeout), T.")
+    set_timeout = "application:set_env(rabbit, consumer_timeout, {}),"
+    set_tick = "application:set_env(rabbit, channel_tick_interval, {})."
+    broker.eval(set_timeout.format(1000) + set_tick.format(200))
+    yield broker
+    broker.eval(set_timeout.format(usual) + set_tick.format(60_000))
+
+
+def test_recovery_acknowledgement_timeout(impatient_broker, queue, run_consumer, gate):
+    """A callback that outlives the broker's acknowledgement timeout runs once and is settled.
+
+    The broker closes the channel then, of which pika tells nothing.
+    """
+    running = run_consumer(gate, queue)
+    impatient_broker.publish(queue, numbered(2))
+    wait_until(lambda: running.consumer.stats.saved)
+    gate.open.set()
+    wait_until(lambda: running.consumer.stats.acknowledged == 2)
+    running.stop()
+    assert running.consumer.stats.reconnections >= 1
+    assert gate.seen == [0, 1]
+    assert impatient_broker.ready(queue) == 0
+
+
+def test_recovery_stalled_line(broker, proxy, queue, run_consumer, gate):
+    """A line that went silent is noticed within two heartbeats, and consuming goes on after it."""
+    gate.open.set()
+    running = run_consumer(gate, queue, amqp_url=proxy.url(heartbeat=_HEARTBEAT))
+    proxy.stall()
+    began = time.monotonic()
+    wait_until(lambda: not running.consumer.state.is_consuming)
+    assert time.monotonic() - began < 2 * _HEARTBEAT + 0.5
+    proxy.resume()
+    broker.publish(queue, numbered(1))
+    wait_until(lambda: running.consumer.stats.acknowledged == 1)
+    assert running.consumer.stats.reconnections >= 1
+
+
+def test_recovery_broker_restart(frail_broker, run_consumer, gate):
+    """After a restart of the broker the rest of the messages run, and none twice."""
+    queue = frail_broker.declare("restart")
+    running = run_consumer(gate, queue, amqp_url=frail_broker.url())
+    frail_broker.publish(queue, numbered(30))
+    assert gate.entered.wait(20)
+    frail_broker.stop()
+    assert "reconnecting in" in running.wait_for_state("waiting")
+    frail_broker.start()
+    running.wait_until_consuming(reconnections=1)
+    gate.open.set()
+    wait_until(lambda: running.consumer.stats.acknowledged == 30)
+    running.stop()
+    assert gate.seen == list(range(30))
+    assert frail_broker.ready(queue) == 0
+
+
+def test_recovery_first_connection(frail_broker, run_consumer, gate):
+    """A consumer that is started before its broker waits for it."""
+    frail_broker.stop()
+    gate.open.set()
+    running = run_consumer(gate, "first", wait=False, amqp_url=frail_broker.url())
+    assert "reconnecting in" in running.wait_for_state("waiting")
+    frail_broker.start()
+    running.wait_until_consuming()
+    frail_broker.publish("first", numbered(1))
+    wait_until(lambda: gate.seen == [0])
+    assert running.consumer.stats.reconnections == 0
+
+
+def test_recovery_second_address(broker, queue, run_consumer, gate):
+    """Of several addresses the one that answers is taken."""
+    gate.open.set()
+    broker.publish(queue, numbered(1))
+    running = run_consumer(gate, queue, amqp_url=[broker.url(port=free_port()), broker.url()])
+    wait_until(lambda: gate.seen == [0])
+    assert f":{broker.port}" in running.consumer.state.text

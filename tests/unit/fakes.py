@@ -1,0 +1,58 @@
+"""What several unit tests pretend: a broker's deliveries, a configuration, and waits that end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from threading import Event
+from time import monotonic
+from typing import Any, Optional, TypeVar
+
+from pika.spec import BasicProperties
+
+from fmconsume.config import LazyConfig, conf
+from fmconsume.engine.delivery import Delivery
+
+T = TypeVar("T")
+
+#: Seconds after which a rendezvous has failed; nothing waits that long in a good run.
+TIMEOUT = 10.0
+
+
+def make_delivery(
+    session: int = 1,
+    tag: int = 1,
+    *,
+    queue: str = "fruit",
+    routing_key: str = "fruit.ripe",
+    redelivered: bool = False,
+    message_id: Optional[str] = "apple",
+    body: bytes = b"{}",
+    headers: Optional[dict[str, Any]] = None,
+) -> Delivery:
+    """Make what a broker delivers."""
+    properties = BasicProperties(message_id=message_id, headers=headers)
+    return Delivery(session, tag, queue, routing_key, redelivered, properties, body, monotonic())
+
+
+@contextmanager
+def restored_configuration() -> Iterator[LazyConfig]:
+    """Let a test load and change the configuration of the process, and put it back."""
+    before, loaded, path = dict.copy(conf), conf.loaded, conf.path
+    try:
+        yield conf
+    finally:
+        dict.clear(conf)
+        dict.update(conf, before)
+        conf.loaded, conf.path = loaded, path
+
+
+def get_soon(queue: SimpleQueue[T]) -> T:
+    """Take from a queue, or fail."""
+    return queue.get(timeout=TIMEOUT)
+
+
+def wait_soon(event: Event) -> None:
+    """Wait for an event, or fail."""
+    assert event.wait(TIMEOUT), "what was waited for did not happen"

@@ -1,0 +1,138 @@
+"""Tests of broker addresses."""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+from typing import Any, Optional
+
+import pika
+import pytest
+import trustme
+
+from fmconsume.engine.address import Address, parse_address
+
+NO_TLS: dict[str, Optional[str]] = {"ca_cert": None, "certfile": None, "keyfile": None}
+
+
+def parse(url: str, tls: Optional[dict[str, Optional[str]]] = None, **properties: Any) -> Address:
+    """Parse with nothing special."""
+    return parse_address(url, tls or NO_TLS, properties)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Optional[str]]:
+    """Make a certificate authority and a client certificate."""
+    folder: Path = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    client = authority.issue_cert("client.example")
+    paths = {key: str(folder / f"{key}.pem") for key in NO_TLS}
+    authority.cert_pem.write_to_path(paths["ca_cert"])
+    client.cert_chain_pems[0].write_to_path(paths["certfile"])
+    client.private_key_pem.write_to_path(paths["keyfile"])
+    return dict(paths)
+
+
+def test_parse_address_plain() -> None:
+    """Host, port, virtual host and credentials come from the URL."""
+    parameters = parse("amqp://ann:secret@rabbit.example:5673/%2Fpub").parameters
+    assert (parameters.host, parameters.port) == ("rabbit.example", 5673)
+    assert parameters.virtual_host == "/pub"
+    assert parameters.credentials == pika.PlainCredentials("ann", "secret")
+    assert parameters.ssl_options is None
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("amqp://ann:s3cret@h:1/v", "amqp://ann@h:1 (virtual host 'v')"),
+        ("amqps://ann:s3cret@h/%2F", "amqps://ann@h:5671 (virtual host '/')"),
+    ],
+)
+def test_parse_address_name(url: str, name: str) -> None:
+    """The name tells where it is, and never the password."""
+    assert parse(url).name == name
+
+
+def test_parse_address_one_attempt() -> None:
+    """pika itself never tries again, whatever the URL says."""
+    url = "amqp://h?connection_attempts=3&retry_delay=5"
+    assert parse(url).parameters.connection_attempts == 1
+
+
+def test_parse_address_parameters() -> None:
+    """Other parameters of the URL are obeyed."""
+    assert parse("amqp://h?heartbeat=7").parameters.heartbeat == 7
+
+
+def test_parse_address_client_properties() -> None:
+    """Client properties are copied, so that one address cannot change those of another."""
+    given = {"app": "fruit"}
+    address = parse_address("amqp://h", NO_TLS, given)
+    given["app"] = "changed"
+    assert address.parameters.client_properties == {"app": "fruit"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["amqp://a:secret@h:port/", "amqp://a:secret@h?heartbeat=often", "amqp://a:secret@h?wrong=1"],
+)
+def test_parse_address_malformed(url: str) -> None:
+    """A URL that does not parse is a ValueError, without a password in it."""
+    with pytest.raises(ValueError, match=r".") as caught:
+        parse(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_parse_address_user_without_password() -> None:
+    """A user without a password is told as such."""
+    with pytest.raises(ValueError, match="no password"):
+        parse("amqp://ann@h")
+
+
+def test_parse_address_tls(files: dict[str, Optional[str]]) -> None:
+    """amqps checks certificate and host name, from TLS 1.2 on, with the given authority."""
+    parameters = parse("amqps://a:b@rabbit.example", {**NO_TLS, "ca_cert": files["ca_cert"]})
+    options = parameters.parameters.ssl_options
+    assert options.server_hostname == "rabbit.example"
+    assert options.context.verify_mode is ssl.CERT_REQUIRED
+    assert options.context.check_hostname
+    assert options.context.minimum_version is ssl.TLSVersion.TLSv1_2
+    assert len(options.context.get_ca_certs()) == 1
+    assert isinstance(parameters.parameters.credentials, pika.PlainCredentials)
+
+
+def test_parse_address_client_certificate(files: dict[str, Optional[str]]) -> None:
+    """A client certificate stands in for user and password."""
+    address = parse("amqps://ann:s3cret@h/v", files)
+    assert isinstance(address.parameters.credentials, pika.credentials.ExternalCredentials)
+    assert address.name == "amqps://@h:5671 (virtual host 'v')"
+
+
+def test_parse_address_tls_unused(files: dict[str, Optional[str]]) -> None:
+    """Without amqps certificates are not used, not even looked at."""
+    tls = {**files, "certfile": "/nowhere/cert.pem"}
+    address = parse("amqp://a:b@h", tls)
+    assert address.parameters.ssl_options is None
+    assert isinstance(address.parameters.credentials, pika.PlainCredentials)
+
+
+@pytest.mark.parametrize("key", ["ca_cert", "certfile", "keyfile"])
+@pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "malformed"])
+def test_parse_address_unusable_file(
+    files: dict[str, Optional[str]], tmp_path: Path, key: str, content: Optional[str]
+) -> None:
+    """A certificate file that is missing or malformed is an OSError."""
+    path = tmp_path / "wrong.pem"
+    if content is not None:
+        path.write_text(content, encoding="utf-8")
+    with pytest.raises(OSError, match=r".") as caught:
+        parse("amqps://h", {**files, key: str(path)})
+    assert isinstance(caught.value, ssl.SSLError if content else FileNotFoundError)
+
+
+def test_parse_address_tls_in_url(files: dict[str, Optional[str]]) -> None:
+    """TLS settings inside the URL go before ours."""
+    url = f"amqps://a:b@h/?ssl_options={{'ca_certs':'{files['ca_cert']}'}}"
+    address = parse(url, {**NO_TLS, "ca_cert": "/nowhere/ca.pem"})
+    assert len(address.parameters.ssl_options.context.get_ca_certs()) == 1

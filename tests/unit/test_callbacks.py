@@ -1,0 +1,299 @@
+"""Tests of finding the callback: each mistake has its own message."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from fmconsume.callbacks import instantiate, load_from_file, load_from_module
+from fmconsume.exceptions import ConfigurationException
+
+Write = Callable[[str, str], Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Write]:
+    """Write modules into a folder that is searched for imports; forget them afterwards."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+
+    def write(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    yield write
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def complaint(load: Callable[[str], Any], path: str) -> str:
+    """Give the message of the error that loading ends with: a single line."""
+    with pytest.raises(ConfigurationException) as caught:
+        load(path)
+    (line,) = caught.value.message.splitlines()
+    return line
+
+
+GOOD = "class Basket:\n    @staticmethod\n    def take(message): return 'taken'\n"
+
+
+def test_load_from_module_object(write: Write) -> None:
+    """An object is found by module and name."""
+    write("orchard/__init__.py", "")
+    write("orchard/picker.py", "def pick(message): return 'picked'\n")
+    assert load_from_module("orchard.picker:pick")(None) == "picked"
+
+
+def test_load_from_module_dotted_object(write: Write) -> None:
+    """The object may be an attribute of another one."""
+    write("orchard.py", GOOD)
+    assert load_from_module("orchard:Basket.take")(None) == "taken"
+
+
+def test_load_from_module_spaces_around(write: Write) -> None:
+    """Spaces around the path do not count."""
+    write("orchard.py", GOOD)
+    assert load_from_module(" orchard:Basket ").__name__ == "Basket"
+
+
+@pytest.mark.parametrize("path", ["orchard", "orchard.pick", ":pick", "orchard:", "", ":"])
+def test_load_from_module_malformed_path(path: str) -> None:
+    """A path without a colon, or with nothing on one side, says what is expected."""
+    line = complaint(load_from_module, path)
+    assert f"found {path!r}, expected 'package.module:object'" in line
+
+
+@pytest.mark.parametrize(
+    ("path", "missing"),
+    [("meadow:pick", "'meadow'"), ("orchard.barn:pick", "'orchard.barn'")],
+)
+def test_load_from_module_no_such_module(write: Write, path: str, missing: str) -> None:
+    """A module that is not there is named, and where it was looked for."""
+    write("orchard/__init__.py", "")
+    line = complaint(load_from_module, path)
+    assert f"callback {path!r}: no module named {missing}; looked in the current directory" in line
+
+
+def test_load_from_module_parent_is_no_package(write: Write) -> None:
+    """A module below one that is no package is not there either."""
+    write("orchard.py", GOOD)
+    assert "no module named 'orchard.barn'" in complaint(load_from_module, "orchard.barn:pick")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "line_number"),
+    [
+        ("\nimport meadow\n", "ModuleNotFoundError: No module named 'meadow'", 2),
+        ("from os import meadow\n", "ImportError: cannot import name 'meadow' from 'os'", 1),
+        ("\n\n1 / 0\n", "ZeroDivisionError: division by zero", 3),
+    ],
+)
+def test_load_from_module_import_fails(
+    write: Write, text: str, reason: str, line_number: int
+) -> None:
+    """What goes wrong inside the module is told apart, with file and line."""
+    write("orchard.py", text)
+    line = complaint(load_from_module, "orchard:pick")
+    assert line.startswith("callback 'orchard:pick': importing orchard failed: ")
+    assert reason in line
+    assert f"(orchard.py, line {line_number})" in line
+
+
+def test_load_from_module_syntax_error(write: Write) -> None:
+    """A syntax error is told with file and line of the module."""
+    write("orchard.py", "\ndef pick(:\n")
+    line = complaint(load_from_module, "orchard:pick")
+    assert "SyntaxError" in line
+    assert "(orchard.py, line 2)" in line
+    assert "importlib" not in line
+
+
+def test_load_from_module_that_exits(write: Write) -> None:
+    """A script that exits while it is imported is no clean end of the consumer."""
+    write("orchard.py", "import sys\nsys.exit(0)\n")
+    line = complaint(load_from_module, "orchard:pick")
+    assert "importing orchard failed: SystemExit" in line
+
+
+@pytest.mark.parametrize("name", ["pick", "Basket.lid", "a..b"])
+def test_load_from_module_no_such_object(write: Write, name: str) -> None:
+    """An object that the module does not have is named."""
+    write("orchard.py", GOOD)
+    path = f"orchard:{name}"
+    assert complaint(load_from_module, path) == f"callback {path!r}: orchard has no {name!r}"
+
+
+def test_load_from_file_object(write: Write) -> None:
+    """An object is found by file and name, wherever the file lies."""
+    path = write("barn/loft.py", GOOD)
+    assert load_from_file(f"{path}:Basket.take")(None) == "taken"
+
+
+def test_load_from_file_is_module(write: Write) -> None:
+    """The file is a module like any other: classes in it know where they come from."""
+    path = write("loft.py", "class Apple: pass\n")
+    cls = load_from_file(f"{path}:Apple")
+    assert sys.modules[cls.__module__].Apple is cls
+
+
+@pytest.mark.parametrize("path", ["loft.py", ":pick", "loft.py:"])
+def test_load_from_file_malformed_path(path: str) -> None:
+    """A path without a colon says what is expected."""
+    line = complaint(load_from_file, path)
+    assert f"found {path!r}, expected 'path/to/file.py:object'" in line
+
+
+def test_load_from_file_no_such_file(tmp_path: Path) -> None:
+    """A file that is not there is named."""
+    line = complaint(load_from_file, f"{tmp_path}/loft.py:pick")
+    assert line == f"callback file '{tmp_path}/loft.py' does not exist"
+
+
+def test_load_from_file_of_other_kind(write: Write) -> None:
+    """A file that Python does not import is told as such."""
+    path = write("loft.txt", "")
+    assert "expected the name of a .py file" in complaint(load_from_file, f"{path}:pick")
+
+
+def test_load_from_file_import_fails(write: Write) -> None:
+    """What goes wrong inside the file is told with the line."""
+    path = write("loft.py", "\nimport meadow\n")
+    line = complaint(load_from_file, f"{path}:pick")
+    assert f"importing {path} failed: ModuleNotFoundError: No module named 'meadow'" in line
+    assert "(loft.py, line 2)" in line
+
+
+def test_load_from_file_no_such_object(write: Write) -> None:
+    """An object that the file does not have is named."""
+    path = write("loft.py", GOOD)
+    assert complaint(load_from_file, f"{path}:pick").endswith("has no 'pick'")
+
+
+def function(message: Any) -> None:
+    """Take a message."""
+
+
+async def coroutine_function(message: Any) -> None:
+    """Take a message."""
+
+
+class Taker:
+    """Takes messages in several ways."""
+
+    def __call__(self, message: Any) -> None:
+        """Take a message."""
+
+    def method(self, message: Any) -> None:
+        """Take a message."""
+
+
+class AsyncTaker:
+    """Takes messages, asynchronously."""
+
+    async def __call__(self, message: Any) -> None:
+        """Take a message."""
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        function,
+        coroutine_function,
+        Taker(),
+        Taker().method,
+        AsyncTaker(),
+        partial(function),
+        partial(partial(Taker()), 1),
+        print,
+    ],
+    ids=str,
+)
+def test_instantiate_callable(callback: Any) -> None:
+    """Whatever can be called is taken as it is."""
+    assert instantiate(callback) is callback
+
+
+@pytest.mark.parametrize("cls", [Taker, AsyncTaker])
+def test_instantiate_class(cls: type) -> None:
+    """A class is instantiated."""
+    assert type(instantiate(cls)) is cls
+
+
+@pytest.mark.parametrize("callback", [None, 7, "orchard:pick", {}, object()], ids=str)
+def test_instantiate_not_callable(callback: Any) -> None:
+    """What cannot be called is an error that shows it."""
+    with pytest.raises(ValueError, match=r"^callback: found .*, expected a function") as caught:
+        instantiate(callback)
+    assert repr(callback) in str(caught.value)
+
+
+class Silent:
+    """Cannot be called."""
+
+
+def test_instantiate_class_without_call() -> None:
+    """A class whose instances cannot be called is told apart from a good one."""
+    with pytest.raises(ValueError, match=r"^callback: found .*Silent.*or a class with __call__"):
+        instantiate(Silent)
+
+
+class Needy(Taker):
+    """Wants an argument."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+
+class Broken(Taker):
+    """Fails with a TypeError of its own."""
+
+    def __init__(self) -> None:
+        len(7)  # type: ignore[arg-type]
+
+
+class Homeless(Taker):
+    """Fails with many words."""
+
+    def __init__(self) -> None:
+        raise RuntimeError("no such\nplace")
+
+
+class Leaving(Taker):
+    """Ends the process."""
+
+    def __init__(self) -> None:
+        sys.exit(0)
+
+
+def test_instantiate_class_needs_arguments() -> None:
+    """A class that wants arguments is told that it gets none."""
+    with pytest.raises(ValueError, match=r"Needy could not be constructed: TypeError: ") as caught:
+        instantiate(Needy)
+    assert str(caught.value).endswith("; it is called without arguments")
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"),
+    [(Broken, "TypeError: object of type 'int'"), (Homeless, "RuntimeError: no such place")],
+)
+def test_instantiate_class_fails(cls: type, reason: str) -> None:
+    """What goes wrong inside a constructor is told in one line, with file and line."""
+    with pytest.raises(ValueError, match=f"{cls.__name__} could not be constructed") as caught:
+        instantiate(cls)
+    assert reason in str(caught.value)
+    assert "(test_callbacks.py, line " in str(caught.value)
+    assert "without arguments" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_instantiate_class_that_exits() -> None:
+    """A constructor that exits is no clean end of the consumer."""
+    with pytest.raises(ValueError, match="Leaving could not be constructed: SystemExit"):
+        instantiate(Leaving)

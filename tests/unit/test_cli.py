@@ -1,0 +1,378 @@
+"""Tests of the command: usage, what its options select, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Callable
+
+import pytest
+
+from fmconsume import cli, config
+from fmconsume.cli import main, parser
+from fmconsume.config import LazyConfig
+from fmconsume.exceptions import ConsumerCanceled, HaltConsumer
+from fmconsume.version import __version__
+
+from .fakes import restored_configuration
+
+
+class FakeConsumer:
+    """Notes how it was made, and ends as the test says."""
+
+    made: list[FakeConsumer]
+    end: Callable[[], None]
+
+    def __init__(self, callback: Any, bindings: Any, queues: Any, **options: Any) -> None:
+        self.callback, self.bindings, self.queues, self.options = (
+            callback,
+            bindings,
+            queues,
+            options,
+        )
+        self.exit_code = 0
+        self.made.append(self)
+
+    def run(self) -> None:
+        type(self).end()
+
+
+@pytest.fixture(autouse=True)
+def conf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LazyConfig]:
+    """Stand in an empty folder, without a configuration, and leave no trace in the process."""
+    monkeypatch.setattr(config, "_DEFAULT_PATH", str(tmp_path / "absent.toml"))
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    with restored_configuration() as conf:
+        monkeypatch.setattr(conf, "setup_logging", lambda: None)
+        yield conf.load_config()
+    for name in set(sys.modules) - before:
+        if name.startswith("orchard"):
+            del sys.modules[name]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[[str, str], str]:
+    """Write a file into the current folder."""
+
+    def write(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return name
+
+    return write
+
+
+@pytest.fixture
+def consumers(
+    monkeypatch: pytest.MonkeyPatch, write: Callable[[str, str], str]
+) -> list[FakeConsumer]:
+    """Let the command make consumers that do nothing, with a callback at orchard:pick."""
+    write("orchard.py", "def pick(message): pass\n")
+    FakeConsumer.made = []
+    FakeConsumer.end = staticmethod(lambda: None)  # type: ignore[assignment]
+    monkeypatch.setattr(cli, "Consumer", FakeConsumer)
+    return FakeConsumer.made
+
+
+CALLBACK = ["--callback", "orchard:pick"]
+
+
+# -- usage ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "no callback: give --callback module:object, or set callback in the configuration"),
+        (["--callback", "orchard"], "found 'orchard', expected 'package.module:object'"),
+        (["--callback", "meadow:pick"], "no module named 'meadow'"),
+        (["--callback", "orchard:plant"], "orchard has no 'plant'"),
+        (["--callback", "broken:pick"], "importing broken failed: ZeroDivisionError"),
+        (["--callback", "orchard:SIZE"], "callback: found 7, expected a function"),
+        (["--callback-file", "absent.py:pick"], "'absent.py' does not exist"),
+        ([*CALLBACK, "--workers", "0"], "workers: found 0, expected a number of at least 1"),
+        ([*CALLBACK, "--limit", "-1"], "limit: found -1, expected a number of at least 1"),
+        ([*CALLBACK, "--config", "absent.toml"], "cannot read the configuration file absent.toml"),
+        ([*CALLBACK, "--config", "broken.toml"], "broken.toml is not valid TOML"),
+    ],
+)
+def test_main_usage(
+    write: Callable[[str, str], str],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    text: str,
+) -> None:
+    """Each mistake ends with exit code 2 and one line on standard error."""
+    write("orchard.py", "SIZE = 7\ndef pick(message): pass\n")
+    write("broken.py", "1 / 0\n")
+    write("broken.toml", "workers = \n")
+    assert main(arguments) == 2
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
+    assert line.startswith("fmconsume: ")
+    assert text in line
+    assert output.out == ""
+
+
+def test_main_bad_configuration(
+    write: Callable[[str, str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """All problems of a configuration are told at once, a line each."""
+    write("my.toml", "workers = 0\nremember = -1\n")
+    assert main(["--config", "my.toml"]) == 2
+    title, *problems = capsys.readouterr().err.splitlines()
+    assert title == "fmconsume: my.toml cannot be used:"
+    assert [problem.partition(":")[0] for problem in sorted(problems)] == ["remember", "workers"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--call"], "ambiguous option"),
+        (["--colour"], "unrecognized arguments: --colour"),
+        (["extra"], "unrecognized arguments: extra"),
+        (["--workers", "two"], "--workers: invalid int value: 'two'"),
+        (["--log-level", "loud"], "--log-level: invalid choice: 'loud'"),
+        ([*CALLBACK, "--callback-file", "a.py:b"], "not allowed with argument --callback"),
+    ],
+)
+def test_main_wrong_options(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    """Options that are wrong end with exit code 2; the last line says why."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("fmconsume: error: ")
+    assert text in last
+
+
+def test_main_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """--version tells it and ends well."""
+    with pytest.raises(SystemExit) as caught:
+        main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"fmconsume {__version__}\n"
+
+
+# -- options --------------------------------------------------------------------
+
+
+def test_main_callback(consumers: list[FakeConsumer]) -> None:
+    """--callback is found in the current folder; without other options nothing is overridden."""
+    assert main(CALLBACK) == 0
+    (consumer,) = consumers
+    assert consumer.callback.__name__ == "pick"
+    assert consumer.queues == config.DEFAULTS["queues"]
+    assert consumer.bindings == config.DEFAULTS["bindings"]
+    assert consumer.options["workers"] is None
+    assert consumer.options["limit"] is None
+
+
+def test_main_callback_file(consumers: list[FakeConsumer]) -> None:
+    """--callback-file takes it of a file."""
+    assert main(["--callback-file", "orchard.py:pick"]) == 0
+    assert consumers[0].callback.__name__ == "pick"
+
+
+def test_main_callback_configured(
+    consumers: list[FakeConsumer], write: Callable[[str, str], str]
+) -> None:
+    """Without --callback the configuration's is taken; with it, the option's."""
+    write("my.toml", 'callback = "orchard:pick"\n')
+    write("orchard2.py", "def plant(message): pass\n")
+    assert main(["--config", "my.toml"]) == 0
+    assert main(["--conf", "my.toml", "--callback", "orchard2:plant"]) == 0
+    assert [consumer.callback.__name__ for consumer in consumers] == ["pick", "plant"]
+
+
+def test_main_numbers(consumers: list[FakeConsumer]) -> None:
+    """--workers and --limit are passed on."""
+    assert main([*CALLBACK, "--workers", "4", "--limit", "9"]) == 0
+    assert consumers[0].options["workers"] == 4
+    assert consumers[0].options["limit"] == 9
+
+
+def test_main_app_name(consumers: list[FakeConsumer], conf: LazyConfig) -> None:
+    """--app-name is shown to the broker, and does not stay for the next consumer."""
+    assert main([*CALLBACK, "--app-name", "picker"]) == 0
+    assert conf["client_properties"]["app"] == "picker"
+    assert main(CALLBACK) == 0
+    assert conf["client_properties"]["app"] == "Unknown"
+
+
+def test_main_log_level(consumers: list[FakeConsumer]) -> None:
+    """--log-level goes before the configured levels, of the root and of ours."""
+    loggers = [logging.getLogger(), logging.getLogger("fmconsume")]
+    before = [logger.level for logger in loggers]
+    try:
+        assert main([*CALLBACK, "--log-level", "debug"]) == 0
+        assert [logger.level for logger in loggers] == [logging.DEBUG, logging.DEBUG]
+    finally:
+        for logger, level in zip(loggers, before):
+            logger.setLevel(level)
+
+
+TWO_QUEUES = """
+[queues.fruit]
+durable = true
+[queues.veg]
+durable = true
+[[bindings]]
+queue = "fruit"
+exchange = "market"
+routing_keys = ["a"]
+[[bindings]]
+queue = "veg"
+exchange = "market"
+routing_keys = ["b", "c"]
+"""
+
+
+def select(conf: LazyConfig, *arguments: str) -> tuple[Any, list[Any]]:
+    """Give the queues, and the bindings as queue, exchange and keys."""
+    queues, bindings = cli._select(parser().parse_args(arguments))
+    return queues, [(b["queue"], b["exchange"], *b["routing_keys"]) for b in bindings]
+
+
+@pytest.fixture
+def two_queues(write: Callable[[str, str], str], conf: LazyConfig) -> LazyConfig:
+    """Configure two queues, each with a binding."""
+    return conf.load_config(write("two.toml", TWO_QUEUES))
+
+
+def test_select_nothing(two_queues: LazyConfig) -> None:
+    """Without options all is as configured."""
+    queues, bindings = select(two_queues)
+    assert queues == two_queues["queues"]
+    assert bindings == [("fruit", "market", "a"), ("veg", "market", "b", "c")]
+
+
+def test_select_configured_queue(two_queues: LazyConfig) -> None:
+    """--queue-name of a configured queue leaves that queue and its bindings."""
+    queues, bindings = select(two_queues, "--queue-name", "veg")
+    assert queues == {"veg": two_queues["queues"]["veg"]}
+    assert bindings == [("veg", "market", "b", "c")]
+
+
+def test_select_other_queue(conf: LazyConfig) -> None:
+    """--queue-name of another queue gives that name to the configured unnamed one."""
+    queues, bindings = select(conf, "--queue-name", "nuts")
+    assert queues == {"nuts": conf["queues"][""]}
+    assert bindings == [("nuts", "amq.topic", "#")]
+
+
+def test_select_exchange(two_queues: LazyConfig) -> None:
+    """--exchange is bound instead of the configured exchanges."""
+    _, bindings = select(two_queues, "--exchange", "fair")
+    assert bindings == [("fruit", "fair", "a"), ("veg", "fair", "b", "c")]
+
+
+def test_select_routing_keys(two_queues: LazyConfig) -> None:
+    """--routing-key, given once or more, replaces the configured ones."""
+    _, bindings = select(two_queues, "--routing-key", "x", "--routing-key", "y.#")
+    assert bindings == [("fruit", "market", "x", "y.#"), ("veg", "market", "x", "y.#")]
+
+
+def test_select_all(two_queues: LazyConfig) -> None:
+    """All three go together."""
+    arguments = ["--queue-name", "fruit", "--exchange", "fair", "--routing-key", "x"]
+    assert select(two_queues, *arguments)[1] == [("fruit", "fair", "x")]
+
+
+@pytest.mark.parametrize("name", ["fruit", "nuts"])
+def test_select_without_bindings(
+    write: Callable[[str, str], str], conf: LazyConfig, name: str
+) -> None:
+    """A queue without configured bindings is bound as the options say."""
+    conf.load_config(write("one.toml", "[queues.fruit]\ndurable = true\n"))
+    arguments = ["--queue-name", name, "--exchange", "fair", "--routing-key", "x"]
+    assert select(conf, *arguments)[1] == [(name, "fair", "x")]
+
+
+def test_select_leaves_configuration(two_queues: LazyConfig) -> None:
+    """Options do not change the configuration."""
+    before = [dict(binding) for binding in two_queues["bindings"]]
+    select(two_queues, "--queue-name", "fruit", "--exchange", "fair", "--routing-key", "x")
+    assert two_queues["bindings"] == before
+    assert set(two_queues["queues"]) == {"fruit", "veg"}
+
+
+# -- how it ends ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "expected", "line"),
+    [
+        (None, 0, 0, ""),
+        (HaltConsumer(), 0, 0, ""),
+        (HaltConsumer(7, "enough"), 7, 7, "the callback halted the consumer: enough"),
+        (HaltConsumer(-1, "enough"), -1, 1, "the callback halted the consumer: enough"),
+        (HaltConsumer(256, "enough"), 256, 1, "the callback halted the consumer: enough"),
+        (ConsumerCanceled("the broker cancelled"), 12, 12, "the broker cancelled"),
+        (KeyError("apple"), 13, 13, "the callback failed: KeyError: 'apple'"),
+        (SystemExit(0), 13, 13, "the callback failed: SystemExit: 0"),
+        (KeyError("a bug"), 11, 11, "unexpected error, please report it: KeyError: 'a bug'"),
+    ],
+)
+def test_main_exit_code(
+    consumers: list[FakeConsumer],
+    capsys: pytest.CaptureFixture[str],
+    error: Any,
+    exit_code: int,
+    expected: int,
+    line: str,
+) -> None:
+    """The end of the consumer becomes an exit code, and one line unless all is well."""
+
+    def end() -> None:
+        consumers[0].exit_code = exit_code
+        if error is not None:
+            raise error
+
+    FakeConsumer.end = staticmethod(end)  # type: ignore[assignment]
+    assert main(CALLBACK) == expected
+    assert capsys.readouterr().err == (f"fmconsume: {line}\n" if line else "")
+
+
+def test_main_forced(
+    consumers: list[FakeConsumer],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After a second signal the process ends at once, though a callback hangs."""
+    codes: list[int] = []
+
+    def end() -> None:
+        consumers[0].exit_code = 143
+        raise KeyboardInterrupt("SIGTERM")
+
+    FakeConsumer.end = staticmethod(end)  # type: ignore[assignment]
+    monkeypatch.setattr(os, "_exit", codes.append)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    main(CALLBACK)
+    assert codes == [143]
+    assert "SIGTERM: stopped without waiting for the callback" in capsys.readouterr().err
+
+
+def test_main_callback_raises_keyboard_interrupt(
+    consumers: list[FakeConsumer],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A KeyboardInterrupt of the callback itself is told as a failure of the callback."""
+
+    def end() -> None:
+        consumers[0].exit_code = 13
+        raise KeyboardInterrupt
+
+    FakeConsumer.end = staticmethod(end)  # type: ignore[assignment]
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    monkeypatch.setattr(logging, "shutdown", lambda: None)
+    assert main(CALLBACK) == 13
+    assert "the callback failed: KeyboardInterrupt" in capsys.readouterr().err

@@ -1,0 +1,489 @@
+"""Tests of what a session makes of pika's answers; its use against a broker is tested elsewhere."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, Callable
+
+import pika
+import pytest
+from pika.exceptions import (
+    AMQPHeartbeatTimeout,
+    ChannelClosedByBroker,
+    ChannelWrongStateError,
+    ConnectionBlockedTimeout,
+    ConnectionClosedByBroker,
+    ConnectionWrongStateError,
+    ShortStringTooLong,
+    StreamLostError,
+)
+
+from fmconsume.engine import session as session_module
+from fmconsume.engine.address import Address
+from fmconsume.engine.delivery import Delivery, Verdict
+from fmconsume.engine.failure import SessionLost
+from fmconsume.engine.ledger import Frame
+from fmconsume.engine.session import Session, Topology
+from fmconsume.exceptions import BadDeclaration, PermissionException
+
+ADDRESS = Address("amqp://ann@h:5672 (virtual host '/')", pika.ConnectionParameters())
+ENTITY = {"durable": True, "auto_delete": False, "arguments": {"x": 1}}
+TOPOLOGY = Topology(
+    exchanges={"market": {"type": "topic", **ENTITY}},
+    queues={"fruit": {"exclusive": False, **ENTITY}, "": {"exclusive": True, **ENTITY}},
+    bindings=[
+        {"queue": "fruit", "exchange": "market", "routing_keys": ["a.#"]},
+        {
+            "queue": "fruit",
+            "exchange": "market",
+            "routing_keys": ["b.#"],
+            "arguments": {"x-match": "any"},
+        },
+        {"queue": "", "exchange": "market", "routing_keys": ["#"]},
+    ],
+    passive=False,
+    prefetch_count=10,
+    prefetch_size=0,
+)
+
+
+class FakeChannel:
+    """Writes down what is asked of it; `failure` is raised by the method of that name."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.calls: list[tuple[Any, ...]] = []
+        self.failures: dict[str, Exception] = {}
+        self.consumer_tags: list[str] = []
+        self.on_cancel: Callable[[Any], None]
+        self.on_message: dict[str, Callable[..., None]] = {}
+
+    def _note(self, name: str, *args: Any) -> None:
+        self.calls.append((name, *args))
+        if name in self.failures:
+            raise self.failures[name]
+
+    def exchange_declare(self, name: str, kind: str, **options: Any) -> None:
+        self._note("exchange_declare", name, kind, options)
+
+    def queue_declare(self, name: str, **options: Any) -> Any:
+        self._note("queue_declare", name, options)
+        return SimpleNamespace(method=SimpleNamespace(queue=name or "amq.gen-1", message_count=3))
+
+    def queue_bind(self, *args: Any) -> None:
+        self._note("queue_bind", *args)
+
+    def basic_qos(self, *args: Any) -> None:
+        self._note("basic_qos", *args)
+
+    def basic_consume(self, queue: str, on_message: Callable[..., None]) -> str:
+        self._note("basic_consume", queue)
+        tag = f"tag of {queue}"
+        self.consumer_tags.append(tag)
+        self.on_message[queue] = on_message
+        return tag
+
+    def basic_ack(self, *args: Any) -> None:
+        self._note("basic_ack", *args)
+
+    def basic_nack(self, *args: Any, requeue: bool) -> None:
+        self._note("basic_nack", *args, requeue)
+
+    def basic_reject(self, *args: Any, requeue: bool) -> None:
+        self._note("basic_reject", *args, requeue)
+
+    def basic_cancel(self, tag: str) -> None:
+        self._note("basic_cancel", tag)
+
+    def add_on_cancel_callback(self, callback: Callable[[Any], None]) -> None:
+        self.on_cancel = callback
+
+    def close(self) -> None:
+        self._note("close")
+        self.is_open = False
+
+
+class FakeConnection:
+    """Stands in for pika.BlockingConnection."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+        self.fake_channel = FakeChannel()
+        self.failure: Exception | None = None
+        self.wakes = 0
+        self.waits: list[float] = []
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.closed = 0
+
+    def _fail(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    def channel(self) -> FakeChannel:
+        self._fail()
+        return self.fake_channel
+
+    def add_on_connection_blocked_callback(self, callback: Callable[..., None]) -> None:
+        self.on_blocked = callback
+
+    def add_on_connection_unblocked_callback(self, callback: Callable[..., None]) -> None:
+        self.on_unblocked = callback
+
+    def process_data_events(self, time_limit: float) -> None:
+        self.waits.append(time_limit)
+        self._fail()
+
+    def add_callback_threadsafe(self, callback: Callable[[], None]) -> None:
+        self._fail()
+        self.wakes += 1
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> None:
+        self.timers.append((seconds, action))
+
+    def close(self) -> None:
+        self._fail()
+        self.closed += 1
+        self.is_open = False
+
+
+@pytest.fixture
+def connection(monkeypatch: pytest.MonkeyPatch) -> FakeConnection:
+    """Let sessions connect to nothing."""
+    result = FakeConnection()
+    monkeypatch.setattr(session_module.pika, "BlockingConnection", lambda parameters: result)
+    return result
+
+
+@pytest.fixture
+def session(connection: FakeConnection) -> Session:
+    """Make a session that is connected to nothing."""
+    result = Session(3, ADDRESS, TOPOLOGY, False)
+    result.connect()
+    return result
+
+
+@pytest.fixture
+def channel(connection: FakeConnection) -> FakeChannel:
+    """Give the channel of the connection."""
+    return connection.fake_channel
+
+
+def test_connect_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connecting raises what the error means."""
+
+    def refuse(parameters: Any) -> None:
+        raise ConnectionRefusedError("Connection refused")
+
+    monkeypatch.setattr(session_module.pika, "BlockingConnection", refuse)
+    with pytest.raises(SessionLost, match="Connection refused"):
+        Session(1, ADDRESS, TOPOLOGY, False).connect()
+
+
+# -- what pika's exceptions mean while declaring ----------------------------
+
+
+def refusal(error: Exception, *, settled_before: bool = False) -> Exception:
+    """Give what a session raises for an error while it declares a queue."""
+    session = Session(1, ADDRESS, TOPOLOGY, settled_before)
+    refusals, errors = session._refusals("queue", "fruit"), (SessionLost, PermissionException)
+    with pytest.raises(errors) as caught, refusals:
+        raise error
+    return caught.value
+
+
+@pytest.mark.parametrize("error_class", [ChannelClosedByBroker, ConnectionClosedByBroker])
+@pytest.mark.parametrize("settled_before", [False, True])
+def test_refusals_no_permission(error_class: Any, settled_before: bool) -> None:
+    """403 is a lack of permission, whenever and wherever it comes."""
+    error = refusal(error_class(403, "ACCESS_REFUSED"), settled_before=settled_before)
+    assert type(error) is PermissionException
+    assert str(error) == "no permission for queue 'fruit': ACCESS_REFUSED"
+
+
+@pytest.mark.parametrize("code", [404, 405])
+def test_refusals_passing(code: int) -> None:
+    """What is missing or locked is fatal at the first start, and may pass after a good session."""
+    error = ChannelClosedByBroker(code, "NOT_FOUND")
+    assert type(refusal(error)) is BadDeclaration
+    later = refusal(error, settled_before=True)
+    assert isinstance(later, SessionLost)
+    assert "'fruit'" in str(later)
+    assert "NOT_FOUND" in str(later)
+
+
+@pytest.mark.parametrize("settled_before", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ChannelClosedByBroker(406, "PRECONDITION_FAILED"),
+        ConnectionClosedByBroker(503, "COMMAND_INVALID"),
+        ConnectionClosedByBroker(530, "NOT_ALLOWED"),
+        ConnectionClosedByBroker(540, "NOT_IMPLEMENTED"),
+        ConnectionClosedByBroker(502, "SYNTAX_ERROR"),
+        ShortStringTooLong("fruit"),
+        ValueError("no value"),
+        TypeError("no type"),
+    ],
+    ids=repr,
+)
+def test_refusals_hopeless(error: Exception, settled_before: bool) -> None:
+    """A declaration that would be refused again is told with the name of what it declares."""
+    result = refusal(error, settled_before=settled_before)
+    assert type(result) is BadDeclaration
+    assert (result.obj_type, result.description) == ("queue", "fruit")
+    assert str(result).startswith("cannot declare queue 'fruit': ")
+
+
+@pytest.mark.parametrize("settled_before", [False, True])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionClosedByBroker(320, "CONNECTION_FORCED"),
+        ConnectionClosedByBroker(541, "INTERNAL_ERROR"),
+        StreamLostError("reset"),
+        AMQPHeartbeatTimeout("no heartbeat"),
+        ConnectionBlockedTimeout("blocked"),
+        ConnectionWrongStateError(),
+    ],
+    ids=repr,
+)
+def test_refusals_connection_lost(error: Exception, settled_before: bool) -> None:
+    """A connection that ends meanwhile says nothing about the declaration."""
+    assert isinstance(refusal(error, settled_before=settled_before), SessionLost)
+
+
+# -- making it ---------------------------------------------------------------
+
+
+def test_declare_topology(session: Session, channel: FakeChannel) -> None:
+    """Exchanges, queues, bindings and prefetch are declared in this order, as configured."""
+    session.declare()
+    common = {"durable": True, "auto_delete": False, "arguments": {"x": 1}}
+    assert channel.calls == [
+        ("exchange_declare", "market", "topic", {"passive": False, **common}),
+        ("queue_declare", "fruit", {"passive": False, "exclusive": False, **common}),
+        ("queue_declare", "", {"passive": False, "exclusive": True, **common}),
+        ("queue_bind", "fruit", "market", "a.#", None),
+        ("queue_bind", "fruit", "market", "b.#", {"x-match": "any"}),
+        ("queue_bind", "amq.gen-1", "market", "#", None),
+        ("basic_qos", 0, 10),
+    ]
+
+
+def test_declare_passively(connection: FakeConnection, channel: FakeChannel) -> None:
+    """Passively nothing is created, except the queue that the broker names."""
+    session = Session(1, ADDRESS, TOPOLOGY._replace(passive=True), False)
+    session.connect()
+    session.declare()
+    assert [call[-1]["passive"] for call in channel.calls[:3]] == [True, True, False]
+
+
+def test_declare_one_queue_passively(connection: FakeConnection, channel: FakeChannel) -> None:
+    """A queue's own setting goes before the one for all."""
+    queues = {"fruit": {**TOPOLOGY.queues["fruit"], "passive": True}}
+    session = Session(1, ADDRESS, TOPOLOGY._replace(queues=queues, bindings=[]), False)
+    session.connect()
+    session.declare()
+    assert [call[-1]["passive"] for call in channel.calls[:2]] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("method", "named"),
+    [
+        ("exchange_declare", "exchange 'market'"),
+        ("queue_declare", "queue 'fruit'"),
+        ("queue_bind", "binding 'market -> fruit (a.#)'"),
+        ("basic_qos", "channel 'prefetch 10'"),
+    ],
+)
+def test_declare_refused(session: Session, channel: FakeChannel, method: str, named: str) -> None:
+    """A refusal names what it is that the broker refuses."""
+    channel.failures[method] = ChannelClosedByBroker(406, "PRECONDITION_FAILED")
+    with pytest.raises(BadDeclaration, match=r"^cannot declare ") as caught:
+        session.declare()
+    assert named in str(caught.value)
+
+
+def test_consume_registers(session: Session, channel: FakeChannel) -> None:
+    """Each queue gets a consumer, under the name that the broker gave it."""
+    session.declare()
+    assert not session.is_consuming
+    session.consume()
+    assert session.consumers == {"tag of fruit": "fruit", "tag of amq.gen-1": "amq.gen-1"}
+    assert session.is_consuming
+    assert session.name == f"fruit, amq.gen-1 at {ADDRESS.name}"
+
+
+def test_consume_refused(session: Session, channel: FakeChannel) -> None:
+    """A queue that may not be read is named."""
+    session.declare()
+    channel.failures["basic_consume"] = ChannelClosedByBroker(403, "ACCESS_REFUSED")
+    with pytest.raises(PermissionException, match="no permission for queue 'fruit'"):
+        session.consume()
+
+
+def test_on_message_delivers(session: Session, channel: FakeChannel) -> None:
+    """A delivery carries its session, its tag, and the real name of its queue."""
+    got: list[Delivery] = []
+    session.deliver = got.append
+    session.declare()
+    session.consume()
+    method = SimpleNamespace(delivery_tag=9, routing_key="a.b", redelivered=True)
+    properties = pika.BasicProperties(message_id="apple")
+    channel.on_message["amq.gen-1"](channel, method, properties, b"{}")
+    (delivery,) = got
+    assert delivery[:7] == (3, 9, "amq.gen-1", "a.b", True, properties, b"{}")
+
+
+# -- using it ----------------------------------------------------------------
+
+
+def test_settle_frames(session: Session, channel: FakeChannel) -> None:
+    """Each verdict becomes its own method."""
+    session.settle(
+        [
+            Frame(4, Verdict.ACK, True),
+            Frame(5, Verdict.NACK, False),
+            Frame(6, Verdict.DROP, False),
+            Frame(7, Verdict.REJECT, False),
+        ]
+    )
+    assert channel.calls == [
+        ("basic_ack", 4, True),
+        ("basic_nack", 5, False, True),
+        ("basic_reject", 6, False),
+        ("basic_reject", 7, False),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "is_channel_closed"),
+    [
+        (ChannelWrongStateError("Channel is closed."), True),
+        (ChannelClosedByBroker(406, "PRECONDITION_FAILED - delivery acknowledgement"), True),
+        (ConnectionWrongStateError(), False),
+        (StreamLostError("reset"), False),
+        (OSError("reset"), False),
+    ],
+    ids=repr,
+)
+def test_settle_session_lost(
+    session: Session, channel: FakeChannel, error: Exception, is_channel_closed: bool
+) -> None:
+    """A session that ended is lost; whether only its channel closed is told."""
+    channel.failures["basic_ack"] = error
+    with pytest.raises(SessionLost) as caught:
+        session.settle([Frame(1, Verdict.ACK, False)])
+    assert caught.value.is_channel_closed is is_channel_closed
+
+
+def test_wait_time_limit(session: Session, connection: FakeConnection) -> None:
+    """Waiting lasts as long as asked at most."""
+    session.wait(2.5)
+    assert connection.waits == [2.5]
+
+
+def test_wait_session_lost(session: Session, connection: FakeConnection) -> None:
+    """A connection that ends while waiting is a lost session."""
+    connection.failure = ConnectionClosedByBroker(320, "CONNECTION_FORCED")
+    with pytest.raises(SessionLost, match="320 CONNECTION_FORCED"):
+        session.wait(1)
+
+
+def test_wake_once(session: Session, connection: FakeConnection) -> None:
+    """Many wakes between two reads cost pika one."""
+    session.wake()
+    session.wake()
+    assert connection.wakes == 1
+    session.is_woken = False
+    session.wake()
+    assert connection.wakes == 2
+
+
+def test_wake_closed(session: Session, connection: FakeConnection) -> None:
+    """Waking a closed connection is no error."""
+    connection.failure = ConnectionWrongStateError()
+    session.wake()
+
+
+def test_check_channel_closed(
+    session: Session, connection: FakeConnection, channel: FakeChannel
+) -> None:
+    """A closed channel, then a closed connection, is a lost session, though pika raised nothing."""
+    session.check()
+    channel.is_open = False
+    with pytest.raises(SessionLost, match="channel") as caught:
+        session.check()
+    assert caught.value.is_channel_closed
+    connection.is_open = False
+    with pytest.raises(SessionLost, match="connection") as caught:
+        session.check()
+    assert not caught.value.is_channel_closed
+
+
+def test_depths_by_queue(session: Session) -> None:
+    """The number of ready messages comes by the real name of each queue."""
+    session.declare()
+    assert session.depths() == {"fruit": 3, "amq.gen-1": 3}
+
+
+def test_blocked_while_alarm(session: Session, connection: FakeConnection) -> None:
+    """An alarm of the broker is shown for as long as it lasts."""
+    assert session.blocked == ""
+    frame = SimpleNamespace(method=SimpleNamespace(reason="low on memory"))
+    connection.on_blocked(connection, frame)
+    assert session.blocked == "low on memory"
+    connection.on_blocked(connection, SimpleNamespace(method=SimpleNamespace(reason="")))
+    assert session.blocked
+    connection.on_unblocked(connection, frame)
+    assert session.blocked == ""
+
+
+def test_on_cancel_names_queue(session: Session, channel: FakeChannel) -> None:
+    """When the broker cancels a consumer, its queue is told."""
+    session.declare()
+    session.consume()
+    assert session.cancelled_queue == ""
+    channel.on_cancel(SimpleNamespace(method=SimpleNamespace(consumer_tag="tag of fruit")))
+    assert session.cancelled_queue == "'fruit'"
+
+
+# -- ending it ---------------------------------------------------------------
+
+
+def test_cancel_each_consumer(session: Session, channel: FakeChannel) -> None:
+    """Every consumer is cancelled."""
+    session.declare()
+    session.consume()
+    channel.calls.clear()
+    session.cancel()
+    assert channel.calls == [
+        ("basic_cancel", "tag of fruit"),
+        ("basic_cancel", "tag of amq.gen-1"),
+    ]
+
+
+def test_close_channel_first(
+    session: Session, connection: FakeConnection, channel: FakeChannel
+) -> None:
+    """The channel is closed before the connection, so that every frame is known to be out."""
+    session.close()
+    assert channel.calls == [("close",)]
+    assert connection.closed == 1
+    session.close()
+    assert channel.calls == [("close",)]
+    assert connection.closed == 1
+
+
+def test_close_never_connected() -> None:
+    """A session that never connected closes quietly."""
+    Session(1, ADDRESS, TOPOLOGY, False).close()
+
+
+def test_close_broken(session: Session, connection: FakeConnection, channel: FakeChannel) -> None:
+    """A session that is broken closes quietly, and the connection is closed nevertheless."""
+    channel.failures["close"] = ChannelWrongStateError()
+    session.close()
+    assert connection.closed == 1
+    connection.is_open, connection.failure = True, ConnectionWrongStateError()
+    session.close()

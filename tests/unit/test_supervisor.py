@@ -1,0 +1,808 @@
+"""Tests of the supervisor with a broker that obeys: sessions that open, break and end on demand."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from threading import Event
+from typing import Any, Callable, Optional
+
+import pika
+import pytest
+
+from fmconsume.engine import supervisor as supervisor_module
+from fmconsume.engine.address import Address
+from fmconsume.engine.backoff import Backoff
+from fmconsume.engine.delivery import Delivery, Verdict
+from fmconsume.engine.failure import SessionLost
+from fmconsume.engine.ledger import Frame
+from fmconsume.engine.session import Session, Topology
+from fmconsume.engine.state import End
+from fmconsume.engine.supervisor import Options, Supervisor
+from fmconsume.exceptions import (
+    BadDeclaration,
+    ConnectionException,
+    ConsumerCanceled,
+    Drop,
+    ExitCode,
+    HaltConsumer,
+    Nack,
+    PermissionException,
+    ValidationError,
+)
+
+from .fakes import TIMEOUT, get_soon, make_delivery, wait_soon
+
+ACK, NACK, DROP, REJECT = Verdict
+
+TOPOLOGY = Topology({}, {"fruit": {}}, [], False, 10, 0)
+FAR, NEAR = (
+    Address("far", pika.ConnectionParameters()),
+    Address("near", pika.ConnectionParameters()),
+)
+
+
+class FakeSession(Session):
+    """A session whose broker is the test."""
+
+    def __init__(
+        self, number: int, address: Address, topology: Topology, settled_before: bool
+    ) -> None:
+        super().__init__(number, address, topology, settled_before)
+        #: Makes connecting block, or fail; set by the test before it starts.
+        self.on_connect: Callable[[], None] = lambda: None
+        self.on_declare: Callable[[], None] = lambda: None
+        #: Actions to run inside `wait`.
+        self.events: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        #: What the supervisor did, in order; frames one by one.
+        self.calls: SimpleQueue[Any] = SimpleQueue()
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.ready = 0
+        self.closed = 0
+        self.is_lost = False
+        self.tag = 0
+
+    # -- for the supervisor ------------------------------------------------
+
+    def connect(self) -> None:
+        self.on_connect()
+
+    def declare(self) -> None:
+        self.on_declare()
+
+    def consume(self) -> None:
+        self.consumers = {"ctag": "fruit"}
+
+    def wait(self, seconds: float) -> None:
+        with suppress(Empty):
+            self.events.get(timeout=seconds)()
+            while True:
+                self.events.get_nowait()()
+
+    def wake(self) -> None:
+        if not self.is_woken:
+            self.is_woken = True
+            self.events.put(lambda: None)
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> None:
+        self.timers.append((seconds, action))
+
+    def check(self) -> None:
+        if self.is_lost:
+            raise SessionLost("the line is cut")
+
+    def settle(self, frames: Any) -> None:
+        self.check()
+        for frame in frames:
+            self.calls.put(frame)
+
+    def depths(self) -> dict[str, int]:
+        return {"fruit": self.ready}
+
+    def cancel(self) -> None:
+        self.check()
+        self.calls.put("cancel")
+
+    def close(self) -> None:
+        self.closed += 1
+        self.calls.put("close")
+
+    # -- for the test ------------------------------------------------------
+
+    def deliver_soon(self, *names: Optional[str], redelivered: bool = False) -> None:
+        """Deliver messages with these ids, all at once."""
+        deliveries = []
+        for name in names:
+            self.tag += 1
+            deliveries.append(
+                make_delivery(self.number, self.tag, message_id=name, redelivered=redelivered)
+            )
+        self.events.put(lambda: [self.deliver(delivery) for delivery in deliveries])  # type: ignore[func-returns-value]
+
+    def lose_soon(self) -> None:
+        """Cut the line."""
+
+        def lose() -> None:
+            self.is_lost = True
+
+        self.events.put(lose)
+
+    def fire(self, index: int = 0) -> None:
+        """Let a timer go off."""
+        self.events.put(self.timers[index][1])
+
+    def expect(self, *expected: Any) -> None:
+        """Fail unless this is what the supervisor does next."""
+        for each in expected:
+            assert get_soon(self.calls) == each
+
+
+class Bench:
+    """A supervisor at work, and everything around it that is pretended."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened: SimpleQueue[FakeSession] = SimpleQueue()
+        self.ends: SimpleQueue[End] = SimpleQueue()
+        self.sessions: list[FakeSession] = []
+        #: Prepares each session before it connects.
+        self.prepare: Callable[[FakeSession], None] = lambda session: None
+        self.supervisor: Supervisor
+        monkeypatch.setattr(supervisor_module, "Session", self._make_session)
+
+    def _make_session(self, *args: Any) -> FakeSession:
+        session = FakeSession(*args)
+        self.sessions.append(session)
+        self.prepare(session)
+        self.opened.put(session)
+        return session
+
+    def start(
+        self,
+        callback: Callable[[Any], Any] = lambda message: None,
+        *,
+        addresses: tuple[Address, ...] = (NEAR,),
+        decode: Callable[[Delivery], Any] = lambda delivery: delivery.properties.message_id,
+        delay: float = 0.0,
+        **options: Any,
+    ) -> FakeSession:
+        """Start, and give the first session."""
+        self.supervisor = Supervisor(
+            addresses,
+            TOPOLOGY,
+            Options(**options),
+            callback,
+            decode,
+            lambda awaitable: None,
+            self.ends.put,
+            backoff=Backoff(uniform=lambda low, high: delay),
+        )
+        self.supervisor.start()
+        return self.next_session()
+
+    def next_session(self) -> FakeSession:
+        """Give the session that is opened next."""
+        return get_soon(self.opened)
+
+    def end(self) -> End:
+        """Wait for the end."""
+        return get_soon(self.ends)
+
+    def stop(self) -> End:
+        """Stop gracefully and wait for the end."""
+        self.supervisor.stop()
+        return self.end()
+
+    def join(self) -> None:
+        """Wait for all threads."""
+        for thread in (self.supervisor, *self.supervisor.workers):
+            thread.join(TIMEOUT)
+            assert not thread.is_alive(), f"{thread.name} did not end"
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    """Make a bench; whatever a test leaves running is told to end."""
+    result = Bench(monkeypatch)
+    yield result
+    if hasattr(result, "supervisor"):
+        result.supervisor.abandon(End(None, 0))
+        result.supervisor.join(TIMEOUT)
+
+
+class Gate:
+    """A callback that stays inside until it is let out, by message id."""
+
+    def __init__(self, *shut: str) -> None:
+        self.shut = {name: Event() for name in shut}
+        self.entered: SimpleQueue[str] = SimpleQueue()
+        self.errors: dict[str, BaseException] = {}
+
+    def __call__(self, message: str) -> None:
+        self.entered.put(message)
+        if message in self.shut:
+            wait_soon(self.shut[message])
+        if message in self.errors:
+            raise self.errors[message]
+
+    def let_out(self, name: str) -> None:
+        """Let the callback go on."""
+        self.shut[name].set()
+
+
+# -- settling -----------------------------------------------------------------
+
+
+def test_run_acknowledges(bench: Bench) -> None:
+    """What callbacks return from is acknowledged; the session is closed once at the end."""
+    session = bench.start()
+    session.deliver_soon("apple")
+    session.expect(Frame(1, ACK, False))
+    assert bench.stop() == End(None, ExitCode.OK)
+    session.expect("cancel", "close")
+    assert session.closed == 1
+    assert bench.supervisor.stats.acknowledged == 1
+    bench.join()
+
+
+def test_run_settles_in_few_frames(bench: Bench) -> None:
+    """Outcomes that wait together share a frame."""
+    gate = Gate("apple", "pear", "plum")
+    session = bench.start(gate, workers=3)
+    session.deliver_soon("apple", "pear", "plum")
+    assert {get_soon(gate.entered) for _ in range(3)} == {"apple", "pear", "plum"}
+    # While the supervisor is busy, all three outcomes reach its mailbox.
+    busy, go_on = Event(), Event()
+    bench.supervisor.post(lambda: (busy.set(), wait_soon(go_on))[0])
+    wait_soon(busy)
+    put = bench.supervisor._mailbox
+    for name in gate.shut:
+        gate.let_out(name)
+    deadline = threading.Event()
+    while put.qsize() < 3:
+        assert not deadline.wait(0.001)
+    go_on.set()
+    session.expect(Frame(3, ACK, True))
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "counter"), [(Drop, DROP, "dropped"), (Nack, NACK, "requeued")]
+)
+def test_run_other_verdicts(bench: Bench, error: Any, verdict: Verdict, counter: str) -> None:
+    """Drop and Nack are settled as such, and counted."""
+    gate = Gate()
+    gate.errors["apple"] = error
+    session = bench.start(gate, nack_initial=0)
+    session.deliver_soon("apple", "pear")
+    session.expect(Frame(1, verdict, False), Frame(2, ACK, False))
+    assert getattr(bench.supervisor.stats, counter) == 1
+
+
+def test_run_message_invalid(bench: Bench) -> None:
+    """A message that does not decode is rejected, and the next one runs."""
+
+    def decode(delivery: Delivery) -> Any:
+        if delivery.tag == 1:
+            raise ValidationError("no")
+
+    session = bench.start(decode=decode)
+    session.deliver_soon("apple", "pear")
+    session.expect(Frame(1, REJECT, False), Frame(2, ACK, False))
+    assert bench.supervisor.stats.rejected == 1
+
+
+# -- how it ends --------------------------------------------------------------
+
+
+def test_stop_returns_prefetched(bench: Bench) -> None:
+    """A stop cancels, requeues what did not run, waits for what runs, and settles it."""
+    gate = Gate("apple")
+    session = bench.start(gate)
+    session.deliver_soon("apple", "pear", "plum")
+    assert get_soon(gate.entered) == "apple"
+    bench.supervisor.stop()
+    session.expect("cancel")
+    gate.let_out("apple")
+    assert bench.end() == End(None, ExitCode.OK)
+    session.expect(Frame(2, NACK, False), Frame(3, NACK, False), Frame(1, ACK, False), "close")
+    bench.join()
+    assert gate.entered.empty()
+    assert bench.supervisor.stats.requeued == 2
+
+
+def test_stop_while_connecting(bench: Bench) -> None:
+    """A stop does not wait for the network; the session is closed once it is open after all."""
+    go_on, closed = Event(), Event()
+
+    def prepare(session: FakeSession) -> None:
+        session.on_connect = lambda: wait_soon(go_on)
+        session.close = closed.set  # type: ignore[method-assign]
+
+    bench.prepare = prepare
+    bench.start()
+    assert bench.stop() == End(None, ExitCode.OK)
+    bench.join()
+    assert not closed.is_set()
+    go_on.set()
+    wait_soon(closed)
+
+
+def test_stop_while_connecting_tries_no_other(bench: Bench) -> None:
+    """A stop while one address is tried leaves the others alone."""
+    go_on = Event()
+    bench.prepare = lambda session: setattr(session, "on_connect", lambda: wait_soon(go_on))
+    bench.start(addresses=(FAR, NEAR))
+    bench.stop()
+    go_on.set()
+    assert [session.address.name for session in bench.sessions] == ["far"]
+
+
+def test_stop_while_waiting_to_reconnect(bench: Bench) -> None:
+    """A stop interrupts the wait before the next connection."""
+    session = bench.start(delay=1000.0)
+    session.lose_soon()
+    session.expect("close")
+    assert bench.stop() == End(None, ExitCode.OK)
+    assert len(bench.sessions) == 1
+
+
+def test_stop_while_disconnected_waits_for_callback(bench: Bench) -> None:
+    """A callback that outlived its session still gets to finish before the end."""
+    gate = Gate("apple")
+    session = bench.start(gate, delay=1000.0)
+    session.deliver_soon("apple")
+    get_soon(gate.entered)
+    session.lose_soon()
+    session.expect("close")
+    bench.supervisor.stop()
+    with pytest.raises(Empty):
+        bench.ends.get(timeout=0.05)
+    gate.let_out("apple")
+    assert bench.end() == End(None, ExitCode.OK)
+    assert bench.supervisor.stats.acknowledged == 1
+
+
+def test_stop_session_lost_meanwhile(bench: Bench) -> None:
+    """A line that is cut while stopping does not start anything anew."""
+    gate = Gate("apple")
+    session = bench.start(gate)
+    session.deliver_soon("apple")
+    get_soon(gate.entered)
+    bench.supervisor.stop()
+    session.expect("cancel")
+    session.lose_soon()
+    session.expect("close")
+    gate.let_out("apple")
+    assert bench.end() == End(None, ExitCode.OK)
+    assert len(bench.sessions) == 1
+
+
+def test_abandon_callback_running(bench: Bench) -> None:
+    """An abandonment waits for no callback, and brings its own end."""
+    gate = Gate("apple")
+    session = bench.start(gate)
+    session.deliver_soon("apple", "pear")
+    get_soon(gate.entered)
+    bench.supervisor.stop()
+    session.expect("cancel")
+    end = End(KeyboardInterrupt("SIGINT"), 130)
+    bench.supervisor.abandon(end)
+    assert bench.end() is end
+    session.expect(Frame(2, NACK, False), "close")
+    assert bench.supervisor.stats.abandoned == 1
+    gate.let_out("apple")
+    bench.join()
+
+
+def test_abandon_while_disconnected(bench: Bench) -> None:
+    """An abandonment does not wait for a callback that outlived its session either."""
+    gate = Gate("apple")
+    session = bench.start(gate, delay=1000.0)
+    session.deliver_soon("apple")
+    get_soon(gate.entered)
+    session.lose_soon()
+    session.expect("close")
+    end = End(KeyboardInterrupt("SIGINT"), 130)
+    bench.supervisor.abandon(end)
+    assert bench.end() is end
+    gate.let_out("apple")
+    bench.join()
+
+
+def test_run_callback_fails(bench: Bench) -> None:
+    """A failing callback ends the consumer; its message and the prefetched ones are requeued."""
+    gate, error = Gate("apple"), RuntimeError("no")
+    gate.errors["apple"] = error
+    session = bench.start(gate)
+    session.deliver_soon("apple", "pear")
+    get_soon(gate.entered)
+    gate.let_out("apple")
+    assert bench.end() == End(error, ExitCode.CALLBACK)
+    session.expect(Frame(1, NACK, False), "cancel", Frame(2, NACK, False), "close")
+    assert gate.entered.empty()
+    assert bench.supervisor.stats.failed == 1
+    bench.join()
+
+
+@pytest.mark.parametrize(("requeue", "verdict"), [(False, ACK), (True, NACK)])
+def test_run_callback_halts(bench: Bench, requeue: bool, verdict: Verdict) -> None:
+    """HaltConsumer ends the consumer with its own exit code, its message settled as it says."""
+    gate, error = Gate(), HaltConsumer(7, requeue=requeue)
+    gate.errors["apple"] = error
+    session = bench.start(gate)
+    session.deliver_soon("apple")
+    assert bench.end() == End(error, 7)
+    session.expect(Frame(1, verdict, False), "cancel", "close")
+
+
+def test_run_first_error_wins(bench: Bench) -> None:
+    """Of several errors the first is the one that counts."""
+    gate = Gate("apple", "pear")
+    gate.errors = {"apple": RuntimeError("first"), "pear": HaltConsumer(7)}
+    session = bench.start(gate, workers=2)
+    session.deliver_soon("apple", "pear")
+    assert {get_soon(gate.entered), get_soon(gate.entered)} == {"apple", "pear"}
+    gate.let_out("apple")
+    session.expect(Frame(1, NACK, False), "cancel")
+    gate.let_out("pear")
+    assert bench.end() == End(gate.errors["apple"], ExitCode.CALLBACK)
+    session.expect(Frame(2, ACK, False), "close")
+
+
+def test_run_error_after_stop(bench: Bench) -> None:
+    """A callback that fails after a stop does not change the reason."""
+    gate = Gate("apple")
+    gate.errors["apple"] = RuntimeError("late")
+    session = bench.start(gate)
+    session.deliver_soon("apple")
+    get_soon(gate.entered)
+    bench.supervisor.stop()
+    session.expect("cancel")
+    gate.let_out("apple")
+    assert bench.end() == End(None, ExitCode.OK)
+    session.expect(Frame(1, NACK, False), "close")
+
+
+def test_run_cancelled_by_broker(bench: Bench) -> None:
+    """A cancel by the broker ends the consumer, naming the queue."""
+    session = bench.start()
+    session.events.put(lambda: setattr(session, "cancelled_queue", "'fruit'"))
+    end = bench.end()
+    assert isinstance(end.error, ConsumerCanceled)
+    assert "'fruit'" in str(end.error)
+    assert end.exit_code == ExitCode.CANCELLED
+    session.expect("cancel", "close")
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code"),
+    [
+        (BadDeclaration("queue", "fruit", "no"), ExitCode.DECLARATION),
+        (PermissionException("queue", "fruit", "no"), ExitCode.PERMISSION),
+        (ConnectionException(reason="no"), ExitCode.HANDSHAKE),
+    ],
+)
+def test_run_refused(bench: Bench, error: Exception, exit_code: int) -> None:
+    """A refusal ends the consumer, each with its exit code."""
+
+    def refuse() -> None:
+        raise error
+
+    bench.prepare = lambda session: setattr(session, "on_declare", refuse)
+    session = bench.start()
+    assert bench.end() == End(error, exit_code)
+    session.expect("close")
+    bench.join()
+
+
+@pytest.mark.parametrize("place", ["on_connect", "on_declare", "wait", "cancel"])
+def test_run_supervisor_fails(bench: Bench, caplog: pytest.LogCaptureFixture, place: str) -> None:
+    """A failure of the supervisor itself is reported, never swallowed; the session is closed."""
+    error = KeyError("a bug")
+
+    def fail(*args: Any) -> None:
+        raise error
+
+    bench.prepare = lambda session: setattr(session, place, fail)
+    session = bench.start()
+    if place == "cancel":
+        bench.supervisor.stop()
+    assert bench.end() == End(error, ExitCode.UNEXPECTED)
+    assert session.closed == 1
+    critical = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert len(critical) == 1
+    assert critical[0].exc_info
+
+
+def test_run_supervisor_fails_workers_end(bench: Bench) -> None:
+    """After a failure of the supervisor no idle worker waits for ever."""
+
+    def fail() -> None:
+        raise KeyError("a bug")
+
+    bench.prepare = lambda session: setattr(session, "on_declare", fail)
+    bench.start(workers=2)
+    bench.end()
+    for worker in bench.supervisor.workers:
+        worker.join(1)
+    assert not any(worker.is_alive() for worker in bench.supervisor.workers)
+
+
+def test_run_logs_summary(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """The last line of the log sums up."""
+    caplog.set_level(logging.INFO)
+    session = bench.start()
+    session.deliver_soon("apple")
+    session.expect(Frame(1, ACK, False))
+    bench.stop()
+    bench.join()
+    last = caplog.records[-1].getMessage()
+    assert last.startswith("stopped after ")
+    assert "asked to stop" in last
+    assert "received 1, acknowledged 1" in last
+    assert bench.supervisor.state.name == "stopped"
+
+
+# -- limit and drain ----------------------------------------------------------
+
+
+def test_limit_reached(bench: Bench) -> None:
+    """With a limit exactly so many messages run; the others go back unseen."""
+    gate = Gate()
+    session = bench.start(gate, limit=2)
+    session.deliver_soon("apple", "pear", "plum", "quince")
+    assert bench.end() == End(None, ExitCode.OK)
+    frames = []
+    while (call := get_soon(session.calls)) != "close":
+        frames.append(call)
+    settled = {frame.tag: frame.verdict for frame in frames if frame != "cancel"}
+    assert {tag for tag, verdict in settled.items() if verdict is NACK} == {3, 4}
+    assert [get_soon(gate.entered), get_soon(gate.entered)] == ["apple", "pear"]
+    assert gate.entered.empty()
+    assert bench.supervisor.stats.acknowledged == 2
+
+
+def test_limit_session_lost(bench: Bench) -> None:
+    """Messages that were handed out but not begun when a session died do not count."""
+    gate = Gate("apple")
+    session = bench.start(gate, limit=2)
+    session.deliver_soon("apple", "pear")
+    get_soon(gate.entered)
+    session.lose_soon()
+    second = bench.next_session()
+    second.deliver_soon("apple", "pear", redelivered=True)
+    gate.let_out("apple")
+    assert get_soon(gate.entered) == "pear"
+    assert bench.end() == End(None, ExitCode.OK)
+
+
+def test_drain_empty(bench: Bench) -> None:
+    """Draining ends once the queues are empty and everything is settled, not before."""
+    gate = Gate("apple")
+    bench.prepare = lambda session: setattr(session, "ready", 1)
+    session = bench.start(gate, drain=True)
+    session.deliver_soon("apple")
+    get_soon(gate.entered)
+    session.ready = 0
+    with pytest.raises(Empty):
+        bench.ends.get(timeout=0.3)
+    gate.let_out("apple")
+    assert bench.end() == End(None, ExitCode.OK)
+    session.expect(Frame(1, ACK, False), "cancel", "close")
+
+
+# -- Nack backoff -------------------------------------------------------------
+
+
+def nack_all(message: Any) -> None:
+    """Return every message to its queue."""
+    raise Nack
+
+
+def settle_timer(session: FakeSession) -> tuple[float, Callable[[], None]]:
+    """Wait until the supervisor has read its mailbox, and give the newest timer."""
+    seen = Event()
+    while not session.timers:
+        session.events.put(seen.set)
+        wait_soon(seen)
+        seen.clear()
+    return session.timers[-1]
+
+
+def test_nack_held(bench: Bench) -> None:
+    """A Nack is sent when its time has come, not before."""
+    session = bench.start(nack_all, nack_initial=10.0)
+    session.deliver_soon("apple")
+    assert settle_timer(session)[0] == 10.0
+    assert session.calls.empty()
+    session.fire()
+    session.expect(Frame(1, NACK, False))
+
+
+def test_nack_held_longer_each_time(bench: Bench) -> None:
+    """The same message is held twice as long each time, up to the maximum."""
+    session = bench.start(nack_all, nack_initial=10.0, nack_maximum=35.0)
+    for n, delay in enumerate([10.0, 20.0, 35.0]):
+        session.deliver_soon("apple", redelivered=n > 0)
+        assert settle_timer(session)[0] == delay
+        session.fire()
+        session.expect(Frame(n + 1, NACK, False))
+        session.timers.clear()
+
+
+def test_nack_held_until_stop(bench: Bench) -> None:
+    """A stop sends every held Nack at once."""
+    session = bench.start(nack_all, nack_initial=10.0)
+    session.deliver_soon("apple")
+    settle_timer(session)
+    bench.stop()
+    session.expect("cancel", Frame(1, NACK, False), "close")
+
+
+def test_nack_held_session_lost(bench: Bench) -> None:
+    """A held Nack is forgotten with its session: the broker has requeued the message itself."""
+    session = bench.start(nack_all, nack_initial=10.0)
+    session.deliver_soon("apple")
+    settle_timer(session)
+    session.lose_soon()
+    second = bench.next_session()
+    bench.stop()
+    second.expect("cancel", "close")
+
+
+def test_nack_not_held(bench: Bench) -> None:
+    """Without a delay a Nack is sent at once."""
+    session = bench.start(nack_all, nack_initial=0.0)
+    session.deliver_soon("apple")
+    session.expect(Frame(1, NACK, False))
+    assert not session.timers
+
+
+# -- sessions that die ---------------------------------------------------------
+
+
+def test_lost_running_callback_settles_redelivery(bench: Bench) -> None:
+    """A callback that outlived its session runs once, and settles the redelivery."""
+    gate = Gate("apple")
+    session = bench.start(gate)
+    session.deliver_soon("apple", "pear")
+    get_soon(gate.entered)
+    session.lose_soon()
+    second = bench.next_session()
+    second.deliver_soon("apple", redelivered=True)
+    gate.let_out("apple")
+    second.expect(Frame(1, ACK, False))
+    bench.stop()
+    assert gate.entered.empty()
+    assert bench.supervisor.stats.saved == 1
+    assert bench.supervisor.stats.reconnections == 1
+    assert session.closed == second.closed == 1
+
+
+def test_lost_ack_is_repeated(bench: Bench) -> None:
+    """A finished message that comes again gets its own verdict again, without a second run."""
+    gate = Gate()
+    gate.errors["apple"] = Drop()
+    session = bench.start(gate)
+    session.deliver_soon("apple")
+    session.expect(Frame(1, DROP, False))
+    get_soon(gate.entered)
+    session.lose_soon()
+    second = bench.next_session()
+    second.deliver_soon("apple", redelivered=True)
+    second.expect(Frame(1, DROP, False))
+    assert gate.entered.empty()
+
+
+def test_lost_outcome_of_dead_session(bench: Bench) -> None:
+    """An outcome of a dead session never reaches the wire of the next."""
+    gate = Gate("apple")
+    session = bench.start(gate)
+    session.deliver_soon("apple")
+    get_soon(gate.entered)
+    session.lose_soon()
+    second = bench.next_session()
+    second.deliver_soon("pear")
+    gate.let_out("apple")
+    second.expect(Frame(1, ACK, False))
+    assert get_soon(gate.entered) == "pear"
+    bench.stop()
+    second.expect("cancel", "close")
+
+
+def test_lost_prefetched_is_forgotten(bench: Bench) -> None:
+    """What no worker had begun runs only when it is delivered again."""
+    gate = Gate("apple")
+    session = bench.start(gate)
+    session.deliver_soon("apple", "pear")
+    get_soon(gate.entered)
+    session.lose_soon()
+    second = bench.next_session()
+    gate.let_out("apple")
+    second.deliver_soon("pear", redelivered=True)
+    assert get_soon(gate.entered) == "pear"
+    second.expect(Frame(1, ACK, False))
+    bench.stop()
+    assert gate.entered.empty()
+
+
+def test_lost_says_what_is_next(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """One warning says what is wrong and when it is tried again."""
+    session = bench.start(delay=1000.0)
+    session.lose_soon()
+    session.expect("close")
+    bench.stop()
+    (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
+    assert record.getMessage() == ("not consuming: the line is cut; reconnecting in 1000.0 s")
+
+
+def test_lost_settled_before(bench: Bench) -> None:
+    """Only a session after a good one may take what is missing for passing."""
+    failures = [SessionLost("not yet"), None, None]
+
+    def prepare(session: FakeSession) -> None:
+        failure = failures[len(bench.sessions) - 1]
+        session.on_connect = lambda: raise_unless_none(failure)
+
+    bench.prepare = prepare
+    bench.start()
+    good = bench.next_session()
+    good.lose_soon()
+    bench.next_session()
+    assert [session._settled_before for session in bench.sessions] == [False, False, True]
+    assert [session.number for session in bench.sessions] == [1, 1, 2]
+
+
+def raise_unless_none(error: Optional[Exception]) -> None:
+    """Raise an error if there is one."""
+    if error is not None:
+        raise error
+
+
+# -- several addresses ----------------------------------------------------------
+
+
+def test_failover_last_good_first(bench: Bench) -> None:
+    """Addresses are tried in turn; after a loss the one that worked last is the first."""
+    bench.prepare = lambda session: setattr(
+        session,
+        "on_connect",
+        lambda: raise_unless_none(SessionLost("down") if session.address is FAR else None),
+    )
+    assert bench.start(addresses=(FAR, NEAR)).address is FAR
+    good = bench.next_session()
+    assert good.address is NEAR
+    good.lose_soon()
+    assert bench.next_session().address is NEAR
+
+
+def test_failover_refused_by_one(bench: Bench) -> None:
+    """An address that refuses does not matter while another one works."""
+    bench.prepare = lambda session: setattr(
+        session,
+        "on_connect",
+        lambda: raise_unless_none(ConnectionException() if session.address is FAR else None),
+    )
+    bench.start(addresses=(FAR, NEAR))
+    good = bench.next_session()
+    good.deliver_soon("apple")
+    good.expect(Frame(1, ACK, False))
+    assert bench.stop() == End(None, ExitCode.OK)
+
+
+def test_failover_none_works(bench: Bench) -> None:
+    """When no address works they are tried again; a refusal by one of them counts for all."""
+    errors: list[Exception] = [SessionLost("down"), SessionLost("down"), SessionLost("down")]
+    refusal = ConnectionException(reason="go away")
+    errors.append(refusal)
+
+    def prepare(session: FakeSession) -> None:
+        error = errors[len(bench.sessions) - 1]
+        session.on_connect = lambda: raise_unless_none(error)
+
+    bench.prepare = prepare
+    bench.start(addresses=(FAR, NEAR))
+    assert bench.end() == End(refusal, ExitCode.HANDSHAKE)
+    assert [session.address.name for session in bench.sessions] == ["far", "near", "far", "near"]
