@@ -8,16 +8,15 @@ from __future__ import annotations
 import inspect
 import logging
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
 from typing import Any, Callable
 
-from .callbacks import instantiate
+from .callbacks import prepare
 from .config import conf
 from .engine.coroutines import CoroutineRunner
 from .engine.state import End, State, Stats
@@ -88,10 +87,7 @@ class Consumer:
         self.exit_code: int = ExitCode.OK
         brokers, wanted = addresses(), topology(bindings, queues)
         options = _options(workers, limit, drain)
-        # A class may ask for the current loop in its constructor; it imported asyncio then.
-        loop = self._coroutines.current_loop() if "asyncio" in sys.modules else nullcontext()
-        with loop if inspect.isclass(callback) else nullcontext():
-            self._callback = instantiate(callback)
+        self._callback = prepare(callback, self._coroutines)
         self._supervisor = Supervisor(
             brokers,
             wanted,

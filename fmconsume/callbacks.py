@@ -7,14 +7,16 @@ import importlib.util
 import inspect
 import sys
 import traceback
+from contextlib import nullcontext
 from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Callable
 
+from .engine.coroutines import CoroutineRunner
 from .exceptions import ConfigurationException
 
-__all__ = ["instantiate", "load_from_file", "load_from_module"]
+__all__ = ["instantiate", "load_from_file", "load_from_module", "prepare"]
 
 
 def load_from_module(path: str) -> Any:
@@ -64,6 +66,18 @@ def load_from_file(path: str) -> Any:
     except Exception as exc:
         raise ConfigurationException(_failure(file_name, exc)) from exc
     return _object_of(module, name, path)
+
+
+def prepare(callback: Any, coroutines: CoroutineRunner) -> Callable[..., Any]:
+    """Give something to call with a message; its coroutines will run on that runner.
+
+    Raises:
+        ValueError: As for `instantiate`.
+    """
+    # A class may ask for the current loop in its constructor; it imported asyncio then.
+    is_asking = inspect.isclass(callback) and "asyncio" in sys.modules
+    with coroutines.current_loop() if is_asking else nullcontext():
+        return instantiate(callback)
 
 
 def instantiate(callback: Any) -> Callable[..., Any]:
@@ -116,7 +130,9 @@ def _object_of(module: ModuleType, name: str, path: str) -> Any:
 
 
 def _failure(where: str, exc: Exception) -> str:
-    return f"importing {where} failed: {_describe(exc)}"
+    is_alias_missing = isinstance(exc, ModuleNotFoundError) and exc.name == "fedora_messaging"
+    hint = "; run it with --as-fedora-messaging" if is_alias_missing else ""
+    return f"importing {where} failed: {_describe(exc)}{hint}"
 
 
 def _describe(exc: Exception) -> str:

@@ -26,7 +26,7 @@ from .exceptions import ConnectionException, PublishTimeout
 from .message import Message
 from .settings import addresses
 
-__all__ = ["publish"]
+__all__ = ["Publisher", "publish"]
 
 _log = logging.getLogger(__name__)
 

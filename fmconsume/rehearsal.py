@@ -49,18 +49,25 @@ class Rehearsal:
         self._coroutines.close(_DEADLINE)
 
     def run(self, delivery: Delivery) -> Outcome:
-        """Decode a delivery and call the callback with it."""
+        """Decode a delivery and call the callback with it.
+
+        Raises:
+            KeyboardInterrupt: And whatever else a callback may not stop.
+        """
         self._inbox.put(delivery)
         self._inbox.put(None)
         self._worker.run()
         outcome = self._outcomes.pop()
         if outcome.error is not None:
             self._inbox.get()  # The worker ended before it came to the None.
+            if not isinstance(outcome.error, (Exception, SystemExit)):
+                raise outcome.error
         return outcome
 
 
 def make_delivery(message: Message, tag: int) -> Delivery:
-    """Make what the broker would deliver."""
+    """Make what the broker would deliver; a body of bytes stays as it is."""
+    body = message.body if isinstance(message.body, bytes) else message._encoded_body
     return Delivery(
         1,
         tag,
@@ -68,5 +75,5 @@ def make_delivery(message: Message, tag: int) -> Delivery:
         message.topic,
         message.redelivered,
         message.properties,
-        message._encoded_body,
+        body,
     )

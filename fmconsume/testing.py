@@ -43,7 +43,9 @@ def mock_sends(*expected: Message | type[Message]) -> Iterator[list[Message]]:
     with mock.patch.object(publisher, "_send", lambda message, *_: sent.append(message)):
         yield sent
     if len(sent) != len(expected):
-        raise AssertionError(f"{len(sent)} messages were published, expected {len(expected)}: {sent}")
+        raise AssertionError(
+            f"{len(sent)} messages were published, expected {len(expected)}: {sent}"
+        )
     for number, (message, wanted) in enumerate(zip(sent, expected), 1):
         difference = _difference(message, wanted)
         if difference:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Callable
 
@@ -33,7 +32,8 @@ def crash(
         with running(broker.url(), queue, account, workers, arguments, qos=prefetch) as runner:
             for number in range(rounds):
                 publish(broker, queue, range(number * batch, (number + 1) * batch))
-                wait_until(lambda n=number + rng.random(): len(account.finished) > n * batch)
+                some = (number + rng.random()) * batch
+                wait_until(lambda goal=some: len(account.finished) > goal)
                 broker.kill()
                 broker.start()
             wait_until(lambda: account.has_all(row.messages), 120)
@@ -73,7 +73,8 @@ def _disturb(
     with Proxy(broker) as proxy, running(proxy.url(), queue, account, workers) as runner:
         for number in range(rounds):
             publish(broker, queue, range(number * batch, (number + 1) * batch))
-            wait_until(lambda n=number + rng.random(): len(account.finished) > n * batch)
+            some = (number + rng.random()) * batch
+            wait_until(lambda goal=some: len(account.finished) > goal)
             disturb(proxy)
         wait_until(lambda: account.has_all(row.messages), 60)
         wait_until(lambda: broker.depth(queue) == (0, 0))

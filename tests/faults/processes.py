@@ -40,7 +40,8 @@ def consumer_killed(
     for number in range(rounds):
         publish(broker, queue, range(number * batch, (number + 1) * batch))
         command = process.start()
-        wait_until(lambda n=number + rng.random() / 2: len(process.finished()) > n * batch)
+        some = (number + rng.random() / 2) * batch
+        wait_until(lambda goal=some: len(process.finished()) > goal)
         command.kill()
         command.wait()
     _finish(process, row.messages)
@@ -87,7 +88,8 @@ def consumers_share(
         for command in commands:
             command.wait_for("consuming from")
         publish(broker, queue, range(number * batch, (number + 1) * batch))
-        wait_until(lambda n=number + rng.random() / 2: len(finished()) > n * batch)
+        some = (number + rng.random() / 2) * batch
+        wait_until(lambda goal=some: len(finished()) > goal)
         victim = rng.randrange(3)
         commands[victim].kill()
         commands[victim].wait()

@@ -398,7 +398,15 @@ def run_script(script, tmp_path, url, **env):
     config = tmp_path / "config.toml"
     config.write_text(f'amqp_url = "{url}"\n')
     return subprocess.run(
-        [sys.executable, "-W", "error", "-W", "ignore:This process:DeprecationWarning", "-c", script],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-W",
+            "ignore:This process:DeprecationWarning",
+            "-c",
+            script,
+        ],
         env={**os.environ, "FMCONSUME_CONF": str(config), **env},
         capture_output=True,
         text=True,

@@ -14,26 +14,22 @@ HOUSE = Path(fmconsume.__file__).parent
 
 #: Lowest first. A module imports from floors below its own, never from its own.
 FLOORS = (
-    "version exceptions engine/delivery engine/backoff service/systemd engine/__init__ "
-    "service/__init__",
-    "config schema schema_utils",
-    "message",
-    "engine/ledger engine/memory engine/address engine/coroutines engine/state",
-    "engine/failure",
-    "engine/unsettled engine/workers engine/session",
-    "engine/opener engine/watch",
-    "engine/supervisor service/monitoring",
-    "callbacks example settings",
-    "publisher",
+    "version exceptions engine/backoff service/journal engine/__init__ service/__init__",
+    "config schema schema_utils engine/delivery engine/address engine/coroutines",
+    "message engine/ledger engine/memory engine/state engine/failure",
+    "engine/unsettled engine/workers engine/session engine/line service/systemd",
+    "engine/opener engine/watch callbacks example settings",
+    "engine/supervisor service/monitoring publisher rehearsal",
     "api testing",
-    "cli __init__",
+    "compat __init__",
+    "cli",
     "__main__",
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
 
 MODULES = sorted(str(path.relative_to(HOUSE).with_suffix("")) for path in HOUSE.rglob("*.py"))
 #: These offer under one roof what other modules define.
-FACADES = {"__init__", "api"}
+FACADES = {"__init__", "api", "testing"}
 #: These are run or read, not imported from.
 WITHOUT_ALL = {"__main__", "version", "engine/__init__", "service/__init__"}
 

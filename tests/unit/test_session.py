@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from threading import Event
 from types import SimpleNamespace
 from typing import Any, Callable
 
@@ -25,6 +27,8 @@ from fmconsume.engine.failure import SessionLost
 from fmconsume.engine.ledger import Frame
 from fmconsume.engine.session import Session, Topology
 from fmconsume.exceptions import BadDeclaration, PermissionException
+
+from .fakes import wait_soon
 
 ADDRESS = Address("amqp://ann@h:5672 (virtual host '/')", pika.ConnectionParameters())
 ENTITY = {"durable": True, "auto_delete": False, "arguments": {"x": 1}}
@@ -114,6 +118,12 @@ class FakeConnection:
         self.waits: list[float] = []
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.closed = 0
+        self.bytes_received = 0
+
+    def open(self, parameters: pika.ConnectionParameters) -> FakeConnection:
+        """Negotiate as pika does, with a broker that proposes 60 s."""
+        self.heartbeat = parameters.heartbeat(self, 60)
+        return self
 
     def _fail(self) -> None:
         if self.failure is not None:
@@ -150,7 +160,7 @@ class FakeConnection:
 def connection(monkeypatch: pytest.MonkeyPatch) -> FakeConnection:
     """Let sessions connect to nothing."""
     result = FakeConnection()
-    monkeypatch.setattr(session_module.pika, "BlockingConnection", lambda parameters: result)
+    monkeypatch.setattr(session_module.pika, "BlockingConnection", result.open)
     return result
 
 
@@ -383,6 +393,46 @@ def test_wait_time_limit(session: Session, connection: FakeConnection) -> None:
     assert connection.waits == [2.5]
 
 
+@pytest.mark.parametrize(
+    ("configured", "agreed", "longest"), [(None, 60, 30.0), (7, 7, 3.5), (0, 0, 1000.0)]
+)
+def test_wait_heartbeat(
+    connection: FakeConnection, configured: int | None, agreed: int, longest: float
+) -> None:
+    """A wait takes half a heartbeat at most, if there are any; the URL goes before the broker."""
+    parameters = pika.ConnectionParameters(heartbeat=configured)
+    session = Session(1, ADDRESS._replace(parameters=parameters), TOPOLOGY, False)
+    session.connect()
+    session.wait(1000.0)
+    assert connection.heartbeat == agreed
+    assert connection.waits == [longest]
+    assert parameters.heartbeat == configured
+
+
+@pytest.mark.parametrize("heartbeat", [10, 0])
+def test_check_silent_line(
+    connection: FakeConnection, monkeypatch: pytest.MonkeyPatch, heartbeat: int
+) -> None:
+    """A line is lost that is silent for one and a half heartbeats, where there are any."""
+    now = [1000.0]
+    monkeypatch.setattr(session_module, "monotonic", lambda: now[0])
+    parameters = pika.ConnectionParameters(heartbeat=heartbeat)
+    session = Session(1, ADDRESS._replace(parameters=parameters), TOPOLOGY, False)
+    session.connect()
+    now[0] += 14
+    connection.bytes_received += 8
+    session.check()
+    now[0] += 14
+    session.check()
+    now[0] += 2
+    if heartbeat:
+        with pytest.raises(SessionLost, match="nothing heard from the broker for 16 s") as caught:
+            session.check()
+        assert not caught.value.is_channel_closed
+        connection.bytes_received += 8
+    session.check()
+
+
 def test_wait_session_lost(session: Session, connection: FakeConnection) -> None:
     """A connection that ends while waiting is a lost session."""
     connection.failure = ConnectionClosedByBroker(320, "CONNECTION_FORCED")
@@ -487,3 +537,30 @@ def test_close_broken(session: Session, connection: FakeConnection, channel: Fak
     assert connection.closed == 1
     connection.is_open, connection.failure = True, ConnectionWrongStateError()
     session.close()
+
+
+def test_discard_waits_for_nothing(session: Session, connection: FakeConnection) -> None:
+    """A session is closed aside, since its line may be dead."""
+    reached, go_on, closed = Event(), Event(), Event()
+
+    def close() -> None:
+        reached.set()
+        wait_soon(go_on)
+        closed.set()
+
+    connection.fake_channel.is_open = False
+    connection.close = close  # type: ignore[method-assign]
+    session.discard()
+    wait_soon(reached)
+    assert not closed.is_set()
+    go_on.set()
+    wait_soon(closed)
+
+
+def test_discard_closed(session: Session, connection: FakeConnection) -> None:
+    """A connection that is closed already takes no thread."""
+    connection.is_open = False
+    before = threading.active_count()
+    session.discard()
+    assert threading.active_count() == before
+    assert connection.closed == 0

@@ -110,6 +110,10 @@ class FakeSession(Session):
         self.closed += 1
         self.calls.put("close")
 
+    def discard(self) -> None:
+        self.closed += 1
+        self.calls.put("discard")
+
     # -- for the test ------------------------------------------------------
 
     def deliver_soon(self, *names: Optional[str], redelivered: bool = False) -> None:
@@ -343,7 +347,7 @@ def test_stop_while_waiting_to_reconnect(bench: Bench) -> None:
     """A stop interrupts the wait before the next connection."""
     session = bench.start(delay=1000.0)
     session.lose_soon()
-    session.expect("close")
+    session.expect("discard")
     assert bench.stop() == End(None, ExitCode.OK)
     assert len(bench.sessions) == 1
 
@@ -355,7 +359,7 @@ def test_stop_while_disconnected_waits_for_callback(bench: Bench) -> None:
     session.deliver_soon("apple")
     get_soon(gate.entered)
     session.lose_soon()
-    session.expect("close")
+    session.expect("discard")
     bench.supervisor.stop()
     with pytest.raises(Empty):
         bench.ends.get(timeout=0.05)
@@ -373,7 +377,7 @@ def test_stop_session_lost_meanwhile(bench: Bench) -> None:
     bench.supervisor.stop()
     session.expect("cancel")
     session.lose_soon()
-    session.expect("close")
+    session.expect("discard")
     gate.let_out("apple")
     assert bench.end() == End(None, ExitCode.OK)
     assert len(bench.sessions) == 1
@@ -403,7 +407,7 @@ def test_abandon_while_disconnected(bench: Bench) -> None:
     session.deliver_soon("apple")
     get_soon(gate.entered)
     session.lose_soon()
-    session.expect("close")
+    session.expect("discard")
     end = End(KeyboardInterrupt("SIGINT"), 130)
     bench.supervisor.abandon(end)
     assert bench.end() is end
@@ -732,7 +736,7 @@ def test_lost_says_what_is_next(bench: Bench, caplog: pytest.LogCaptureFixture) 
     """One warning says what is wrong and when it is tried again."""
     session = bench.start(delay=1000.0)
     session.lose_soon()
-    session.expect("close")
+    session.expect("discard")
     bench.stop()
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert record.getMessage() == ("not consuming: the line is cut; reconnecting in 1000.0 s")

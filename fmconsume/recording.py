@@ -1,0 +1,223 @@
+"""Messages in files of JSON lines: recorded as they come, kept when they fail, and replayed.
+
+A Recorder and FailedMessages may be called on any worker; one thread calls `replay`.
+"""
+
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import itertools
+import json
+import os
+import re
+import sys
+import tempfile
+import traceback
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any, Callable
+
+from pika import BasicProperties
+
+from .engine.delivery import Delivery
+from .exceptions import ConfigurationException, HaltConsumer, ValidationError
+from .message import Message, dump_line
+from .rehearsal import Rehearsal
+from .schema import brief
+
+__all__ = ["FailedMessages", "Recorder", "replay"]
+
+#: Characters of the progress bar.
+_WIDTH = 40
+
+
+class Recorder:
+    """A callback that adds each message to a file.
+
+    Args:
+        path: The file; what is in it stays.
+        limit: How many messages there will be, for a progress bar on a terminal.
+
+    Raises:
+        ConfigurationException: The file cannot be opened.
+    """
+
+    def __init__(self, path: str, limit: int | None = None) -> None:
+        try:
+            self._file = open(path, "ab")  # noqa: SIM115
+            self._file.write(_end_of_torn_line(path))
+        except OSError as exc:
+            raise ConfigurationException(f"cannot record to {path!r}: {exc.strerror}") from exc
+        self._limit = limit if sys.stderr.isatty() else None
+        self._count = itertools.count(1)
+
+    def __call__(self, message: Message) -> None:
+        """Write one message; when this returns, the operating system has it."""
+        self._file.write(_dump(message))
+        self._file.flush()
+        if self._limit is not None:
+            _show_progress(next(self._count), self._limit)
+
+
+def _end_of_torn_line(path: str) -> bytes:
+    """Give what is to be written first after somebody who was killed while writing."""
+    with open(path, "rb") as file:
+        is_empty = file.seek(0, os.SEEK_END) == 0
+        if not is_empty:
+            file.seek(-1, os.SEEK_END)
+        return b"" if is_empty or file.read() == b"\n" else b"\n"
+
+
+def _show_progress(count: int, limit: int) -> None:
+    bar = "#" * (_WIDTH * count // limit)
+    end = "\n" if count == limit else ""
+    print(f"\r[{bar:{_WIDTH}}] {count}/{limit}", end=end, file=sys.stderr, flush=True)
+
+
+class FailedMessages:
+    """A folder of messages that made the callback fail, each a file to be replayed.
+
+    Args:
+        folder: It is made if it is not there.
+        limit: How many are kept; the oldest goes first.
+        body_mode: As for `decode`.
+
+    Raises:
+        ConfigurationException: The folder cannot be made.
+    """
+
+    def __init__(self, folder: str, limit: int, body_mode: str = "object") -> None:
+        self._folder = Path(folder)
+        self._limit = limit
+        self._body_mode = body_mode
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise ConfigurationException(f"failed_messages {folder!r}: {exc.strerror}") from exc
+
+    def keep(self, delivery: Delivery, error: BaseException) -> None:
+        """Write a message and the traceback; one that fails again replaces its own file."""
+        trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+        line = _dump(self._message_of(delivery), traceback=trace)
+        # Made for its owner alone, and not half written where somebody may read it.
+        number, path = tempfile.mkstemp(dir=self._folder)
+        with open(number, "wb") as file:
+            file.write(line)
+        os.replace(path, self._folder / _file_name(delivery))
+        self._remove_oldest()
+
+    def _message_of(self, delivery: Delivery) -> Message:
+        body: Any = delivery.body
+        if self._body_mode != "bytes":
+            body = json.loads(body.decode(delivery.properties.content_encoding or "utf-8"))
+        message = Message(body, topic=delivery.routing_key, properties=delivery.properties)
+        message.queue = delivery.queue
+        return message
+
+    def _remove_oldest(self) -> None:
+        files = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for path in files[: -self._limit]:
+            path.unlink()
+
+
+def _file_name(delivery: Delivery) -> str:
+    """Name a message so that it keeps its name when it comes again."""
+    known = f"{delivery.queue} {delivery.properties.message_id} {delivery.routing_key}"
+    digest = hashlib.sha256(known.encode() + delivery.body).hexdigest()[:16]
+    readable = re.sub(r"[^\w.-]+", "_", delivery.routing_key)[:100]
+    return f"{readable}-{digest}.json"
+
+
+# -- Lines -----------------------------------------------------------------------------
+
+
+def _dump(message: Message, **more: object) -> bytes:
+    """Turn a message into a line of ASCII; a body of bytes into base64."""
+    if isinstance(message.body, bytes):
+        message = copy.copy(message)
+        message.body = base64.b64encode(message.body).decode()
+        more["body_encoding"] = "base64"
+    return json.dumps({**json.loads(dump_line(message)), **more}).encode() + b"\n"
+
+
+def _load(line: bytes, number: int) -> Delivery:
+    """Make of a line what the broker would deliver.
+
+    Raises:
+        ValidationError: The line holds no message; names the line.
+    """
+    try:
+        fields = json.loads(line)
+        topic, body = fields["topic"], fields["body"]
+        is_binary = fields.get("body_encoding") == "base64"
+        properties = BasicProperties(
+            content_encoding="utf-8",
+            headers=fields.get("headers", {}),
+            message_id=fields.get("id"),
+            priority=fields.get("priority"),
+        )
+        raw = base64.b64decode(body) if is_binary else json.dumps(body).encode()
+    except Exception as exc:
+        raise ValidationError(brief(f"line {number} holds no message: {exc!r}")) from exc
+    return Delivery(1, number, fields.get("queue") or "", str(topic), False, properties, raw)
+
+
+# -- Replay ----------------------------------------------------------------------------
+
+
+def replay(
+    path: str, callback: Callable[..., Any], body_mode: str = "object", limit: int | None = None
+) -> int:
+    """Run a callback over a file, and print what became of each message.
+
+    Args:
+        path: As a Recorder or FailedMessages wrote it.
+        callback: As for a Consumer.
+        body_mode: As for `decode`.
+        limit: Stop after so many messages.
+
+    Returns:
+        1 where a line, a schema or the callback failed; else the exit code with which
+        the callback halted, or 0.
+
+    Raises:
+        ConfigurationException: The file cannot be opened.
+        ValueError: The callback cannot be used.
+    """
+    try:
+        file = open(path, "rb")  # noqa: SIM115
+    except OSError as exc:
+        raise ConfigurationException(f"cannot replay {path!r}: {exc.strerror}") from exc
+    counts: Counter[str] = Counter()
+    halt = None
+    with file, Rehearsal(callback, body_mode) as rehearsal:
+        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
+        for number, line in islice(lines, limit):
+            word, text, halt = _replay_line(rehearsal, line, number)
+            counts[word] += 1
+            print(f"{word}: {text}", flush=True)
+            if halt is not None:
+                break
+    summary = ", ".join(f"{count} {word}" for word, count in counts.items())
+    print(f"{sum(counts.values())} messages: {summary}" if counts else "no messages")
+    has_failed = any(counts[word] for word in ("broken", "failed", "rejected"))
+    return 1 if has_failed else getattr(halt, "exit_code", 0)
+
+
+def _replay_line(
+    rehearsal: Rehearsal, line: bytes, number: int
+) -> tuple[str, str, HaltConsumer | None]:
+    """Run one line; give the verdict in a word, the details, and what halts the replay."""
+    try:
+        outcome = rehearsal.run(_load(line, number))
+    except ValidationError as exc:
+        return "broken", exc.summary, None
+    text, error = f"line {number}, {outcome.delivery.name}", outcome.error
+    if error is None:
+        return outcome.verdict.value, text, None
+    if isinstance(error, HaltConsumer):
+        return "halted", f"{text}: {error}", error
+    return "failed", f"{text}: {type(error).__name__}: {error}", None

@@ -1,0 +1,165 @@
+"""What the monitoring server tells; the supervisor's thread records it, and any thread may read.
+
+Readers need no lock: what grows is replaced whole, and the rest keeps its size.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_left
+from time import monotonic, time
+from typing import Callable, NamedTuple, Optional
+
+from ..engine.delivery import Outcome
+from ..engine.state import Observer, Snapshot, State, Stats
+
+__all__ = ["BOUNDS", "MINUTES", "STEP", "Entry", "History", "Recent", "Slow", "Tally"]
+
+#: Upper bounds of the histogram of callback durations, seconds.
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+#: The rate is counted in steps of so many seconds, and remembered for so many minutes.
+STEP, MINUTES = 5, 10
+#: Slow callbacks and log entries that are remembered.
+_SLOW, _ENTRIES = 8, 20
+#: A log entry is cut to so many characters.
+_ENTRY_LENGTH = 4000
+
+
+class Slow(NamedTuple):
+    """One of the callbacks that took longest; `ended` is in seconds since the epoch."""
+
+    seconds: float
+    ended: float
+    outcome: str
+    message_id: str
+    queue: str
+    topic: str
+
+
+class Entry(NamedTuple):
+    """A log record as a person reads it; `created` is in seconds since the epoch."""
+
+    created: float
+    level: str
+    text: str
+
+
+class Tally:
+    """What became of the deliveries of one queue."""
+
+    def __init__(self) -> None:
+        self.outcomes = dict.fromkeys(
+            ("acknowledged", "requeued", "dropped", "rejected", "failed"), 0
+        )
+        #: Callbacks by duration, one more than there are BOUNDS.
+        self.buckets = [0] * (len(BOUNDS) + 1)
+        #: What they took together.
+        self.seconds = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        """Count an outcome."""
+        self.outcomes[outcome.name] += 1
+        if outcome.seconds:  # Else the callback was never called.
+            self.buckets[bisect_left(BOUNDS, outcome.seconds)] += 1
+            self.seconds += outcome.seconds
+
+
+class History(Observer):
+    """Remembers what a monitor wants to know.
+
+    Args:
+        stats: Gives the counts of the moment.
+    """
+
+    depth_interval = 15.0
+
+    def __init__(self, stats: Callable[[], Stats]) -> None:
+        self.stats = stats
+        self.started = monotonic()
+        self.state = State("connecting", "connecting")
+        #: When the name of the state changed, monotonic seconds.
+        self.since = self.started
+        self.snapshot = Snapshot(self.state, Stats(), 0, 0, 0, 0, 0, "")
+        #: The last broker that was connected.
+        self.broker = ""
+        #: When the last delivery was noticed, monotonic seconds; None before the first.
+        self.delivered: Optional[float] = None
+        #: Ready messages, by queue.
+        self.depths: dict[str, int] = {}
+        self.tallies: dict[str, Tally] = {}
+        #: Outcomes by the number of the step in which they came.
+        self.rate: dict[int, int] = {}
+        #: Slowest first.
+        self.slowest: list[Slow] = []
+
+    def on_state(self, state: State) -> None:
+        """Note a change of state."""
+        if state.name != self.state.name:
+            self.since = monotonic()
+        self.state = state
+
+    def on_outcome(self, outcome: Outcome) -> None:
+        """Count an outcome."""
+        queue = outcome.delivery.queue
+        if queue not in self.tallies:
+            self.tallies = {**self.tallies, queue: Tally()}
+        self.tallies[queue].add(outcome)
+        step = int(monotonic() / STEP)
+        self.rate[step] = self.rate.get(step, 0) + 1
+        if len(self.slowest) < _SLOW or outcome.seconds > self.slowest[-1].seconds:
+            self._note_slow(outcome)
+
+    def on_tick(self, snapshot: Snapshot) -> None:
+        """Take a look, and forget what is old."""
+        if snapshot.stats.received != self.snapshot.stats.received:
+            self.delivered = monotonic()
+        self.broker = snapshot.broker or self.broker
+        self.snapshot = snapshot
+        oldest = int(monotonic() / STEP) - 60 * MINUTES // STEP
+        self.rate = {step: count for step, count in self.rate.items() if step >= oldest}
+
+    def on_depths(self, depths: dict[str, int]) -> None:
+        """Note how many messages are ready."""
+        self.depths = depths
+
+    def _note_slow(self, outcome: Outcome) -> None:
+        delivery = outcome.delivery
+        message_id = str(delivery.properties.message_id)
+        slow = Slow(
+            outcome.seconds, time(), outcome.name, message_id, delivery.queue, delivery.routing_key
+        )
+        self.slowest = sorted([*self.slowest, slow], reverse=True)[:_SLOW]
+
+
+class Recent(logging.Handler):
+    """Remembers the last warnings and errors of the whole program, within a `with` block."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        #: Oldest first; replaced whole by the thread that logs.
+        self.entries: tuple[Entry, ...] = ()
+        #: What was put where.
+        self._added: list[tuple[logging.Logger, logging.Handler]] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note a record."""
+        try:
+            entry = Entry(record.created, record.levelname, self.format(record)[:_ENTRY_LENGTH])
+        except Exception:  # Arguments that do not fit, or whose __str__ fails.
+            self.handleError(record)
+        else:
+            self.entries = (*self.entries[1 - _ENTRIES :], entry)
+
+    def __enter__(self) -> Recent:
+        root, ours = logging.getLogger(), logging.getLogger("fmconsume")
+        if logging.lastResort and not ours.hasHandlers():
+            # It writes to standard error, but only while there is no handler.
+            self._added.append((root, logging.lastResort))
+        self._added += [(root, self)] if ours.propagate else [(root, self), (ours, self)]
+        for logger, handler in self._added:
+            logger.addHandler(handler)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        for logger, handler in self._added:
+            logger.removeHandler(handler)

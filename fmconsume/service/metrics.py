@@ -1,0 +1,123 @@
+"""Writes what is known of the consumer for Prometheus; any thread may call.
+
+prometheus-client is an extra, imported when the first scrape comes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from time import monotonic
+from typing import TYPE_CHECKING, Union
+
+from .history import BOUNDS, History, Tally
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
+__all__ = ["write"]
+
+_STATES = (
+    "connecting",
+    "waiting",
+    "consuming",
+    "blocked",
+    "busy",
+    "prefetch full",
+    "stopping",
+    "stopped",
+)
+
+
+def write(history: History, accept: str) -> tuple[str, bytes]:
+    """Give the content type and the text of /metrics.
+
+    What the callback itself registers with prometheus-client is in it too.
+
+    Args:
+        accept: The header that says which formats the client reads.
+
+    Raises:
+        ImportError: prometheus-client is not installed.
+    """
+    from prometheus_client import REGISTRY, CollectorRegistry
+    from prometheus_client.exposition import choose_encoder
+
+    registry = CollectorRegistry()
+    registry.register(_Collector(history))
+    registry.register(REGISTRY)
+    encode, content_type = choose_encoder(accept)
+    return content_type, encode(registry)
+
+
+class _Collector:
+    """What prometheus-client asks for metrics."""
+
+    def __init__(self, history: History) -> None:
+        self._history = history
+
+    def collect(self) -> Iterable[Metric]:
+        """Give the metrics of the moment."""
+        yield from _counters(self._history)
+        yield from _gauges(self._history)
+        yield from _tallies(self._history.tallies)
+
+
+def _counters(history: History) -> Iterable[Metric]:
+    from prometheus_client.core import CounterMetricFamily
+
+    stats = history.stats()
+    for name, text, value in (
+        ("received", "Deliveries received", stats.received),
+        ("saved_runs", "Redeliveries that had run and did not run again", stats.saved),
+        ("reconnections", "Sessions with the broker after the first", stats.reconnections),
+    ):
+        yield CounterMetricFamily(f"fmconsume_{name}", text, value)
+
+
+def _gauges(history: History) -> Iterable[Metric]:
+    now, snapshot, state = monotonic(), history.snapshot, history.state
+    is_state = {name: name == state.name for name in _STATES}
+    yield _gauge("consuming", "Whether messages are taken as they come", state.is_consuming)
+    yield _gauge("state", "Whether this is the state", is_state, "state")
+    yield _gauge("uptime_seconds", "Time since the start", now - history.started)
+    yield _gauge("running_callbacks", "Callbacks that run", snapshot.running)
+    yield _gauge("overdue_callbacks", "Callbacks past callback_timeout", snapshot.overdue)
+    yield _gauge("prefetched", "Deliveries that wait for a worker", snapshot.prefetched)
+    yield _gauge("held_nacks", "Nacks that are held back", snapshot.held)
+    yield _gauge("queue_messages_ready", "Messages in the queue", history.depths, "queue")
+    if history.delivered is not None:
+        text = "Time since the last delivery"
+        yield _gauge("last_delivery_age_seconds", text, now - history.delivered)
+
+
+def _gauge(
+    name: str, text: str, value: Union[float, Mapping[str, float]], label: str = ""
+) -> Metric:
+    """Make a gauge of one value, or of one for each value of a label."""
+    from prometheus_client.core import GaugeMetricFamily
+
+    if isinstance(value, (int, float)):
+        return GaugeMetricFamily(f"fmconsume_{name}", text, value)
+    gauge = GaugeMetricFamily(f"fmconsume_{name}", text, labels=[label])
+    for key, each in value.items():
+        gauge.add_metric([key], each)
+    return gauge
+
+
+def _tallies(tallies: Mapping[str, Tally]) -> Iterable[Metric]:
+    from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+
+    text = "What became of deliveries"
+    deliveries = CounterMetricFamily("fmconsume_deliveries", text, labels=["queue", "outcome"])
+    durations = HistogramMetricFamily(
+        "fmconsume_callback_seconds", "How long callbacks ran", labels=["queue"]
+    )
+    for queue, tally in tallies.items():
+        for name, count in tally.outcomes.items():
+            deliveries.add_metric([queue, name], count)
+        bounds = [*map(str, map(float, BOUNDS)), "+Inf"]
+        buckets = list(zip(bounds, accumulate(tally.buckets)))
+        durations.add_metric([queue], buckets, tally.seconds)
+    yield deliveries
+    yield durations

@@ -1,0 +1,241 @@
+"""Faults that no retry can mend, and two that need none: each consumer is in this process."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any, Callable
+from urllib.parse import quote
+
+from fmconsume.exceptions import (
+    BadDeclaration,
+    ConnectionException,
+    ConsumerCanceled,
+    PermissionException,
+)
+from tests.integration.broker import Broker
+from tests.waiting import wait_until
+
+from .scene import Account, Row, Runner, publish, running, unique
+
+__all__ = [
+    "acknowledgement_timeout",
+    "memory_alarm",
+    "node_killed",
+    "queue_contradicts",
+    "queue_deleted",
+    "user_refused",
+]
+
+Step = Callable[[Broker, str], object]
+
+#: What an administrator does to a user on a virtual host of the same name, and the exit code.
+REFUSALS: dict[str, tuple[Step, type[Exception], int]] = {
+    "permission withdrawn": (
+        lambda broker, name: broker.ctl("clear_permissions", "-p", name, name),
+        # RabbitMQ refuses the whole virtual host to a user without permissions there.
+        ConnectionException,
+        14,
+    ),
+    "permission to read withdrawn": (
+        lambda broker, name: broker.ctl("set_permissions", "-p", name, name, ".*", ".*", "^$"),
+        PermissionException,
+        15,
+    ),
+    "virtual host deleted": (
+        lambda broker, name: broker.ctl("delete_vhost", name),
+        # RabbitMQ deletes the queues first, and cancels their consumers.
+        ConsumerCanceled,
+        12,
+    ),
+    "user deleted": (lambda broker, name: broker.ctl("delete_user", name), ConnectionException, 14),
+    "password changed": (
+        lambda broker, name: broker.ctl("change_password", name, "other"),
+        ConnectionException,
+        14,
+    ),
+}
+
+
+class _Gate:
+    """Work that waits until it is let through."""
+
+    def __init__(self) -> None:
+        self.entered = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, message: object) -> None:
+        self.entered.set()
+        assert self.opened.wait(60)
+
+
+def queue_deleted(broker: Broker, workers: int, rng: random.Random) -> Row:
+    """Delete the queue under a running callback: exit 12, the callback finishes first."""
+    row = Row("queue deleted under the consumer", workers, 1, 1)
+    gate = _Gate()
+    account = Account(gate)
+    queue = broker.declare(unique("deleted"))
+    publish(broker, queue, range(1))
+    with running(broker.url(), queue, account, workers) as runner:
+        assert gate.entered.wait(30)
+        broker.delete(queue)
+        runner.wait_for_state("stopping")
+        assert not account.finished
+        gate.opened.set()
+        _expect(runner, ConsumerCanceled, 12, queue)
+    row.notes.append("exit 12")
+    return account.enter_into(row)
+
+
+def user_refused(broker: Broker, fault: str, workers: int, rng: random.Random) -> Row:
+    """Refuse a user who was welcome until the connection is lost."""
+    step, error, code = REFUSALS[fault]
+    row = Row(fault, workers, 1, 1)
+    name = unique("refused")
+    broker.ctl("add_vhost", name)
+    broker.ctl("add_user", name, "secret-word")
+    broker.ctl("set_permissions", "-p", name, name, ".*", ".*", ".*")
+    account = Account()
+    url = broker.url(vhost=quote(name), user=name, password="secret-word")
+    with running(url, name, account, workers) as runner:
+        runner.wait_for_state("consuming")
+        broker.eval(_PUBLISH.format(vhost=name, queue=name))
+        wait_until(lambda: account.finished)
+        step(broker, name)
+        broker.ctl("close_all_user_connections", name, "test")
+        _expect(runner, error, code, name)
+    assert "secret-word" not in str(runner.error), runner.error
+    row.notes.append(f"exit {code}")
+    return account.enter_into(row)
+
+
+#: Publishes as the node itself does, so that no second user is needed.
+_PUBLISH = """
+X = rabbit_misc:r(<<"{vhost}">>, exchange, <<"">>),
+Headers = [{{<<"fedora_messaging_severity">>, signedint, 20}}],
+P = {{'P_basic', <<"application/json">>, <<"utf-8">>, Headers, 2, undefined, undefined, undefined,
+     undefined, <<"only">>, undefined, undefined, undefined, undefined, undefined}},
+C = rabbit_basic:build_content(P, <<"{{\\"n\\": 0}}">>),
+{{ok, M}} = rabbit_basic:message(X, <<"{queue}">>, C),
+rabbit_basic:publish(rabbit_basic:delivery(false, false, M, undefined)).
+"""
+
+
+def queue_contradicts(broker: Broker, workers: int, rng: random.Random) -> Row:
+    """Declare a queue otherwise than it is: exit 10, and the attribute is named."""
+    row = Row("queue exists with other attributes", workers, 1, 0)
+    queue = broker.declare(unique("contradicts"))
+    with running(broker.url(), queue, Account(), workers, {"x-max-length": 5}) as runner:
+        _expect(runner, BadDeclaration, 10, "x-max-length")
+    broker.delete(queue)
+    row.notes.append("exit 10")
+    return row
+
+
+def memory_alarm(broker: Broker, workers: int, rng: random.Random) -> Row:
+    """Raise a memory alarm; consuming goes on."""
+    row = Row("memory alarm", workers, 1, 100)
+    gate = _Gate()
+    account = Account(gate)
+    queue = broker.declare(unique("alarm"))
+    publish(broker, queue, range(row.messages))
+    with running(broker.url(), queue, account, workers):
+        assert gate.entered.wait(30)
+        broker.ctl("set_vm_memory_high_watermark", "0")
+        try:
+            gate.opened.set()
+            wait_until(lambda: account.has_all(row.messages))
+            wait_until(lambda: broker.depth(queue) == (0, 0))
+        finally:
+            broker.ctl("set_vm_memory_high_watermark", "0.4")
+    broker.delete(queue)
+    return account.enter_into(row)
+
+
+def acknowledgement_timeout(folder: Path, rounds: int, workers: int, rng: random.Random) -> Row:
+    """Let a callback outlive RabbitMQ's consumer_timeout; it runs once and is settled."""
+    row = Row("channel closed by the acknowledgement timeout", workers, rounds, rounds)
+    account = Account(lambda message: time.sleep(4))
+    # RabbitMQ looks once in a channel_tick_interval, a minute by default.
+    settings = "[{rabbit, [{consumer_timeout, 1500}, {channel_tick_interval, 500}]}]."
+    with Broker(folder, advanced=settings) as broker:
+        queue = broker.declare(unique("timeout"))
+        publish(broker, queue, range(rounds))
+        prefetch = {"prefetch_count": workers, "prefetch_size": 0}
+        with running(broker.url(), queue, account, workers, qos=prefetch) as runner:
+            wait_until(lambda: account.has_all(rounds), 20 + 8 * rounds)
+            wait_until(lambda: broker.depth(queue) == (0, 0), 60)
+            assert runner.consumer.stats.reconnections, row
+            row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
+    return account.enter_into(row)
+
+
+def node_killed(folder: Path, rounds: int, workers: int, rng: random.Random) -> Row:
+    """Kill the node that serves the consumer, of three that share a quorum queue."""
+    batch = 200
+    row = Row("node of a cluster of three killed", workers, rounds, rounds * batch)
+    account = Account(lambda message: time.sleep(rng.random() * 0.004))
+    with _cluster(folder) as nodes:
+        queue = nodes[2].declare(unique("cluster"), x_queue_type="quorum")
+        wait_until(lambda: _members(nodes[2], queue) == 3, 60)
+        urls = [node.url(heartbeat=5) for node in nodes[:2]]
+        with running(urls, queue, account, workers, {"x-queue-type": "quorum"}) as runner:
+            for number in range(rounds):
+                serving = nodes[number % 2]
+                wait_until(lambda n=serving: f":{n.port} " in runner.state_text("consuming"), 60)
+                publish(nodes[2], queue, range(number * batch, (number + 1) * batch))
+                some = (number + rng.random() / 2) * batch
+                wait_until(lambda goal=some: len(account.finished) > goal)
+                serving.kill()
+                wait_until(lambda n=number + 1: account.has_all(n * batch), 60)
+                serving.start()
+            row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
+    return account.enter_into(row)
+
+
+def _expect(runner: Runner, error: type[Exception], code: int, word: str) -> None:
+    """Check how the consumer ended, and that it says of what."""
+    ended = runner.wait_for_end()
+    assert type(ended) is error, repr(ended)
+    assert runner.consumer.exit_code == code, runner.consumer.exit_code
+    assert word in str(ended), ended
+
+
+class _cluster:
+    """Three nodes that share their queues."""
+
+    def __init__(self, folder: Path) -> None:
+        self._nodes: list[Broker] = []
+        self._folder = folder
+
+    def __enter__(self) -> list[Broker]:
+        try:
+            for number in range(3):
+                folder = self._folder / str(number)
+                folder.mkdir(parents=True)
+                first = self._nodes[0] if self._nodes else None
+                self._nodes.append(Broker(folder, beside=first))
+                self._nodes[-1].start()
+                if first:
+                    self._join(self._nodes[-1], first)
+        except BaseException:
+            self.__exit__()
+            raise
+        return self._nodes
+
+    def _join(self, node: Broker, first: Broker) -> None:
+        for command in (["stop_app"], ["join_cluster", first.name], ["start_app"]):
+            node.ctl(*command)
+
+    def __exit__(self, *exc_info: Any) -> None:
+        for node in reversed(self._nodes):
+            node.close()
+
+
+def _members(node: Broker, queue: str) -> int:
+    """Count the nodes that hold a replica of a quorum queue."""
+    table = node.ctl("list_queues", "--formatter=csv", "name", "members")
+    line = next(line for line in table.splitlines() if queue in line)
+    return line.count("@")
