@@ -10,28 +10,33 @@ ARGS ?=
 BIN := $(VENV)/bin
 OLDEST := $(VENV)-oldest
 METADATA := setup.cfg setup.py pyproject.toml
+INSTALLED = $(DESTDIR)$(PREFIX)
+# What the tests run besides RabbitMQ.
+TOOLS := chromium fish man-db mandoc systemd zsh
 PIP := -m pip --disable-pip-version-check --no-input -qq
+SCHEMAS := tests/schema-packages.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest coverage lint types man bench faults check install uninstall clean
+.PHONY: help demo test test-oldest coverage lint types man package bench faults check \
+	install uninstall clean
 
 help:  ## list the targets
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1\t\2/p' Makefile | expand -t 22
 
 demo: $(VENV)/.test  ## consume real messages from a private RabbitMQ
-	@tests/install-broker.sh
+	@tests/install.sh rabbitmq-server
 	@$(BIN)/python -m tests.demo
 
 test: $(VENV)/.test  ## run all tests, on a private RabbitMQ
-	@tests/install-broker.sh
+	@tests/install.sh rabbitmq-server $(TOOLS)
 	$(BIN)/python -m pytest $(ARGS)
 
 test-oldest: $(OLDEST)/.test  ## run the integration tests with the oldest pika we promise
-	@tests/install-broker.sh
+	@tests/install.sh rabbitmq-server
 	$(OLDEST)/bin/python -m pytest tests/integration $(ARGS)
 
 coverage: $(VENV)/.test  ## run all tests and say which lines they missed
-	@tests/install-broker.sh
+	@tests/install.sh rabbitmq-server $(TOOLS)
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest $(ARGS)
 	$(BIN)/coverage combine --quiet
@@ -47,44 +52,55 @@ types: $(VENV)/.lint  ## check types
 man: $(VENV)/.test  ## build man/fmconsume.1
 	$(BIN)/python setup.py --quiet build_manpages
 
+package: $(VENV)/.lint  ## build what is released in dist/, and check it
+	@tests/install.sh rpm rpmlint
+	$(BIN)/check-manifest
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/twine check dist/*
+	rpmlint --config packaging/rpmlint.toml packaging/fmconsume.spec
+
 bench: $(VENV)/.test  ## measure, on a private RabbitMQ
 	@test -e benchmarks/__main__.py || { echo "there are no benchmarks yet" >&2; exit 1; }
-	@tests/install-broker.sh
+	@tests/install.sh rabbitmq-server
 	$(BIN)/python -m benchmarks $(ARGS)
 
 faults: $(VENV)/.test  ## survive a long series of random faults
 	@test -e tests/faults/__main__.py -o -e tests/faults.py || \
 		{ echo "there is no fault suite yet" >&2; exit 1; }
-	@tests/install-broker.sh
+	@tests/install.sh rabbitmq-server
 	$(BIN)/python -m tests.faults $(ARGS)
 
-check: lint types test-oldest test  ## everything that CI checks
+check: lint types package test-oldest test  ## everything that CI checks
 
 install: $(VENV)/.test  ## install below DESTDIR and PREFIX; needs pika and tomli there
 	rm -rf build dist
 	$(BIN)/python $(PIP) wheel --no-deps -w dist .
 	$(PYTHON) $(PIP) install --no-deps --ignore-installed --no-warn-script-location \
-		--root "$(DESTDIR)/" --prefix "$(PREFIX)" dist/fmconsume-*.whl
-	for unit in etc/*.service; do \
-		if [ -e "$$unit" ]; then \
-			install -Dm644 -t "$(DESTDIR)$(PREFIX)/lib/systemd/system" "$$unit"; \
-		fi; \
-	done
+		--root "$(DESTDIR)/" --prefix "$(PREFIX)" --no-index --find-links dist fmconsume
+	install -Dm644 -t "$(INSTALLED)/lib/systemd/system" etc/fm-consumer@.service
+	install -Dm644 etc/fmconsume.sysusers "$(INSTALLED)/lib/sysusers.d/fmconsume.conf"
+	install -Dm644 -t "$(INSTALLED)/share/doc/fmconsume" etc/demo.toml etc/*.example
+	$(BIN)/python packaging/completions.py "$(INSTALLED)/share"
 
 uninstall:  ## remove what install put there
-	rm -f "$(DESTDIR)$(PREFIX)/bin/fmconsume" "$(DESTDIR)$(PREFIX)/share/man/man1/fmconsume.1" \
-		"$(DESTDIR)$(PREFIX)"/lib/systemd/system/fm-consumer@.service
-	find "$(DESTDIR)$(PREFIX)"/lib* -depth -type d -path '*-packages/fmconsume*' \
-		-regex '.*-packages/fmconsume\(-[^/]*\.dist-info\)?' -exec rm -r {} +
+	cd "$(INSTALLED)" && rm -rf bin/fmconsume share/man/man1/fmconsume.1 share/doc/fmconsume \
+		lib/systemd/system/fm-consumer@.service lib/sysusers.d/fmconsume.conf \
+		share/bash-completion/completions/fmconsume share/zsh/site-functions/_fmconsume \
+		share/fish/vendor_completions.d/fmconsume.fish
+	find "$(INSTALLED)"/lib* -depth -path '*-packages/*fmconsume*' \
+		-regex '.*-packages/\(fmconsume\(-[^/]*\.dist-info\)?\|.*pytest_fmconsume\.[^/]*\)' \
+		-exec rm -r {} +
 
 clean:  ## remove everything that make made
 	rm -rf $(VENV) $(OLDEST) build dist *.egg-info man/fmconsume.1
 	rm -rf .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
-$(VENV)/.test: $(METADATA) | $(BIN)/python
+$(VENV)/.test: $(METADATA) $(SCHEMAS) | $(BIN)/python
 	@echo "Installing fmconsume and the test tools in $(VENV)"
 	@$(BIN)/python $(PIP) install --editable '.[test]'
+	@$(BIN)/python $(PIP) install --no-deps --upgrade --target $(VENV)/schema-packages -r $(SCHEMAS)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test
@@ -92,9 +108,10 @@ $(VENV)/.lint: $(VENV)/.test
 	@$(BIN)/python $(PIP) install --editable '.[test,lint]'
 	@touch $@
 
-$(OLDEST)/.test: $(METADATA) | $(OLDEST)/bin/python
+$(OLDEST)/.test: $(METADATA) $(SCHEMAS) | $(OLDEST)/bin/python
 	@echo "Installing fmconsume with pika 1.3.2 in $(OLDEST)"
 	@$(OLDEST)/bin/python $(PIP) install --editable '.[test]' pika==1.3.2
+	@$(OLDEST)/bin/python $(PIP) install --no-deps --upgrade --target $(OLDEST)/schema-packages -r $(SCHEMAS)
 	@touch $@
 
 %/bin/python:

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from pathlib import Path
 
 from build_manpages import build_manpages, get_build_py_cmd, get_install_cmd
 from setuptools import setup
@@ -9,9 +10,20 @@ from setuptools import setup
 # The page is made from fmconsume.cli, and a PEP 517 build does not put the project on the path.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+
+class BuildPage(build_manpages):
+    """Builds the page with a date that man page readers understand."""
+
+    def run(self):
+        super().run()
+        for page in map(Path, self.manpages_data):
+            title, newline, text = page.read_text(encoding="utf-8").partition("\n")
+            page.write_text(title.replace("\\-", "-") + newline + text, encoding="utf-8")
+
+
 setup(
     cmdclass={
-        "build_manpages": build_manpages,
+        "build_manpages": BuildPage,
         "build_py": get_build_py_cmd(),
         "install": get_install_cmd(),
     }

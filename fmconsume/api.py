@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -19,12 +20,14 @@ from typing import Any, Callable
 from .callbacks import prepare
 from .config import conf
 from .engine.coroutines import CoroutineRunner
-from .engine.state import End, State, Stats
+from .engine.state import End, Observer, State, Stats
 from .engine.supervisor import Options, Supervisor
 from .engine.workers import Worker
 from .exceptions import ExitCode
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
 from .publisher import publish
+from .recording import FailedMessages
+from .service.systemd import Notifier
 from .settings import addresses, topology
 
 __all__ = [
@@ -83,8 +86,10 @@ class Consumer:
         #: Signal numbers, `_STOP` and the End; filled by signal handlers and any thread.
         self._notes: SimpleQueue[Any] = SimpleQueue()
         self._coroutines = CoroutineRunner()
-        #: Exit status for a command; set when `run` ends.
-        self.exit_code: int = ExitCode.OK
+        #: Exit status for a command; set when `run` ends, before which only settings fail.
+        self.exit_code: int = ExitCode.USAGE
+        #: Serves while the consumer runs.
+        self._monitoring: AbstractContextManager[Any] = nullcontext()
         brokers, wanted = addresses(), topology(bindings, queues)
         options = _options(workers, limit, drain)
         self._callback = prepare(callback, self._coroutines)
@@ -96,7 +101,14 @@ class Consumer:
             partial(decode, body_mode=conf["body"]),
             self._coroutines.wait_for,
             self._notes.put,
+            self._observers(),
         )
+        if conf["failed_messages"]:
+            failed = FailedMessages(
+                conf["failed_messages"], conf["failed_messages_limit"], conf["body"]
+            )
+            for worker in self._supervisor.workers:
+                worker.keep = failed.keep
 
     @property
     def stats(self) -> Stats:
@@ -116,6 +128,7 @@ class Consumer:
         """Consume until stopped.
 
         Raises:
+            ConfigurationException: The port for monitoring is in use; nothing was connected.
             HaltConsumer: The callback raised it.
             ConsumerCanceled: The broker cancelled the consumer.
             BadDeclaration, PermissionException, ConnectionException: The broker refuses.
@@ -124,13 +137,25 @@ class Consumer:
         """
         if _is_coroutine_function(self._callback):
             self._coroutines.start()
-        with _signals_to(self._notes.put):
+        with self._monitoring, _signals_to(self._notes.put):
             self._supervisor.start()
             end = self._wait()
         self._join()
         self.exit_code = end.exit_code
         if end.error is not None:
             raise end.error
+
+    def _observers(self) -> list[Observer]:
+        """Make those that systemd and the configuration want."""
+        observers: list[Observer] = []
+        if os.environ.get("NOTIFY_SOCKET"):
+            observers.append(Notifier(os.environ))
+        if conf["monitoring"]:
+            from .service.monitoring import Monitoring  # Most consumers need no HTTP.
+
+            self._monitoring = monitoring = Monitoring(lambda: self.stats, **conf["monitoring"])
+            observers.append(monitoring.history)
+        return observers
 
     def _wait(self) -> End:
         """Pass on what comes until the supervisor reports the end."""

@@ -31,7 +31,7 @@ def load_from_module(path: str) -> Any:
     module_name, name = _split(path, "package.module:object")
     try:
         module = importlib.import_module(module_name)
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         if isinstance(exc, ModuleNotFoundError) and _is_part_of(exc.name, module_name):
             raise ConfigurationException(
                 f"callback {path!r}: no module named {exc.name!r}; looked in the current "
@@ -63,7 +63,7 @@ def load_from_file(path: str) -> Any:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise ConfigurationException(_failure(file_name, exc)) from exc
     return _object_of(module, name, path)
 
@@ -76,8 +76,12 @@ def prepare(callback: Any, coroutines: CoroutineRunner) -> Callable[..., Any]:
     """
     # A class may ask for the current loop in its constructor; it imported asyncio then.
     is_asking = inspect.isclass(callback) and "asyncio" in sys.modules
-    with coroutines.current_loop() if is_asking else nullcontext():
-        return instantiate(callback)
+    try:
+        with coroutines.current_loop() if is_asking else nullcontext():
+            return instantiate(callback)
+    except ValueError:
+        coroutines.close(0)
+        raise
 
 
 def instantiate(callback: Any) -> Callable[..., Any]:
@@ -98,7 +102,7 @@ def instantiate(callback: Any) -> Callable[..., Any]:
 def _construct(cls: Any) -> Any:
     try:
         return cls()
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         what = f"callback class {cls.__module__}.{cls.__qualname__} could not be constructed"
         hint = "; it is called without arguments" if _is_call_error(exc) else ""
         raise ValueError(f"{what}: {_describe(exc)}{hint}") from exc
@@ -129,14 +133,16 @@ def _object_of(module: ModuleType, name: str, path: str) -> Any:
         ) from exc
 
 
-def _failure(where: str, exc: Exception) -> str:
+def _failure(where: str, exc: BaseException) -> str:
     is_alias_missing = isinstance(exc, ModuleNotFoundError) and exc.name == "fedora_messaging"
     hint = "; run it with --as-fedora-messaging" if is_alias_missing else ""
     return f"importing {where} failed: {_describe(exc)}{hint}"
 
 
-def _describe(exc: Exception) -> str:
+def _describe(exc: BaseException) -> str:
     """Say what was raised and where, in one line."""
     last = traceback.extract_tb(exc.__traceback__)[-1]
-    text = " ".join(str(exc).split())
-    return f"{type(exc).__name__}: {text} ({Path(last.filename).name}, line {last.lineno})"
+    text = f"{type(exc).__name__}: {' '.join(str(exc).split())}"
+    if isinstance(exc, SyntaxError):  # It says so itself, and better.
+        return text
+    return f"{text} ({Path(last.filename).name}, line {last.lineno})"

@@ -8,19 +8,39 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, Dict, List, Optional, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 from . import callbacks
 from .api import Consumer
-from .config import DEFAULTS, conf
-from .exceptions import ConfigurationException, ExitCode, HaltConsumer
+from .config import conf
+from .exceptions import ConfigurationException, ConnectionException, ExitCode, HaltConsumer
+from .recording import Recorder, replay
+from .settings import select, topology
 from .version import __version__
 
 __all__ = ["main", "parser"]
 
+_log = logging.getLogger(__name__)
+
 _LEVELS = ("debug", "info", "warning", "error", "critical")
+
+_CALLBACK = """
+function or class to call with each message, imported by this name; the current directory
+is searched too"""
+_CONFIG = """
+TOML configuration file; without it $FMCONSUME_CONF, $FEDORA_MESSAGING_CONF or
+/etc/fedora-messaging/config.toml"""
+_ALIAS = """
+let callbacks and message schemas written for fedora-messaging import fmconsume by that name"""
+_CHECK = """
+only tell whether the consumer would start, and what it would do at the broker; nothing is
+changed there"""
+_REPLAY = """
+call the callback with the messages in this file, made by --record, without a broker; the exit
+status is 1 if one fails"""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,55 +49,27 @@ def parser() -> argparse.ArgumentParser:
         prog="fmconsume",
         description="Consume messages from RabbitMQ queues with a Python callback.",
     )
-    source = result.add_mutually_exclusive_group()
-    source.add_argument(
-        "--callback",
-        metavar="MODULE:OBJECT",
-        help="function or class to call with each message, imported by this name; "
-        "the current directory is searched too",
-    )
-    source.add_argument(
-        "--callback-file",
-        metavar="FILE.py:OBJECT",
-        help="the same, taken from a Python file",
-    )
-    result.add_argument(
-        "--config",
-        "--conf",
-        metavar="FILE",
-        help="TOML configuration file; without it $FMCONSUME_CONF, $FEDORA_MESSAGING_CONF "
-        "or /etc/fedora-messaging/config.toml",
-    )
-    _add_overrides(result)
-    result.add_argument("--version", action="version", version=f"fmconsume {__version__}")
+    add = result.add_mutually_exclusive_group().add_argument
+    add("--callback", metavar="MODULE:OBJECT", help=_CALLBACK)
+    add("--callback-file", metavar="FILE.py:OBJECT", help="the same, taken from a Python file")
+    add("--record", metavar="FILE", help="add each message to this file, as a line of JSON")
+    add = result.add_mutually_exclusive_group().add_argument
+    add("--check", action="store_true", help=_CHECK)
+    add("--drain", action="store_true", help="stop once the queues are empty")
+    add("--replay", metavar="FILE", help=_REPLAY)
+    add = result.add_argument
+    add("--config", "--conf", metavar="FILE", help=_CONFIG)
+    add("--as-fedora-messaging", action="store_true", help=_ALIAS)
+    add("--version", action="version", version=f"fmconsume {__version__}")
+    add = result.add_argument_group("in place of the configuration").add_argument
+    add("--queue-name", metavar="QUEUE", help="consume from this queue only")
+    add("--exchange", metavar="EXCHANGE", help="bind the queues to this exchange")
+    add("--routing-key", metavar="KEY", action="append", help="bind with this key; may be repeated")
+    add("--app-name", metavar="NAME", help="name shown to the broker's administrators")
+    add("--workers", metavar="N", type=int, help="callbacks that run at the same time")
+    add("--limit", metavar="N", type=int, help="stop after this many messages")
+    add("--log-level", metavar="LEVEL", choices=_LEVELS, help=f"one of {', '.join(_LEVELS)}")
     return result
-
-
-def _add_overrides(result: argparse.ArgumentParser) -> None:
-    """Add the options that stand in for a key of the configuration."""
-    overrides = result.add_argument_group("in place of the configuration")
-    overrides.add_argument("--queue-name", metavar="QUEUE", help="consume from this queue only")
-    overrides.add_argument(
-        "--exchange", metavar="EXCHANGE", help="bind the queues to this exchange"
-    )
-    overrides.add_argument(
-        "--routing-key",
-        metavar="KEY",
-        action="append",
-        help="bind the queues with this routing key; may be given several times",
-    )
-    overrides.add_argument(
-        "--app-name", metavar="NAME", help="name shown to the broker's administrators"
-    )
-    overrides.add_argument(
-        "--workers", metavar="N", type=int, help="callbacks that run at the same time"
-    )
-    overrides.add_argument(
-        "--limit", metavar="N", type=int, help="stop after this many messages"
-    )
-    overrides.add_argument(
-        "--log-level", metavar="LEVEL", choices=_LEVELS, help=f"one of {', '.join(_LEVELS)}"
-    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,59 +83,71 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = parser().parse_args(argv)
     try:
-        consumer = _prepare(args)
+        return _dispatch(args)
     except (ConfigurationException, ValueError) as exc:
         _complain(str(exc))
         return ExitCode.USAGE
-    return _run(consumer)
+    except ConnectionException as exc:  # A certificate that no broker would take.
+        _complain(str(exc))
+        return ExitCode.HANDSHAKE
+    except KeyboardInterrupt:  # Only where there is no consumer, which would have it.
+        return 128 + signal.SIGINT
 
 
-def _prepare(args: argparse.Namespace) -> Consumer:
-    conf.load_config(args.config)
-    _set_up_logging(args.log_level)
-    if args.app_name:
-        conf["client_properties"]["app"] = args.app_name
-    queues, bindings = _select(args)
-    return Consumer(
-        _load_callback(args), bindings, queues, workers=args.workers, limit=args.limit
+def _dispatch(args: argparse.Namespace) -> int:
+    if args.as_fedora_messaging:
+        from .compat import install
+
+        install()
+    _configure(args)
+    callback = _load_callback(args)
+    if args.replay:
+        return replay(args.replay, callback, conf["body"], args.limit)
+    bindings, queues = select(args.queue_name, args.exchange, args.routing_key)
+    if args.check:
+        from .checking import check
+
+        workers = conf["workers"] if args.workers is None else args.workers
+        return check(callback, topology(bindings, queues), workers)
+    return _run(
+        Consumer(
+            *(callback, bindings, queues),
+            workers=args.workers,
+            limit=args.limit,
+            drain=args.drain,
+        )
     )
 
 
-def _set_up_logging(level: str | None) -> None:
+def _configure(args: argparse.Namespace) -> None:
+    conf.load_config(args.config)
     conf.setup_logging()
-    if level:
+    if args.log_level:
         for name in (None, "fmconsume"):
-            logging.getLogger(name).setLevel(level.upper())
+            logging.getLogger(name).setLevel(args.log_level.upper())
+    if args.app_name:
+        conf["client_properties"]["app"] = args.app_name
 
 
 def _load_callback(args: argparse.Namespace) -> Any:
     # Python puts the directory of the installed script here, not the one the user stands in.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    if args.callback_file:
-        return callbacks.load_from_file(args.callback_file)
-    path = args.callback or conf["callback"]
+    if args.record:
+        return Recorder(args.record, args.limit)
+    path = args.callback_file or args.callback or conf["callback"]
     if not path:
         raise ConfigurationException(
             "no callback: give --callback module:object, or set callback in the configuration"
         )
-    return callbacks.load_from_module(path)
-
-
-def _select(args: argparse.Namespace) -> tuple[Mapping[str, Any], list[dict[str, Any]]]:
-    """Apply --queue-name, --exchange and --routing-key to the configured topology."""
-    queues: Mapping[str, Any] = conf["queues"]
-    bindings = [dict(binding) for binding in conf["bindings"]]
-    if args.queue_name in queues:
-        bindings = [binding for binding in bindings if binding["queue"] == args.queue_name]
-    if args.queue_name:
-        fallback = queues.get("", DEFAULTS["queues"][""])
-        queues = {args.queue_name: queues.get(args.queue_name, fallback)}
-    for binding in bindings:
-        binding["queue"] = args.queue_name or binding["queue"]
-        binding["exchange"] = args.exchange or binding["exchange"]
-        binding["routing_keys"] = args.routing_key or binding["routing_keys"]
-    return queues, bindings
+    load = callbacks.load_from_file if args.callback_file else callbacks.load_from_module
+    callback = load(path)
+    if "fedora_messaging" in sys.modules and not args.as_fedora_messaging:
+        _log.warning(
+            "the callback imported the real fedora_messaging, whose Nack, Drop and HaltConsumer "
+            "mean nothing to fmconsume: run it with --as-fedora-messaging"
+        )
+    return callback
 
 
 def _run(consumer: Consumer) -> int:
@@ -152,14 +156,13 @@ def _run(consumer: Consumer) -> int:
     except HaltConsumer as exc:
         if exc.exit_code:
             _complain(f"the callback halted the consumer: {exc}")
-    except KeyboardInterrupt as exc:
-        _complain(f"{exc}: stopped without waiting for the callback; RabbitMQ will redeliver")
-        # A callback that hangs could keep the interpreter from ending.
-        logging.shutdown()
-        sys.stdout.flush()
-        os._exit(consumer.exit_code)
     except BaseException as exc:
         _complain(_explain(exc, consumer.exit_code))
+        if isinstance(exc, KeyboardInterrupt):
+            # A callback that hangs could keep the interpreter from ending.
+            logging.shutdown()
+            sys.stdout.flush()
+            os._exit(consumer.exit_code)
     return consumer.exit_code if 0 <= consumer.exit_code <= 255 else 1
 
 
@@ -168,6 +171,8 @@ def _explain(error: BaseException, exit_code: int) -> str:
         return f"the callback failed: {type(error).__name__}: {error}"
     if exit_code == ExitCode.UNEXPECTED:
         return f"unexpected error, please report it: {type(error).__name__}: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return f"{error}: stopped without waiting for the callback; RabbitMQ will redeliver"
     return str(error)
 
 

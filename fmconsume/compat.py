@@ -56,11 +56,10 @@ def install() -> None:
             f"fedora_messaging was imported from {present.__file__} before fmconsume could stand "
             "in for it: call fmconsume.compat.install() first, or use --as-fedora-messaging"
         )
-    package = _Alias("", version)
-    package.__path__ = []
-    vars(package).update(_submodules())
+    modules = _modules()
+    package = _Alias("", version, __path__=[], **modules)
     sys.modules[_NAME] = package
-    sys.modules.update({f"{_NAME}.{name}": module for name, module in _submodules().items()})
+    sys.modules.update({f"{_NAME}.{name}": module for name, module in modules.items()})
     sys.meta_path.insert(0, _Finder())
 
 
@@ -94,7 +93,7 @@ def _refuse(name: str) -> None:
         raise ImportError(f"{name} does not exist here: {_ABSENT[name]}", name=name)
 
 
-def _submodules() -> dict[str, ModuleType]:
+def _modules() -> dict[str, ModuleType]:
     return {
         "api": _Alias("api", api),
         "config": config,

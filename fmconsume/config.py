@@ -56,7 +56,12 @@ DEFAULTS: dict[str, Any] = {
     "log_config": {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"format": "[%(name)s %(levelname)s] %(message)s"}},
+        "formatters": {
+            "line": {
+                "class": "fmconsume.service.journal.Formatter",
+                "format": "[%(name)s %(levelname)s] %(message)s",
+            }
+        },
         "handlers": {
             "stderr": {
                 "class": "logging.StreamHandler",

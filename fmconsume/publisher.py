@@ -149,7 +149,7 @@ class Publisher:
 
     def _begin_closing(self) -> None:
         self._is_closing = True
-        if self._line is not None and self._line.is_open:
+        if self._line is not None:
             self._line.close()
         else:
             self._loop.stop()

@@ -46,9 +46,9 @@ class Recorder:
     """
 
     def __init__(self, path: str, limit: int | None = None) -> None:
+        self._path = path
         try:
-            self._file = open(path, "ab")  # noqa: SIM115
-            self._file.write(_end_of_torn_line(path))
+            _end_torn_line(path)
         except OSError as exc:
             raise ConfigurationException(f"cannot record to {path!r}: {exc.strerror}") from exc
         self._limit = limit if sys.stderr.isatty() else None
@@ -56,19 +56,20 @@ class Recorder:
 
     def __call__(self, message: Message) -> None:
         """Write one message; when this returns, the operating system has it."""
-        self._file.write(_dump(message))
-        self._file.flush()
+        with open(self._path, "ab") as file:
+            file.write(_dump(message))
         if self._limit is not None:
             _show_progress(next(self._count), self._limit)
 
 
-def _end_of_torn_line(path: str) -> bytes:
-    """Give what is to be written first after somebody who was killed while writing."""
-    with open(path, "rb") as file:
-        is_empty = file.seek(0, os.SEEK_END) == 0
-        if not is_empty:
+def _end_torn_line(path: str) -> None:
+    """Make the file, or end the line that somebody was killed while writing."""
+    with open(path, "ab"):
+        pass
+    if os.path.isfile(path) and os.path.getsize(path):
+        with open(path, "rb+") as file:
             file.seek(-1, os.SEEK_END)
-        return b"" if is_empty or file.read() == b"\n" else b"\n"
+            file.write(b"" if file.read() == b"\n" else b"\n")
 
 
 def _show_progress(count: int, limit: int) -> None:
@@ -104,30 +105,34 @@ class FailedMessages:
         line = _dump(self._message_of(delivery), traceback=trace)
         # Made for its owner alone, and not half written where somebody may read it.
         number, path = tempfile.mkstemp(dir=self._folder)
-        with open(number, "wb") as file:
-            file.write(line)
-        os.replace(path, self._folder / _file_name(delivery))
+        try:
+            with open(number, "wb") as file:
+                file.write(line)
+            os.replace(path, self._folder / _file_name(delivery))
+        except OSError:
+            os.unlink(path)
+            raise
         self._remove_oldest()
 
     def _message_of(self, delivery: Delivery) -> Message:
         body: Any = delivery.body
         if self._body_mode != "bytes":
             body = json.loads(body.decode(delivery.properties.content_encoding or "utf-8"))
-        message = Message(body, topic=delivery.routing_key, properties=delivery.properties)
-        message.queue = delivery.queue
+        message = Message(topic=delivery.routing_key, properties=delivery.properties)
+        message.body, message.queue = body, delivery.queue
         return message
 
     def _remove_oldest(self) -> None:
         files = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
         for path in files[: -self._limit]:
-            path.unlink()
+            path.unlink(missing_ok=True)  # Another worker may have been here.
 
 
 def _file_name(delivery: Delivery) -> str:
     """Name a message so that it keeps its name when it comes again."""
     known = f"{delivery.queue} {delivery.properties.message_id} {delivery.routing_key}"
     digest = hashlib.sha256(known.encode() + delivery.body).hexdigest()[:16]
-    readable = re.sub(r"[^\w.-]+", "_", delivery.routing_key)[:100]
+    readable = re.sub(r"[^\w.-]+", "_", str(delivery.routing_key))[:100]
     return f"{readable}-{digest}.json"
 
 
@@ -136,9 +141,10 @@ def _file_name(delivery: Delivery) -> str:
 
 def _dump(message: Message, **more: object) -> bytes:
     """Turn a message into a line of ASCII; a body of bytes into base64."""
-    if isinstance(message.body, bytes):
+    body: Any = message.body
+    if isinstance(body, bytes):
         message = copy.copy(message)
-        message.body = base64.b64encode(message.body).decode()
+        message.body = base64.b64encode(body).decode()
         more["body_encoding"] = "base64"
     return json.dumps({**json.loads(dump_line(message)), **more}).encode() + b"\n"
 
@@ -159,9 +165,10 @@ def _load(line: bytes, number: int) -> Delivery:
             message_id=fields.get("id"),
             priority=fields.get("priority"),
         )
-        raw = base64.b64decode(body) if is_binary else json.dumps(body).encode()
+        raw = base64.b64decode(body, validate=True) if is_binary else json.dumps(body).encode()
     except Exception as exc:
-        raise ValidationError(brief(f"line {number} holds no message: {exc!r}")) from exc
+        reason = f"{type(exc).__name__}: {exc}"
+        raise ValidationError(brief(f"line {number} holds no message: {reason}")) from exc
     return Delivery(1, number, fields.get("queue") or "", str(topic), False, properties, raw)
 
 

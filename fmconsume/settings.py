@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .config import check_bindings, check_queues, conf, redact
+from .config import DEFAULTS, check_bindings, check_queues, conf, redact
 from .engine.address import Address, parse_address
 from .engine.session import Topology
 from .exceptions import ConfigurationException
 
-__all__ = ["addresses", "topology"]
+__all__ = ["addresses", "select", "topology"]
 
 
 def addresses() -> list[Address]:
@@ -52,3 +52,34 @@ def topology(bindings: Any = None, queues: Any = None) -> Topology:
         conf["qos"]["prefetch_count"],
         conf["qos"]["prefetch_size"],
     )
+
+
+def select(
+    queue: str | None, exchange: str | None, routing_keys: list[str] | None
+) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
+    """Narrow the configured bindings and queues down.
+
+    Args:
+        queue: The only queue; one that is not configured is as the nameless one is.
+        exchange: What every queue is bound to.
+        routing_keys: With what every queue is bound.
+
+    Returns:
+        Bindings and queues.
+    """
+    queues: Mapping[str, Any] = conf["queues"]
+    bindings = [dict(binding) for binding in conf["bindings"]]
+    if queue in queues:
+        bindings = [binding for binding in bindings if binding["queue"] == queue]
+    if queue:
+        queues = {queue: queues.get(queue) or queues.get("", DEFAULTS["queues"][""])}
+    for binding in bindings:
+        binding["queue"] = queue or binding["queue"]
+    if exchange or routing_keys:
+        bound = [binding["queue"] for binding in bindings]
+        unbound = [name for name in queues if name not in bound]
+        bindings += [{**DEFAULTS["bindings"][0], "queue": name} for name in unbound]
+    for binding in bindings:
+        binding["exchange"] = exchange or binding["exchange"]
+        binding["routing_keys"] = routing_keys or binding["routing_keys"]
+    return bindings, queues

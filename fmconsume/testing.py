@@ -13,10 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Callable, NamedTuple
-from unittest import mock
 
 from . import publisher
-from .engine.delivery import Delivery, Verdict
+from .engine.delivery import Verdict
 from .engine.unsettled import Unsettled
 from .message import Message
 from .rehearsal import Rehearsal, make_delivery
@@ -39,6 +38,8 @@ def mock_sends(*expected: Message | type[Message]) -> Iterator[list[Message]]:
     Raises:
         AssertionError: Something else was published; says what.
     """
+    from unittest import mock  # Slow to import, and the rest of the module does without.
+
     sent: list[Message] = []
     with mock.patch.object(publisher, "_send", lambda message, *_: sent.append(message)):
         yield sent
@@ -96,19 +97,12 @@ def deliver(callback: Callable[..., Any], *messages: Message, body_mode: str = "
     with Rehearsal(callback, body_mode) as rehearsal:
         for number, message in enumerate(messages, 1):
             delivery = make_delivery(message, number)
-            if unsettled.receive(delivery):
-                error = _settle(unsettled, delivery, rehearsal if error is None else None) or error
+            is_to_run = unsettled.receive(delivery)
+            if is_to_run and error is None:
+                outcome = rehearsal.run(delivery)
+                unsettled.conclude(outcome)
+                error = outcome.error
+            elif is_to_run:
+                unsettled.take_back([delivery])
             verdicts += [frame.verdict for frame in unsettled.take_frames()]
     return Told(verdicts, error)
-
-
-def _settle(
-    unsettled: Unsettled, delivery: Delivery, rehearsal: Rehearsal | None
-) -> BaseException | None:
-    """Run a delivery, or return it where nothing runs any more; give what ends the consumer."""
-    if rehearsal is None:
-        unsettled.take_back([delivery])
-        return None
-    outcome = rehearsal.run(delivery)
-    unsettled.conclude(outcome)
-    return outcome.error

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
 import ssl
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pika
+
+from ..exceptions import ConnectionException
+from .certificate import validity
 
 __all__ = ["Address", "parse_address"]
 
@@ -51,12 +57,39 @@ def parse_address(
 
 def _secure(parameters: pika.ConnectionParameters, tls: Mapping[str, str | None]) -> None:
     """Set TLS 1.2 or later with a checked host name, and EXTERNAL with a client certificate."""
-    context = ssl.create_default_context(cafile=tls["ca_cert"])
+    with _naming("ca_cert", tls):
+        context = ssl.create_default_context(cafile=tls["ca_cert"])
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if tls["certfile"] and tls["keyfile"]:
-        context.load_cert_chain(tls["certfile"], tls["keyfile"])
+        with _naming("certfile", tls):
+            _check_dates(tls["certfile"])
+        with _naming("keyfile", tls):
+            context.load_cert_chain(tls["certfile"], tls["keyfile"])
         parameters.credentials = pika.credentials.ExternalCredentials()
     parameters.ssl_options = pika.SSLOptions(context, parameters.host)
+
+
+def _check_dates(certfile: str) -> None:
+    """Refuse a client certificate that the broker would refuse in fewer words."""
+    with open(certfile, encoding="latin-1") as file:
+        not_before, not_after = validity(file.read())
+    now = datetime.now(timezone.utc)
+    if not not_before <= now <= not_after:
+        what = "expired on" if now > not_after else "is not valid before"
+        when = not_after if now > not_after else not_before
+        raise ConnectionException(
+            reason=f"tls.certfile: {certfile} {what} {when:%Y-%m-%d %H:%M} UTC"
+        )
+
+
+@contextmanager
+def _naming(key: str, tls: Mapping[str, str | None]) -> Iterator[None]:
+    """Name the key and the file when something is wrong with them."""
+    try:
+        yield
+    except (OSError, ValueError) as exc:
+        reason = getattr(exc, "reason", None) or getattr(exc, "strerror", None) or exc
+        raise ValueError(f"tls.{key}: cannot use {tls[key]}: {reason}") from exc
 
 
 def _name(parameters: pika.ConnectionParameters) -> str:

@@ -6,6 +6,7 @@ Any thread may call `wait_for` and `start`. asyncio is imported only when it is 
 from __future__ import annotations
 
 import threading
+import traceback
 import warnings
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["CoroutineRunner"]
+__all__ = ["CoroutineRunner", "format_stack"]
 
 
 class CoroutineRunner:
@@ -101,3 +102,14 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 async def _await(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
+
+
+def format_stack(awaitable: Any) -> str:
+    """Say where a coroutine is, outermost call first; "" for what is no coroutine. Thread: any."""
+    frames = []
+    while awaitable is not None:
+        frame = getattr(awaitable, "cr_frame", None)
+        if frame is not None:
+            frames.append((frame, frame.f_lineno))
+        awaitable = getattr(awaitable, "cr_await", None)
+    return "".join(traceback.StackSummary.extract(frames).format())

@@ -24,6 +24,8 @@ _REFUSED = {403, 530}
 #: A line that ends in the TLS handshake says nothing of certificates: a proxy without a broker.
 _NO_LINE = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 #: pika guesses what a close while opening means, and keeps the broker's words in the text.
+#: With TLS 1.3 the broker refuses a client certificate only after pika's handshake is done.
+_ALERT = re.compile(r"\[SSL: \w*ALERT_\w+\] ([^(]*)")
 _CLOSED_WHILE_OPENING = re.compile(r"ConnectionClosedByBroker: \((?P<code>\d+)\) (?P<text>.*)")
 
 
@@ -51,6 +53,9 @@ def connect_error(address: Address, exc: BaseException) -> Exception:
         return ConnectionException(reason=text)
     if isinstance(cause, ConnectionClosedByBroker) and cause.reply_code in _REFUSED:
         return ConnectionException(reason=text)
+    alert = _ALERT.search(str(cause))
+    if alert:
+        return ConnectionException(reason=f"{address.name}: {alert[1].strip()}")
     closed = _CLOSED_WHILE_OPENING.search(str(cause))
     if closed and int(closed["code"]) in _REFUSED:
         return ConnectionException(reason=f"{address.name}: {closed['code']} {closed['text']}")

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import pika
 from pika.adapters.select_connection import IOLoop
-from pika.exceptions import ChannelClosedByBroker, NoFreeChannels
+from pika.exceptions import AMQPError, ChannelClosedByBroker, NoFreeChannels
 from pika.spec import Basic
 
 from ..exceptions import PublishForbidden, PublishReturned, ValidationError
@@ -111,11 +111,13 @@ class Line:
         """Wait no longer for a confirmation."""
         for channel in [each for each, sent in self._busy.items() if sent is request]:
             del self._busy[channel]
-            channel.close()
+            with suppress(AMQPError):  # It is closing already, with the connection.
+                channel.close()
 
     def close(self) -> None:
-        """Close the connection; the owner hears of its end."""
-        self._connection.close()
+        """Close the connection, open or not; the owner hears of its end."""
+        with suppress(AMQPError):  # It is closing already.
+            self._connection.close()
 
     # -- called by pika ----------------------------------------------------
 
@@ -140,12 +142,10 @@ class Line:
 
     def _on_channel(self, channel: Any) -> None:
         channel.add_on_close_callback(self._on_channel_close)
-        channel.confirm_delivery(partial(self._on_confirm, channel), self._on_channel_ready)
+        on_ready = partial(self._on_channel_ready, channel)
+        channel.confirm_delivery(partial(self._on_confirm, channel), on_ready)
 
-    def _on_channel_ready(self, frame: Any) -> None:
-        channel = next(
-            each for each in self._opening if each.channel_number == frame.channel_number
-        )
+    def _on_channel_ready(self, channel: Any, frame: Any) -> None:
         self._opening.remove(channel)
         self._idle.append(channel)
         self._owner.on_room()

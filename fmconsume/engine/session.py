@@ -31,7 +31,7 @@ from .delivery import Delivery, Verdict
 from .failure import SessionLost, connect_error, reason
 from .ledger import Frame
 
-__all__ = ["Session", "SessionLost", "Topology"]
+__all__ = ["Session", "Topology"]
 
 #: connection.close codes that the same declaration would meet again.
 #: Source: AMQP 0-9-1, section 1.2 (syntax error, command invalid, not allowed, not implemented).

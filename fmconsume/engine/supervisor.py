@@ -26,8 +26,9 @@ from ..exceptions import (
 from .address import Address
 from .backoff import Backoff, nack_delay
 from .delivery import Delivery, Outcome, Verdict
+from .failure import SessionLost
 from .opener import Opener
-from .session import Session, SessionLost, Topology
+from .session import Session, Topology
 from .state import End, Observer, State, Stats
 from .unsettled import Unsettled
 from .watch import Watch

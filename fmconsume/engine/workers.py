@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable
 
 from ..exceptions import Drop, HaltConsumer, Nack, ValidationError
+from .coroutines import format_stack
 from .delivery import Delivery, Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -52,9 +53,13 @@ class Worker(threading.Thread):
         self._inbox = inbox
         self._post = post
         self._wait_for = wait_for
+        #: Takes each delivery on which the callback failed; set before the start.
+        self.keep: Callable[[Delivery, BaseException], None] | None = None
         self._pid = os.getpid()
         #: What runs now and since when (monotonic seconds). Set here, read by any thread.
         self.current: tuple[Delivery, float] | None = None
+        #: What the callback returned, while that is awaited. Set here, read by any thread.
+        self._awaited: Any = None
 
     def run(self) -> None:
         """Work until the inbox says None, or an outcome ends the consumer."""
@@ -65,7 +70,7 @@ class Worker(threading.Thread):
                 break
             self.current = (delivery, monotonic())
             outcome = self._process(delivery)
-            self.current = None
+            self.current = self._awaited = None
             self._end_forked_child()
             self._post(outcome)
 
@@ -75,7 +80,7 @@ class Worker(threading.Thread):
         frame = sys._current_frames().get(self.ident or 0)
         if current is None or frame is None:
             return f"{self.name} is idle"
-        stack = "".join(traceback.format_stack(frame))
+        stack = format_stack(self._awaited) or "".join(traceback.format_stack(frame))
         return (
             f"{self.name} works on {current[0].name} for {monotonic() - current[1]:.0f} s:\n{stack}"
         )
@@ -97,6 +102,7 @@ class Worker(threading.Thread):
         try:
             result = self._callback(message)
             if result is not None and hasattr(result, "__await__"):
+                self._awaited = result
                 self._wait_for(result)
         except Nack:
             _log.info("%s returned to its queue by the callback", delivery.name)
@@ -110,8 +116,16 @@ class Worker(threading.Thread):
         except BaseException as exc:
             # SystemExit too: a callback that calls sys.exit() did not finish its message.
             _log.error("the callback failed on %s, put back", delivery.name, exc_info=exc)
+            self._keep(delivery, exc)
             return Verdict.NACK, exc
         return Verdict.ACK, None
+
+    def _keep(self, delivery: Delivery, error: BaseException) -> None:
+        if self.keep is not None:
+            try:
+                self.keep(delivery, error)
+            except Exception as exc:
+                _log.error("%s could not be kept: %r", delivery.name, exc)
 
     def _end_forked_child(self) -> None:
         """End a child that was forked in the callback; the connection is the parent's alone."""

@@ -13,12 +13,12 @@ from typing import Callable, NamedTuple, Optional
 from ..engine.delivery import Outcome
 from ..engine.state import Observer, Snapshot, State, Stats
 
-__all__ = ["BOUNDS", "MINUTES", "STEP", "Entry", "History", "Recent", "Slow", "Tally"]
+__all__ = ["BOUNDS", "STEP", "STEPS", "Entry", "History", "Recent", "Slow", "Tally"]
 
 #: Upper bounds of the histogram of callback durations, seconds.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
-#: The rate is counted in steps of so many seconds, and remembered for so many minutes.
-STEP, MINUTES = 5, 10
+#: The rate is counted in steps of so many seconds, and so many of them are remembered.
+STEP, STEPS = 5, 120
 #: Slow callbacks and log entries that are remembered.
 _SLOW, _ENTRIES = 8, 20
 #: A log entry is cut to so many characters.
@@ -115,7 +115,7 @@ class History(Observer):
             self.delivered = monotonic()
         self.broker = snapshot.broker or self.broker
         self.snapshot = snapshot
-        oldest = int(monotonic() / STEP) - 60 * MINUTES // STEP
+        oldest = int(monotonic() / STEP) - STEPS
         self.rate = {step: count for step, count in self.rate.items() if step >= oldest}
 
     def on_depths(self, depths: dict[str, int]) -> None:

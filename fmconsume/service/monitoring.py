@@ -14,8 +14,9 @@ from email.message import Message as Headers
 from http.server import BaseHTTPRequestHandler
 from threading import Thread
 from time import monotonic, sleep
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
+from ..engine.state import Stats
 from ..exceptions import ConfigurationException
 from ..version import __version__
 from . import metrics, page
@@ -40,15 +41,16 @@ class Monitoring:
     """An HTTP server; it serves within a `with` block.
 
     Args:
+        stats: Gives the counts of the moment.
         address: Name or address to listen at; "" is every interface.
         port: TCP port.
-        history: What to tell of; an observer of the engine.
     """
 
-    def __init__(self, address: str, port: int, history: History) -> None:
+    def __init__(self, stats: Callable[[], Stats], address: str, port: int) -> None:
         self._address = address
         self._port = port
-        self.history = history
+        #: What it tells of; to be made an observer of the engine.
+        self.history = History(stats)
         self.recent = Recent()
         self._listener: socket.socket
         #: Set before the listener is closed, read by the server's threads.
@@ -64,7 +66,8 @@ class Monitoring:
             self._listener = _listen(self._address, self._port)
         except (OSError, UnicodeError) as exc:
             where = f"port {self._port} of {self._address or 'every interface'}"
-            reason = getattr(exc, "strerror", None) or exc
+            # Some versions of Python name the address once more, in parentheses.
+            reason = str(getattr(exc, "strerror", None) or exc).partition(" (")[0]
             raise ConfigurationException(f"monitoring: cannot listen at {where}: {reason}") from exc
         self.recent.__enter__()
         for number in range(_THREADS):

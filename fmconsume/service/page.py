@@ -1,6 +1,6 @@
 """Draws the status page: HTML that needs nothing from elsewhere; any thread may call.
 
-Whatever comes from outside, a message id or a log line, passes through `_cell` or `escape`.
+What comes from outside, a message id or a log line, passes through `escape`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ import base64
 import hashlib
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import starmap
+from math import floor, log10
 from time import localtime, monotonic, strftime
+from typing import Optional
 
 from ..version import __version__
-from .history import MINUTES, STEP, Entry, History, Tally
+from .history import STEP, STEPS, Entry, History, Slow, Tally
 
 __all__ = ["POLICY", "render"]
 
 #: Seconds between two refreshes.
 _REFRESH = 3
+#: What is shown in red.
+_BAD = ("failed", "ERROR", "CRITICAL")
 #: Size of the chart in its own units.
 _WIDTH, _HEIGHT = 720, 120
 
@@ -38,20 +43,22 @@ section { margin-top: 1rem; padding: 1rem 1.2rem; background: var(--paper);
   border: 1px solid var(--line); border-radius: .5rem; overflow-x: auto; }
 p { margin: .3rem 0; overflow-wrap: anywhere; }
 .dim, th, dt { color: var(--dim); }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(8.2rem, 1fr)); gap: .9rem;
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .9rem;
   margin: 0; }
-dt { font-size: .85rem; } dd { margin: 0; font-size: 1.35rem; font-variant-numeric: tabular-nums; }
-.bad { color: var(--bad); }
+dt { font-size: .85rem; } dd { margin: 0; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
+.bad, .bad dd { color: var(--bad); }
 table { width: 100%; border-collapse: collapse; }
 th { font-weight: normal; font-size: .85rem; }
-th, td { padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top;
-  unicode-bidi: isolate; overflow-wrap: anywhere; }
+th, td { padding: .3rem 1.2rem .3rem 0; text-align: left; vertical-align: top;
+  white-space: nowrap; unicode-bidi: isolate; }
+th:last-child, td:last-child { padding-right: 0; }
 tr + tr td { border-top: 1px solid var(--line); }
-.n { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
+.number { text-align: right; font-variant-numeric: tabular-nums; }
+.text { min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
 svg { display: block; width: 100%; height: auto; }
 svg text { fill: var(--dim); font-size: 11px; }
+svg .middle { text-anchor: middle; } svg .end { text-anchor: end; }
 .grid { stroke: var(--line); } .curve { fill: none; stroke: var(--good); stroke-width: 1.5; }
-.area { fill: var(--good); opacity: .12; }
 pre { margin: .3rem 0; white-space: pre-wrap; font-size: .8rem; }
 #stale { display: none; } .stale #stale { display: block; } .stale main { opacity: .4; }
 """
@@ -89,33 +96,30 @@ def render(history: History, entries: Sequence[Entry]) -> str:
     Args:
         entries: Log records, oldest first.
     """
-    state = history.state
-    title = f"{state.name} - fmconsume"
-    sections = "".join(
-        f"<section>{section}</section>\n"
-        for section in (
-            _numbers(history),
-            _chart(history),
-            _queues(history),
-            _slowest(history),
-            _log(entries),
-        )
-    )
+    parts = [
+        _numbers(history),
+        _chart(history),
+        _queues(history),
+        _slowest(history.slowest),
+        _entries(entries),
+    ]
+    sections = "\n".join(f"<section>{part}</section>" for part in parts)
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>{escape(title)}</title>
+<title>{escape(history.state.name)} - fmconsume</title>
 <link rel="icon" href="data:,">
 <style>{_STYLE}</style>
 <noscript><meta http-equiv="refresh" content="{_REFRESH}"></noscript>
 </head>
 <body>
-<p id="stale" role="status">The consumer does not answer; what you see is old.</p>
+<p id="stale" role="status">The consumer does not answer. This is how it was last seen.</p>
 <main>
 {_header(history)}
-{sections}</main>
+{sections}
+</main>
 <script>{_SCRIPT}</script>
 </body>
 </html>
@@ -125,9 +129,9 @@ def render(history: History, entries: Sequence[Entry]) -> str:
 def _header(history: History) -> str:
     state, now = history.state, monotonic()
     facts = [
-        history.broker,
+        "" if history.broker in state.text else history.broker,
         f"{state.name} for {_duration(now - history.since)}",
-        f"running for {_duration(now - history.started)}",
+        f"started {_duration(now - history.started)} ago",
         f"fmconsume {__version__}",
     ]
     return (
@@ -139,15 +143,14 @@ def _header(history: History) -> str:
 
 def _numbers(history: History) -> str:
     stats, snapshot = history.stats(), history.snapshot
-    delivered = history.delivered
-    age = "never" if delivered is None else f"{_duration(monotonic() - delivered)} ago"
     numbers = {
-        "Messages a second": f"{sum(_rates(history)[-60 // STEP :]) * STEP / 60:.1f}",
-        "Last delivery": age,
+        "Last delivery": _ago(history.delivered),
+        "Per second": f"{_last_minute(history):.1f}",
         "Running": snapshot.running,
+        "Overdue": snapshot.overdue,
         "Prefetched": snapshot.prefetched,
         "Nacks held": snapshot.held,
-        "Past callback_timeout": snapshot.overdue,
+        "Reconnections": stats.reconnections,
         "Received": stats.received,
         "Acknowledged": stats.acknowledged,
         "Requeued": stats.requeued,
@@ -155,25 +158,134 @@ def _numbers(history: History) -> str:
         "Rejected": stats.rejected,
         "Failed": stats.failed,
         "Not run again": stats.saved,
-        "Reconnections": stats.reconnections,
     }
-    return f"<dl>{''.join(f'<div><dt>{name}</dt><dd>{value}</dd></div>' for name, value in numbers.items())}</dl>"
+    return f"<dl>{''.join(starmap(_pair, numbers.items()))}</dl>"
+
+
+def _pair(name: str, value: object) -> str:
+    kind = "bad" if value and name in ("Overdue", "Failed") else ""
+    return f'<div class="{kind}"><dt>{name}</dt><dd>{_text(value)}</dd></div>'
+
+
+# -- the rate --------------------------------------------------------------
 
 
 def _rates(history: History) -> list[float]:
     """Return the outcomes a second in each step that is over, oldest first."""
     now = int(monotonic() / STEP)
-    first = max(now - MINUTES * 60 // STEP, int(history.started / STEP))
+    first = max(now - STEPS, int(history.started / STEP))
     return [history.rate.get(step, 0) / STEP for step in range(first, now)]
 
 
+def _last_minute(history: History) -> float:
+    rates = _rates(history)[-60 // STEP :]
+    return sum(rates) / max(len(rates), 1)
+
+
 def _chart(history: History) -> str:
-    """Draw the rate as a line that ends now, at the right."""
+    """Draw the rate as a line that ends at the right."""
     rates = _rates(history)
     top = _round_up(max(rates, default=0))
-    step = _WIDTH / (MINUTES * 60 // STEP - 1)
-    line = " ".join(
-        f"{_WIDTH - (len(rates) - 1 - number) * step:.1f},{_HEIGHT - rate / top * _HEIGHT:.1f}"
+    start = STEPS - len(rates)
+    points = " ".join(
+        f"{(start + number) * _WIDTH / (STEPS - 1):.1f},{_HEIGHT * (1 - rate / top):.1f}"
         for number, rate in enumerate(rates)
     )
-    ...
+    middle, minutes = _HEIGHT / 2, STEP * STEPS / 60
+    return f"""<h2>Messages a second</h2>
+<svg viewBox="0 -2 {_WIDTH} {_HEIGHT + 20}" role="img" aria-label="The rate over time">
+<path class="grid" d="M0 0H{_WIDTH}M0 {middle}H{_WIDTH}M0 {_HEIGHT}H{_WIDTH}"/>
+<polyline class="curve" points="{points}"/>
+<text y="12">{top:g}</text><text y="{middle + 12}">{top / 2:g}</text>
+<text y="{_HEIGHT + 14}">{minutes:g} minutes ago</text>
+<text class="middle" x="{_WIDTH / 2}" y="{_HEIGHT + 14}">{minutes / 2:g}</text>
+<text class="end" x="{_WIDTH}" y="{_HEIGHT + 14}">now</text>
+</svg>"""
+
+
+def _round_up(value: float) -> float:
+    """Return a number that reads well on an axis, and is not below this one."""
+    power = 10.0 ** floor(log10(max(value, 1.0)))
+    return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= value)
+
+
+# -- the tables ------------------------------------------------------------
+
+
+def _queues(history: History) -> str:
+    rows = []
+    for name in sorted({*history.depths, *history.tallies}):
+        tally = history.tallies.get(name) or Tally()
+        ran = sum(tally.buckets)
+        mean = _duration(tally.seconds / ran) if ran else "-"
+        rows.append([name, history.depths.get(name, "-"), *tally.outcomes.values(), mean])
+    head = "*Queue #Ready #Acknowledged #Requeued #Dropped #Rejected #Failed #Mean_time"
+    return _table("Queues", head, rows)
+
+
+def _slowest(slowest: Iterable[Slow]) -> str:
+    rows = [
+        [_duration(slow.seconds), _clock(slow.ended), slow.outcome, slow.message_id, slow.topic]
+        for slow in slowest
+    ]
+    return _table("Slowest callbacks", "#Took Ended Outcome *Message *Topic", rows)
+
+
+def _entries(entries: Sequence[Entry]) -> str:
+    rows = [[_clock(entry.created), entry.level, entry.text] for entry in reversed(entries)]
+    return _table("Last warnings and errors", "Time Level *Text", rows)
+
+
+def _table(title: str, head: str, rows: Sequence[Sequence[object]]) -> str:
+    """Draw a table.
+
+    Args:
+        head: A word for each column, marked "#" for numbers and "*" for long texts.
+    """
+    if not rows:
+        return f'<h2>{title}</h2><p class="dim">None.</p>'
+    columns = head.split()
+    kinds = [{"#": "number", "*": "text"}.get(column[0], "") for column in columns]
+    names = [column.strip("#*").replace("_", " ") for column in columns]
+    lines = [_row("th", kinds, names), *(_row("td", kinds, row) for row in rows)]
+    return f"<h2>{title}</h2>\n<table>\n{''.join(lines)}</table>"
+
+
+def _row(tag: str, kinds: Iterable[str], values: Iterable[object]) -> str:
+    cells = []
+    for kind, value in zip(kinds, values):
+        kind += " bad" * (value in _BAD)
+        cells.append(f'<{tag} class="{kind}">{_cell(_text(value))}</{tag}>')
+    return f"<tr>{''.join(cells)}</tr>\n"
+
+
+def _text(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _cell(text: str) -> str:
+    """Escape a text, and fold all but its first line."""
+    first, _, rest = text.partition("\n")
+    if not rest:
+        return escape(first)
+    return f"<details><summary>{escape(first)}</summary><pre>{escape(rest)}</pre></details>"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    if seconds >= 10:
+        return f"{seconds:.0f} s"
+    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+
+
+def _ago(moment: Optional[float]) -> str:
+    if moment is None:
+        return "none yet"
+    seconds = monotonic() - moment
+    return "now" if seconds < STEP else f"{_duration(seconds)} ago"
+
+
+def _clock(timestamp: float) -> str:
+    return strftime("%d %b %H:%M:%S", localtime(timestamp))

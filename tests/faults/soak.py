@@ -71,7 +71,7 @@ def many_messages(broker: Broker, messages: int, workers: int, rng: random.Rando
             publish(broker, queue, range(start, min(start + chunk, messages)))
             wait_until(lambda end=start + chunk: runner.consumer.stats.acknowledged >= end, 60)
             # By then the memory of finished messages is full.
-            if start <= messages // 10:
+            if start <= max(messages // 10, 30_000):
                 warm = psutil.Process().memory_info().rss
     grown = psutil.Process().memory_info().rss / warm
     row.lost, row.rerun = seen.count(0), sum(seen) - len(seen) + seen.count(0)

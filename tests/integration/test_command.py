@@ -224,7 +224,7 @@ def test_command_queue_exchange_and_routing_keys(broker, folder, fmconsume, tabl
     assert name in command.wait_for("consuming from")
     for key in "cba":
         broker.publish(f"{name}.{key}", numbered(1), "amq.direct")
-    assert command.wait(20) == 0, command.logged()
+    assert command.wait(10) == 0, command.logged()
     assert command.printed().splitlines() == [f"took {name}.b 0", f"took {name}.a 0"]
 
 
@@ -420,7 +420,7 @@ def test_command_password_in_no_log(broker, folder, fmconsume, stranger):
     command.wait_for("reconnecting in")
     wait_until(lambda: command.logged().count("consuming from") >= 2)
     _stop(command)
-    assert "pika" in command.logged() or len(command.logged()) > 1000
+    assert "Pika version" in command.logged()
     assert _SECRET not in command.logged() + command.printed()
 
 

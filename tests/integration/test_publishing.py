@@ -155,7 +155,7 @@ def test_publish_missing_exchange(broker, queue, exchange):
     thread.start()
     try:
         for _ in range(20):
-            with pytest.raises(exceptions.PublishReturned, match="404 .*no exchange 'nowhere'"):
+            with pytest.raises(exceptions.PublishReturned, match=r"404 .*no exchange 'nowhere'"):
                 publish(Message(topic="t"), "nowhere", _SOON)
         wait_until(lambda: len(sent) > 50)
     finally:
@@ -177,7 +177,7 @@ def test_publish_forbidden(broker, queue, exchange, user, settings):
     """A user without permission for an exchange is told so, and may publish elsewhere."""
     broker.ctl("set_permissions", user, "^$", f"^{exchange}$", "^$")
     settings["amqp_url"] = broker.url(user=user, password="Sesame-17-open")
-    with pytest.raises(exceptions.PublishForbidden, match="403 .*amq.topic") as caught:
+    with pytest.raises(exceptions.PublishForbidden, match=r"403 .*amq.topic") as caught:
         publish(Message(topic="t"), timeout=_SOON)
     assert isinstance(caught.value, exceptions.PublishException)
     publish(number(1), exchange, _SOON)
@@ -189,7 +189,7 @@ def test_publish_forbidden_topic(broker, queue, exchange, user, settings):
     broker.ctl("set_permissions", user, "^$", ".*", "^$")
     broker.ctl("set_topic_permissions", user, exchange, "^number", "^$")
     settings["amqp_url"] = broker.url(user=user, password="Sesame-17-open")
-    with pytest.raises(exceptions.PublishForbidden, match="topic 'letter.a'"):
+    with pytest.raises(exceptions.PublishForbidden, match=r"topic 'letter.a'"):
         publish(Message(topic="letter.a"), exchange, _SOON)
     publish(number(2), exchange, _SOON)
     assert numbers(broker, queue) == [2]
@@ -294,9 +294,9 @@ def test_publish_blocked(frail_broker, settings):
     frail_broker.ctl("set_vm_memory_high_watermark", "0.000001")
     try:
         # The broker tells of its alarm only when something is published.
-        with pytest.raises(exceptions.PublishTimeout, match="blocks publishers.*memory"):
+        with pytest.raises(exceptions.PublishTimeout, match=r"blocks publishers.*memory"):
             publish(Message(topic=queue, body={"n": 1}), "", 2)
-        with pytest.raises(exceptions.PublishTimeout, match="blocks publishers.*memory"):
+        with pytest.raises(exceptions.PublishTimeout, match=r"blocks publishers.*memory"):
             publish(Message(topic=queue, body={"n": 2}), "", 0.2)
     finally:
         frail_broker.ctl("set_vm_memory_high_watermark", "0.6")

@@ -81,7 +81,6 @@ def test_stop_lets_running_callbacks_finish(broker, queue, run_consumer, gate):
     broker.publish(queue, numbered(5))
     wait_until(lambda: running.consumer.stats.received == 5)
     running.consumer.stop()
-    running.wait_for_state("stopping")
     wait_until(lambda: broker.ready(queue) == 4)  # while the callback still runs
     gate.open.set()
     running.result()
@@ -98,7 +97,7 @@ def test_stop_lets_every_worker_finish(broker, queue, run_consumer, gate):
     broker.publish(queue, numbered(8))
     wait_until(lambda: len(gate.seen) == 3 and running.consumer.stats.received == 8)
     running.consumer.stop()
-    running.wait_for_state("stopping")
+    wait_until(lambda: broker.ready(queue) == 5)
     gate.open.set()
     running.result()
     assert sorted(gate.seen) == [0, 1, 2]
@@ -244,7 +243,7 @@ def test_command_stopped_by_a_signal(broker, queue, tmp_path, start_command, num
     broker.publish(queue, numbered(4))
     command = start_command("hold")
     command.send_signal(number)
-    command.wait_for("stopping")
+    wait_until(lambda: broker.ready(queue) == 3)
     (tmp_path / "open").touch()
     assert command.wait(20) == 0
     assert command.printed().splitlines() == ["begun 0", "ended 0"]

@@ -222,7 +222,7 @@ def test_verdict_exception_among_several_workers(broker, queue, run_consumer, ga
 
     running = run_consumer(callback, queue, workers=3)
     broker.publish(queue, numbered(6))
-    running.wait_for_state("stopping")
+    wait_until(lambda: broker.ready(queue) == 4)
     gate.open.set()
     with pytest.raises(RuntimeError, match="boom"):
         running.result()

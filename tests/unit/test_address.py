@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Optional
 
@@ -11,6 +12,7 @@ import pytest
 import trustme
 
 from fmconsume.engine.address import Address, parse_address
+from fmconsume.exceptions import ConnectionException
 
 NO_TLS: dict[str, Optional[str]] = {"ca_cert": None, "certfile": None, "keyfile": None}
 
@@ -122,13 +124,39 @@ def test_parse_address_tls_unused(files: dict[str, Optional[str]]) -> None:
 def test_parse_address_unusable_file(
     files: dict[str, Optional[str]], tmp_path: Path, key: str, content: Optional[str]
 ) -> None:
-    """A certificate file that is missing or malformed is an OSError."""
+    """A certificate file that is missing or malformed is told with its key and its path."""
     path = tmp_path / "wrong.pem"
     if content is not None:
         path.write_text(content, encoding="utf-8")
-    with pytest.raises(OSError, match=r".") as caught:
+    with pytest.raises(ValueError, match=f"tls.{key}: cannot use ") as caught:
         parse("amqps://h", {**files, key: str(path)})
-    assert isinstance(caught.value, ssl.SSLError if content else FileNotFoundError)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("validity", "reason"),
+    [
+        ({"not_after": datetime(2020, 1, 2, tzinfo=timezone.utc)}, "expired on 2020-01-02 00:00"),
+        (
+            {"not_before": datetime(2999, 1, 2, tzinfo=timezone.utc)},
+            "is not valid before 2999-01-02 00:00",
+        ),
+    ],
+    ids=["expired", "early"],
+)
+def test_parse_address_certificate_dates(
+    tmp_path: Path, validity: dict[str, datetime], reason: str
+) -> None:
+    """A client certificate that no broker would take now is refused, with its date."""
+    limits = {"not_before": datetime(2019, 1, 1, tzinfo=timezone.utc), **validity}
+    limits.setdefault("not_after", datetime(3000, 1, 1, tzinfo=timezone.utc))
+    client = trustme.CA().issue_cert("client.example", **limits)
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    client.cert_chain_pems[0].write_to_path(str(certificate))
+    client.private_key_pem.write_to_path(str(key))
+    tls = {**NO_TLS, "certfile": str(certificate), "keyfile": str(key)}
+    with pytest.raises(ConnectionException, match=reason):
+        parse("amqps://h", tls)
 
 
 def test_parse_address_tls_in_url(files: dict[str, Optional[str]]) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, Callable
 
 import pytest
@@ -25,6 +25,13 @@ from fmconsume.exceptions import ConfigurationException, HaltConsumer
 from .fakes import TIMEOUT, get_soon, restored_configuration
 
 DONE = End(None, 0)
+
+
+def handle(number: int) -> None:
+    """Call the handler of a signal."""
+    handler = signal.getsignal(number)
+    assert callable(handler)
+    handler(number, None)
 
 
 class FakeSupervisor:
@@ -94,12 +101,12 @@ class Stage:
         self.on_start = lambda supervisor: supervisor.report(end)
 
     def signal_at_start(self, *numbers: int) -> None:
-        """Send signals to this process one after the other, each once the last has arrived."""
+        """Handle signals one after the other, each once the last has arrived."""
 
         def send(supervisor: FakeSupervisor) -> None:
             assert get_soon(supervisor.calls) == "start"
             for number in numbers:
-                os.kill(os.getpid(), number)
+                handle(number)
                 arrived.append(get_soon(supervisor.calls))
 
         def start(supervisor: FakeSupervisor) -> None:
@@ -278,6 +285,41 @@ def test_run_first_signal(stage: Stage, number: int) -> None:
     assert stage.arrived == ["stop"]
 
 
+def test_run_signal_does_not_interrupt_wait(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal is noticed even if it does not interrupt the main thread's wait.
+
+    It does not when it arrives just before the wait begins, or when the kernel hands it
+    to another thread, as here.
+    """
+    is_waiting = threading.Event()
+
+    class Notes(SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            is_waiting.set()
+            return super().get(block, timeout)
+
+    monkeypatch.setattr(api, "SimpleQueue", Notes)
+    monkeypatch.setattr(api, "_DEADLINE", 0.05)
+    arrived: list[Any] = []
+    consumer = Consumer(callback)
+
+    def send(supervisor: FakeSupervisor) -> None:
+        assert get_soon(supervisor.calls) == "start"
+        is_waiting.wait(0.5)
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+        with suppress(Empty):
+            arrived.append(supervisor.calls.get(timeout=2))
+        supervisor.report(DONE)
+
+    def start(supervisor: FakeSupervisor) -> None:
+        threading.Thread(target=send, args=(supervisor,)).start()
+
+    stage.on_start = start
+    stage.on_stop = lambda supervisor: None
+    consumer.run()
+    assert arrived == ["stop"]
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [(signal.SIGTERM, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)],
@@ -305,7 +347,7 @@ def test_run_second_signal_after_stop(stage: Stage) -> None:
     def send(supervisor: FakeSupervisor) -> None:
         assert [get_soon(supervisor.calls) for _ in range(3)] == ["start", "stop", "stop"]
         stage.on_stop = lambda supervisor: supervisor.report(DONE)
-        os.kill(os.getpid(), signal.SIGTERM)
+        handle(signal.SIGTERM)
 
     stage.on_start = stop_and_signal
     consumer.run()

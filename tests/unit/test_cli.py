@@ -12,7 +12,7 @@ from typing import Any, Callable
 import pytest
 
 from fmconsume import cli, config
-from fmconsume.cli import main, parser
+from fmconsume.cli import main
 from fmconsume.config import LazyConfig
 from fmconsume.exceptions import ConsumerCanceled, HaltConsumer
 from fmconsume.version import __version__
@@ -218,89 +218,13 @@ def test_main_log_level(consumers: list[FakeConsumer]) -> None:
             logger.setLevel(level)
 
 
-TWO_QUEUES = """
-[queues.fruit]
-durable = true
-[queues.veg]
-durable = true
-[[bindings]]
-queue = "fruit"
-exchange = "market"
-routing_keys = ["a"]
-[[bindings]]
-queue = "veg"
-exchange = "market"
-routing_keys = ["b", "c"]
-"""
-
-
-def select(conf: LazyConfig, *arguments: str) -> tuple[Any, list[Any]]:
-    """Give the queues, and the bindings as queue, exchange and keys."""
-    queues, bindings = cli._select(parser().parse_args(arguments))
-    return queues, [(b["queue"], b["exchange"], *b["routing_keys"]) for b in bindings]
-
-
-@pytest.fixture
-def two_queues(write: Callable[[str, str], str], conf: LazyConfig) -> LazyConfig:
-    """Configure two queues, each with a binding."""
-    return conf.load_config(write("two.toml", TWO_QUEUES))
-
-
-def test_select_nothing(two_queues: LazyConfig) -> None:
-    """Without options all is as configured."""
-    queues, bindings = select(two_queues)
-    assert queues == two_queues["queues"]
-    assert bindings == [("fruit", "market", "a"), ("veg", "market", "b", "c")]
-
-
-def test_select_configured_queue(two_queues: LazyConfig) -> None:
-    """--queue-name of a configured queue leaves that queue and its bindings."""
-    queues, bindings = select(two_queues, "--queue-name", "veg")
-    assert queues == {"veg": two_queues["queues"]["veg"]}
-    assert bindings == [("veg", "market", "b", "c")]
-
-
-def test_select_other_queue(conf: LazyConfig) -> None:
-    """--queue-name of another queue gives that name to the configured unnamed one."""
-    queues, bindings = select(conf, "--queue-name", "nuts")
-    assert queues == {"nuts": conf["queues"][""]}
-    assert bindings == [("nuts", "amq.topic", "#")]
-
-
-def test_select_exchange(two_queues: LazyConfig) -> None:
-    """--exchange is bound instead of the configured exchanges."""
-    _, bindings = select(two_queues, "--exchange", "fair")
-    assert bindings == [("fruit", "fair", "a"), ("veg", "fair", "b", "c")]
-
-
-def test_select_routing_keys(two_queues: LazyConfig) -> None:
-    """--routing-key, given once or more, replaces the configured ones."""
-    _, bindings = select(two_queues, "--routing-key", "x", "--routing-key", "y.#")
-    assert bindings == [("fruit", "market", "x", "y.#"), ("veg", "market", "x", "y.#")]
-
-
-def test_select_all(two_queues: LazyConfig) -> None:
-    """All three go together."""
-    arguments = ["--queue-name", "fruit", "--exchange", "fair", "--routing-key", "x"]
-    assert select(two_queues, *arguments)[1] == [("fruit", "fair", "x")]
-
-
-@pytest.mark.parametrize("name", ["fruit", "nuts"])
-def test_select_without_bindings(
-    write: Callable[[str, str], str], conf: LazyConfig, name: str
-) -> None:
-    """A queue without configured bindings is bound as the options say."""
-    conf.load_config(write("one.toml", "[queues.fruit]\ndurable = true\n"))
-    arguments = ["--queue-name", name, "--exchange", "fair", "--routing-key", "x"]
-    assert select(conf, *arguments)[1] == [(name, "fair", "x")]
-
-
-def test_select_leaves_configuration(two_queues: LazyConfig) -> None:
-    """Options do not change the configuration."""
-    before = [dict(binding) for binding in two_queues["bindings"]]
-    select(two_queues, "--queue-name", "fruit", "--exchange", "fair", "--routing-key", "x")
-    assert two_queues["bindings"] == before
-    assert set(two_queues["queues"]) == {"fruit", "veg"}
+def test_main_selects(consumers: list[FakeConsumer]) -> None:
+    """--queue-name, --exchange and --routing-key, even repeated, go before the configuration."""
+    options = ["--queue-name", "nuts", "--exchange", "fair", "--routing-key", "a"]
+    assert main([*CALLBACK, *options, "--routing-key", "b.#"]) == 0
+    assert list(consumers[0].queues) == ["nuts"]
+    binding = {"queue": "nuts", "exchange": "fair", "routing_keys": ["a", "b.#"]}
+    assert [dict(each) for each in consumers[0].bindings] == [binding]
 
 
 # -- how it ends ----------------------------------------------------------------

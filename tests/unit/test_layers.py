@@ -14,12 +14,14 @@ HOUSE = Path(fmconsume.__file__).parent
 
 #: Lowest first. A module imports from floors below its own, never from its own.
 FLOORS = (
-    "version exceptions engine/backoff service/journal engine/__init__ service/__init__",
-    "config schema schema_utils engine/delivery engine/address engine/coroutines",
+    "version exceptions engine/backoff engine/certificate engine/coroutines service/journal "
+    "engine/__init__ service/__init__",
+    "config schema schema_utils engine/delivery engine/address callbacks",
     "message engine/ledger engine/memory engine/state engine/failure",
-    "engine/unsettled engine/workers engine/session engine/line service/systemd",
-    "engine/opener engine/watch callbacks example settings",
-    "engine/supervisor service/monitoring publisher rehearsal",
+    "engine/unsettled engine/workers engine/session engine/line service/systemd service/history",
+    "engine/opener engine/watch example settings service/metrics service/page",
+    "engine/supervisor service/monitoring publisher rehearsal checking",
+    "recording",
     "api testing",
     "compat __init__",
     "cli",

@@ -20,7 +20,7 @@ from fmconsume.engine.delivery import Delivery, Verdict
 from fmconsume.engine.failure import SessionLost
 from fmconsume.engine.ledger import Frame
 from fmconsume.engine.session import Session, Topology
-from fmconsume.engine.state import End
+from fmconsume.engine.state import End, Observer
 from fmconsume.engine.supervisor import Options, Supervisor
 from fmconsume.exceptions import (
     BadDeclaration,
@@ -155,6 +155,9 @@ class Bench:
         self.prepare: Callable[[FakeSession], None] = lambda session: None
         self.supervisor: Supervisor
         monkeypatch.setattr(supervisor_module, "Session", self._make_session)
+        # A supervisor that overlooks something shall not find it at its next turn.
+        monkeypatch.setattr(supervisor_module, "_TURN", 1000.0)
+        monkeypatch.setattr(Observer, "interval", 1000.0)
 
     def _make_session(self, *args: Any) -> FakeSession:
         session = FakeSession(*args)

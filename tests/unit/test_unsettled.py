@@ -14,7 +14,7 @@ from fmconsume.engine.unsettled import Unsettled
 
 from .fakes import make_delivery
 
-VERDICTS = st.sampled_from(Verdict)
+VERDICTS = st.sampled_from([Verdict.NACK, *Verdict])
 
 
 class Message:
@@ -61,15 +61,12 @@ class Recovery(RuleBasedStateMachine):
         self.unsettled.begin(self.session)
 
     @precondition(lambda self: self.session)
-    @rule()
-    def cut(self) -> None:
-        """Cut the line: nothing arrives any more, though nobody knows yet."""
-        self.is_cut = True
-
-    @precondition(lambda self: self.session)
-    @rule(data=st.data())
-    def lose(self, data: st.DataObject) -> None:
-        """Lose the session; the broker may have lost acknowledgements too."""
+    @rule(data=st.data(), is_silent=st.booleans())
+    def lose(self, data: st.DataObject, is_silent: bool) -> None:
+        """Lose the session, perhaps after sending in vain; the broker may have lost acks too."""
+        if is_silent:
+            self.is_cut = True
+            self.flush()
         self.unsettled.lose([delivery for delivery, _ in self.inbox])
         back = data.draw(st.lists(st.sampled_from(self.gone), unique=True)) if self.gone else []
         self.gone = [message for message in self.gone if message not in back]
@@ -80,12 +77,17 @@ class Recovery(RuleBasedStateMachine):
 
     # -- deliveries --------------------------------------------------------
 
-    @precondition(lambda self: self.session and self.ready and not self.is_cut)
+    @precondition(lambda self: self.session and self.ready)
     @rule(data=st.data())
     def deliver(self, data: st.DataObject) -> None:
+        """Deliver messages in any order."""
+        messages = data.draw(st.lists(st.sampled_from(self.ready), min_size=1, unique=True))
+        for message in messages:
+            self.ready.remove(message)
+            self._deliver(message)
+
+    def _deliver(self, message: Message) -> None:
         """Deliver a message; it runs unless a callback has it, or has finished it."""
-        message = data.draw(st.sampled_from(self.ready))
-        self.ready.remove(message)
         self.tag += 1
         delivery = make_delivery(
             self.session, self.tag, redelivered=message.was_delivered, message_id=message.id
@@ -133,6 +135,13 @@ class Recovery(RuleBasedStateMachine):
             self.unsettled.count_nack(delivery)
             self.unsettled.hold(tag)
             self.held[tag] = self.pending.pop(tag)
+
+    @precondition(lambda self: self.inbox)
+    @rule(data=st.data(), verdict=VERDICTS, hold=st.booleans())
+    def work(self, data: st.DataObject, verdict: Verdict, hold: bool) -> None:
+        """Let a callback begin, and one end."""
+        self.start()
+        self.conclude(data, verdict, hold)
 
     @precondition(lambda self: self.session and self.inbox)
     @rule()
@@ -206,7 +215,7 @@ class Recovery(RuleBasedStateMachine):
 
 
 TestRecovery = Recovery.TestCase
-TestRecovery.settings = settings(max_examples=150, stateful_step_count=40)
+TestRecovery.settings = settings(max_examples=200, stateful_step_count=50)
 
 
 def open_session(remember: int = 10) -> Unsettled:

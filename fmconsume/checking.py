@@ -1,0 +1,290 @@
+"""Tells whether a consumer would start: certificates, connection, exchanges, queues, bindings.
+
+Nothing is made or consumed. What exists is declared again as it is configured, which the
+broker takes as a question. What does not exist, and what AMQP gives no way to look at, is
+asked for with arguments that RabbitMQ refuses after it has looked at the permissions.
+One thread calls the functions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, NamedTuple, Union
+
+import pika
+from pika.adapters.utils.connection_workflow import AMQPConnectorException
+from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
+
+from .callbacks import instantiate
+from .config import conf
+from .engine.certificate import validity
+from .engine.failure import connect_error, reason
+from .engine.session import Topology
+from .exceptions import ConnectionException, ExitCode
+from .settings import addresses
+
+__all__ = ["Row", "advise", "check", "examine"]
+
+_Refusal = Union[ChannelClosedByBroker, ConnectionClosedByBroker]
+
+#: Arguments whose values are of the wrong type.
+_NO_EXCHANGE = {"alternate-exchange": 0}
+_NO_QUEUE = {"x-expires": "never"}
+_NO_CONSUMER = {"x-priority": "none"}
+
+_FORBIDDEN, _NOT_FOUND = 403, 404
+
+#: Seconds after which RabbitMQ takes back what is not acknowledged, by default.
+_ACKNOWLEDGEMENT_TIMEOUT = 1800.0
+
+
+class Row(NamedTuple):
+    """One line of the table.
+
+    Attributes:
+        exit_code: With which the consumer would end because of it.
+    """
+
+    kind: str
+    name: str
+    status: str
+    exit_code: ExitCode = ExitCode.OK
+
+
+def check(callback: Any, topology: Topology, workers: int) -> int:
+    """Print a table of what there is and what is amiss, then advice.
+
+    Args:
+        callback: As it was imported; a class is not instantiated.
+        workers: Callbacks that run at the same time.
+
+    Returns:
+        The exit code with which a consumer would end at its start, or 0.
+
+    Raises:
+        ValueError: The callback cannot be called.
+        ConfigurationException: A URL or a certificate cannot be used.
+    """
+    if not inspect.isclass(callback):
+        instantiate(callback)
+    rows = [
+        Row("configuration", conf.path, "valid"),
+        Row("callback", getattr(callback, "__qualname__", repr(callback)), "imported"),
+        *examine(topology, conf["tls"]),
+    ]
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        mark = "!" if row.exit_code else " "
+        print(f"{mark} {row.kind:13}  {row.name:{width}}  {row.status}")
+    for text in advise(topology, workers, conf["callback_timeout"]):
+        print(f"  advice: {text}")
+    return next((row.exit_code for row in rows if row.exit_code), ExitCode.OK)
+
+
+def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
+    """Compare what is configured with what there is, until something makes that impossible."""
+    for key in ("ca_cert", "certfile"):
+        path = tls[key]
+        if path:
+            yield _look_at_certificate(key, path)
+    try:
+        brokers = addresses()
+    except ConnectionException:  # Because of the certificate's dates.
+        return
+    refused = []
+    for address in brokers:
+        try:
+            connection = pika.BlockingConnection(address.parameters)
+        except (AMQPError, AMQPConnectorException, OSError) as exc:
+            text = str(connect_error(address, exc)).replace(f"{address.name}: ", "")
+            refused.append(Row("broker", address.name, text, ExitCode.HANDSHAKE))
+        else:
+            # It is enough that one of them answers.
+            yield from (row._replace(exit_code=ExitCode.OK) for row in refused)
+            yield Row("broker", address.name, "connected")
+            yield from _Look(connection, topology).rows()
+            return
+    yield from refused
+
+
+def _look_at_certificate(key: str, path: str) -> Row:
+    row = Row(key, path, "")
+    try:
+        begin, end = validity(Path(path).read_text(encoding="latin-1"))
+    except (OSError, ValueError) as exc:
+        return row._replace(status=str(exc), exit_code=ExitCode.HANDSHAKE)
+    now = datetime.now(timezone.utc)
+    if now < begin:
+        text = f"not valid before {begin:%Y-%m-%d %H:%M} UTC"
+    else:
+        text = f"{'expired on' if now > end else 'valid until'} {end:%Y-%m-%d %H:%M} UTC"
+    # Another authority in the same file may do; connecting tells.
+    is_bad = key == "certfile" and not begin <= now <= end
+    return row._replace(status=text, exit_code=ExitCode.HANDSHAKE if is_bad else ExitCode.OK)
+
+
+_SERVER_NAMED = Row("queue", "", "would be declared, with a name of the broker's choice")
+
+
+class _Look:
+    """A look at one broker; each request has a channel of its own, since a refusal closes it."""
+
+    def __init__(self, connection: Any, topology: Topology) -> None:
+        self._connection = connection
+        self._topology = topology
+
+    def rows(self) -> Iterator[Row]:
+        """Look at everything in the topology, and close the connection."""
+        try:
+            for name, exchange in self._topology.exchanges.items():
+                yield self._look_at_exchange(name, exchange)
+            for name, queue in self._topology.queues.items():
+                yield self._look_at_queue(name, queue) if name else _SERVER_NAMED
+            for binding in self._topology.bindings:
+                yield self._look_at_binding(**binding)
+            self._connection.close()
+        except AMQPError as exc:
+            yield Row("broker", "", f"the connection ended: {reason(exc)}", ExitCode.HANDSHAKE)
+
+    def _look_at_exchange(self, name: str, wanted: Mapping[str, Any]) -> Row:
+        def declare(impossible: Mapping[str, Any], channel: Any) -> None:
+            channel.exchange_declare(
+                name,
+                wanted["type"],
+                durable=wanted["durable"],
+                auto_delete=wanted["auto_delete"],
+                arguments={**wanted["arguments"], **impossible},
+            )
+
+        def look(channel: Any) -> None:
+            channel.exchange_declare(name, passive=True)
+
+        row = Row("exchange", name, "exists")
+        return self._compare(row, look, declare, _NO_EXCHANGE, self._topology.passive)
+
+    def _look_at_queue(self, name: str, wanted: Mapping[str, Any]) -> Row:
+        def declare(impossible: Mapping[str, Any], channel: Any) -> None:
+            channel.queue_declare(
+                name,
+                durable=wanted["durable"],
+                exclusive=wanted["exclusive"],
+                auto_delete=wanted["auto_delete"],
+                arguments={**wanted["arguments"], **impossible},
+            )
+
+        def look(channel: Any) -> None:
+            found = channel.queue_declare(name, passive=True).method
+            counts.append(f"{found.message_count} messages, {found.consumer_count} consumers")
+
+        def consume(channel: Any) -> None:
+            channel.basic_consume(name, print, arguments=_NO_CONSUMER)
+
+        counts: list[str] = []
+        passive = wanted.get("passive", self._topology.passive)
+        row = self._compare(Row("queue", name, "exists"), look, declare, _NO_QUEUE, passive)
+        if row.exit_code or not counts:
+            return row
+        return self._ask(row._replace(status=f"exists, {counts[0]}"), consume, *_NO_CONSUMER)
+
+    def _look_at_binding(self, queue: str, exchange: str, routing_keys: Sequence[str]) -> Row:
+        def unbind(channel: Any) -> None:
+            # The permissions are those of a binding, and nobody uses this key.
+            channel.queue_unbind(queue, exchange, f"fmconsume-check-{uuid.uuid4()}")
+
+        row = Row("binding", f"{exchange} -> {queue}", f"would be made: {', '.join(routing_keys)}")
+        # The permission for a topic is that of the key. What is missing has its own row.
+        return self._ask(row, unbind, "access to topic", "NOT_FOUND") if queue else row
+
+    def _compare(
+        self,
+        row: Row,
+        look: Callable[[Any], None],
+        declare: Callable[[Mapping[str, Any], Any], None],
+        impossible: Mapping[str, Any],
+        passive: bool,
+    ) -> Row:
+        """Tell whether it is there, and whether it could be declared as it is configured."""
+        refusal = self._refusal(look)
+        if refusal is not None and refusal.reply_code != _NOT_FOUND:
+            return _refused(row, refusal)
+        if passive and refusal is not None:
+            text = "does not exist, and is not to be declared"
+            return row._replace(status=text, exit_code=ExitCode.DECLARATION)
+        if passive:
+            return row
+        if refusal is None:
+            return self._ask(row, partial(declare, {}))
+        row = row._replace(status="would be declared")
+        return self._ask(row, partial(declare, impossible), *impossible)
+
+    def _ask(self, row: Row, request: Callable[[Any], None], *harmless: str) -> Row:
+        """Give the row, or what the broker has against the request.
+
+        Args:
+            harmless: Parts of answers that are as good as none.
+        """
+        refusal = self._refusal(request)
+        if refusal is None or any(text in refusal.reply_text for text in harmless):
+            return row
+        return _refused(row, refusal)
+
+    def _refusal(self, request: Callable[[Any], None]) -> _Refusal | None:
+        channel = self._connection.channel()
+        try:
+            request(channel)
+            channel.close()
+        except (ChannelClosedByBroker, ConnectionClosedByBroker) as exc:
+            return exc
+        return None
+
+
+def _refused(row: Row, refusal: _Refusal) -> Row:
+    is_forbidden = refusal.reply_code == _FORBIDDEN
+    code = ExitCode.PERMISSION if is_forbidden else ExitCode.DECLARATION
+    return row._replace(status=f"{row.status}, but {reason(refusal)}", exit_code=code)
+
+
+def advise(
+    topology: Topology, workers: int, callback_timeout: float | None = None
+) -> Iterator[str]:
+    """Say what works but may not be what is wanted.
+
+    Args:
+        workers: Callbacks that run at the same time.
+        callback_timeout: Seconds that a callback may take, if that is configured.
+    """
+    for name, queue in topology.queues.items():
+        arguments = queue["arguments"]
+        is_quorum = arguments.get("x-queue-type") == "quorum"
+        if is_quorum and "x-dead-letter-exchange" not in arguments:
+            yield (
+                f"queue {name!r} is a quorum queue without x-dead-letter-exchange: what is "
+                "dropped, or returned more often than its delivery limit, is gone"
+            )
+        if queue["exclusive"] and workers > 1:
+            yield (
+                f"queue {name!r} is exclusive: all {workers} workers are in this process, a "
+                "second one cannot help, and what is in the queue is gone when it ends"
+            )
+    yield from _advise_on_prefetch(topology.prefetch_count, workers, callback_timeout)
+
+
+def _advise_on_prefetch(
+    prefetch_count: int, workers: int, callback_timeout: float | None
+) -> Iterator[str]:
+    if prefetch_count == 0:
+        yield "prefetch_count = 0: the broker sends all it has, however long that waits here"
+        return
+    if workers > prefetch_count:
+        yield f"prefetch_count = {prefetch_count}: no more of the {workers} workers can be busy"
+    seconds = _ACKNOWLEDGEMENT_TIMEOUT * workers / prefetch_count
+    if callback_timeout is None or callback_timeout > seconds:
+        yield (
+            f"prefetch_count = {prefetch_count} and workers = {workers} leave each callback "
+            f"{seconds:.0f} s of the broker's acknowledgement timeout, by default 30 minutes"
+        )

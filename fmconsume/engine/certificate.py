@@ -1,0 +1,54 @@
+"""The dates of a certificate, which Python's ssl module shows only of one that a peer sent.
+
+Pure: any thread may call.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterator
+from datetime import datetime, timezone
+
+__all__ = ["validity"]
+
+#: DER tags and time formats. Source: RFC 5280, sections 4.1 and 4.1.2.5.
+_VERSION = 0xA0
+_TIMES = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
+
+
+def validity(pem: str) -> tuple[datetime, datetime]:
+    """Give the moments between which the first certificate of a PEM file is valid.
+
+    Raises:
+        ValueError: There is no certificate in it.
+    """
+    begin, end = pem.find(ssl.PEM_HEADER), pem.find(ssl.PEM_FOOTER)
+    if begin < 0 or end < begin:
+        raise ValueError("it holds no certificate in PEM format")
+    ((_, certificate),) = _elements(
+        ssl.PEM_cert_to_DER_cert(pem[begin : end + len(ssl.PEM_FOOTER)])
+    )
+    _, to_be_signed = next(_elements(certificate))
+    _serial, _algorithm, _issuer, (_, dates), *_ = (
+        element for element in _elements(to_be_signed) if element[0] != _VERSION
+    )
+    not_before, not_after = (_time(*element) for element in _elements(dates))
+    return not_before, not_after
+
+
+def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
+    """Give the tag and the content of each element."""
+    at = 0
+    while at < len(der):
+        tag, size = der[at], der[at + 1]
+        at += 2
+        if size & 0x80:
+            count = size & 0x7F
+            size = int.from_bytes(der[at : at + count], "big")
+            at += count
+        yield tag, der[at : at + size]
+        at += size
+
+
+def _time(tag: int, text: bytes) -> datetime:
+    return datetime.strptime(text.decode(), _TIMES[tag]).replace(tzinfo=timezone.utc)

@@ -1,0 +1,34 @@
+"""The fixtures of fmconsume for pytest; outside the package, so that it is imported only when used.
+
+The thread that runs the tests calls them.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Callable
+
+import pytest
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from fmconsume.message import Message
+    from fmconsume.testing import Told
+
+__all__ = ["deliver", "mock_sends"]
+
+
+@pytest.fixture
+def deliver() -> Callable[..., Told]:
+    """Give messages to a callback as a consumer does: see fmconsume.testing.deliver."""
+    from fmconsume.testing import deliver
+
+    return deliver
+
+
+@pytest.fixture
+def mock_sends() -> Callable[..., AbstractContextManager[list[Message]]]:
+    """Catch what is published and compare it: see fmconsume.testing.mock_sends."""
+    from fmconsume.testing import mock_sends
+
+    return mock_sends

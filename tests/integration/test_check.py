@@ -1,0 +1,201 @@
+"""What --check says about a real broker, and that it leaves no trace there."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from .broker import Depth
+from .running import write_config
+
+_PASSWORD = "Sesame-17-open"
+
+
+@pytest.fixture
+def check(tmp_path, run_command):
+    """Run --check with a configuration; return the exit status and the rows of the table.
+
+    A row is found by its kind and its name.
+    """
+
+    def run(url, queues=None, tables="", *args, **settings):
+        config = write_config(tmp_path / "config.toml", url, queues, tables, **settings)
+        callback = ("--callback", "fmconsume.example:printer")
+        command = run_command("--config", config, "--check", *callback, *args)
+        status = command.wait(30)
+        assert "Traceback" not in command.logged()
+        lines = [line[2:].split(None, 2) for line in command.printed().splitlines()]
+        return status, {(line[0], line[1]): line[2] for line in lines}
+
+    return run
+
+
+@pytest.fixture
+def new_name(broker):
+    """A name for an exchange or a queue that does not exist, and must not exist in the end."""
+    name = f"new-{uuid.uuid4().hex[:8]}"
+    yield name
+    assert name not in broker.ctl("list_queues", "name")
+    assert name not in broker.ctl("list_exchanges", "name")
+
+
+@pytest.fixture
+def exchange(broker, queue):
+    """A fanout exchange of this test's own."""
+    name = f"{queue}-exchange"
+    with broker.channel() as channel:
+        channel.exchange_declare(name, "fanout", durable=True)
+    yield name
+    with broker.channel() as channel:
+        channel.exchange_delete(name)
+
+
+@pytest.fixture
+def user(broker):
+    """A user without any permission."""
+    name = f"user-{uuid.uuid4().hex[:8]}"
+    broker.ctl("add_user", name, _PASSWORD)
+    broker.ctl("set_permissions", name, "^$", "^$", "^$")
+    yield name
+    broker.ctl("delete_user", name)
+
+
+def _bound(queue, exchange="amq.topic"):
+    return f'[[bindings]]\nqueue = "{queue}"\nexchange = "{exchange}"\nrouting_keys = ["a.#"]'
+
+
+def test_check_all_is_well(broker, queue, check):
+    """What exists is shown with its counts, and the status is 0; nothing is consumed or bound."""
+    broker.publish(queue, [{"n": 1}, {"n": 2}])
+    status, rows = check(broker.url(), queue, _bound(queue))
+    assert status == 0
+    assert rows["callback", "printer"] == "imported"
+    assert rows["exchange", "amq.topic"] == "exists"
+    assert rows["queue", queue] == "exists, 2 messages, 0 consumers"
+    assert rows["binding", "amq.topic"].endswith("would be made: a.#")
+    assert broker.depth(queue) == Depth(2, 0)
+    assert not any(each.method.redelivered for each in broker.drain(queue))
+    assert "a.#" not in broker.ctl("list_bindings", "source_name", "routing_key")
+
+
+def test_check_keeps_binding(broker, queue, check):
+    """A binding that exists is still there afterwards."""
+    broker.bind(queue, "amq.topic", "a.#")
+    assert check(broker.url(), queue, _bound(queue))[0] == 0
+    broker.publish("a.b", [{"n": 1}], exchange="amq.topic")
+    assert broker.ready(queue) == 1
+
+
+def test_check_would_be_declared(broker, check, new_name):
+    """What does not exist would be declared, and is not."""
+    tables = f'[exchanges.{new_name}]\ntype = "topic"\n{_bound(new_name, new_name)}'
+    status, rows = check(broker.url(), new_name, tables)
+    assert status == 0
+    assert rows["exchange", new_name] == "would be declared"
+    assert rows["queue", new_name] == "would be declared"
+    assert rows["binding", new_name].endswith("would be made: a.#")
+
+
+def test_check_only_looked_for(broker, queue, check, new_name):
+    """With passive_declares what does not exist is an error, and what exists may differ."""
+    other = {queue: {"durable": False}}
+    status, rows = check(broker.url(), other, passive_declares=True)
+    assert status == 0
+    assert rows["queue", queue] == "exists, 0 messages, 0 consumers"
+    status, rows = check(broker.url(), new_name, passive_declares=True)
+    assert status == 10
+    assert rows["queue", new_name] == "does not exist, and is not to be declared"
+
+
+def test_check_contradiction(broker, queue, exchange, check):
+    """Every contradiction is told in the broker's words, and the status is 10."""
+    tables = f'[exchanges.{exchange}]\ntype = "topic"'
+    status, rows = check(broker.url(), {queue: {"durable": False}}, tables)
+    assert status == 10
+    assert "inequivalent arg 'type'" in rows["exchange", exchange]
+    assert "inequivalent arg 'durable'" in rows["queue", queue]
+
+
+def test_check_unknown_exchange_type(broker, exchange, check):
+    """A request at which the broker closes the connection ends the check, not the command."""
+    tables = f'[exchanges.{exchange}]\ntype = "no-such-type"'
+    status, rows = check(broker.url(), None, tables)
+    assert status == 10
+    assert "no-such-type" in rows["exchange", exchange]
+
+
+def test_check_exclusive_queue_in_use(broker, check):
+    """A queue that another connection has for itself is told."""
+    with broker.channel() as channel:
+        name = channel.queue_declare("", exclusive=True).method.queue
+        status, rows = check(broker.url(), {name: {"exclusive": True}})
+        channel.queue_delete(name)
+    assert status == 10
+    assert "RESOURCE_LOCKED" in rows["queue", name]
+
+
+@pytest.mark.parametrize(
+    ("permissions", "row"),
+    [
+        (("^$", ".*", ".*"), "exchange"),
+        (("amq.topic", ".*", ".*"), "queue"),
+        ((".*", ".*", "amq.topic"), "queue"),
+        ((".*", "^$", ".*"), "binding"),
+    ],
+    ids=["configure exchange", "configure queue", "read queue", "write queue"],
+)
+def test_check_permission_lacks(broker, queue, check, user, permissions, row):
+    """The first permission that lacks is named, and the status is 15."""
+    broker.ctl("set_permissions", user, *permissions)
+    status, rows = check(broker.url(user=user, password=_PASSWORD), queue, _bound(queue))
+    assert status == 15
+    first = next(key for key, text in rows.items() if "ACCESS_REFUSED" in text)
+    assert first[0] == row
+
+
+def test_check_permission_to_declare_lacks(broker, check, user, new_name):
+    """Whether something may be declared is known without declaring it."""
+    url = broker.url(user=user, password=_PASSWORD)
+    tables = f'[exchanges.{new_name}]\ntype = "topic"'
+    status, rows = check(url, new_name, tables)
+    assert status == 15
+    for kind in ("exchange", "queue"):
+        assert rows[kind, new_name].startswith("would be declared, but 403 ACCESS_REFUSED")
+
+
+def test_check_topic_permission(broker, queue, check, user):
+    """A user restricted to some topics of an exchange may bind as far as can be known."""
+    broker.ctl("set_permissions", user, ".*", ".*", ".*")
+    broker.ctl("set_topic_permissions", user, "amq.topic", "^$", "^a[.]")
+    url = broker.url(user=user, password=_PASSWORD)
+    assert check(url, queue, _bound(queue))[0] == 0
+
+
+def test_check_login_refused(broker, check):
+    """A refused login has status 14, and the password is not shown."""
+    status, rows = check(broker.url(password=_PASSWORD))
+    (text,) = [text for key, text in rows.items() if key[0] == "broker"]
+    assert status == 14
+    assert "ACCESS_REFUSED" in text
+    assert _PASSWORD not in str(rows)
+
+
+def test_check_configuration_unusable(broker, check):
+    """What is wrong with the configuration has status 2, and nothing is printed."""
+    assert check(broker.url(), workers=0) == (2, {})
+
+
+def test_check_callback_missing(broker, run_command, tmp_path):
+    """A callback that cannot be imported has status 2."""
+    config = write_config(tmp_path / "config.toml", broker.url())
+    command = run_command("--config", config, "--check", "--callback", "no_such_module:f")
+    assert command.wait(30) == 2
+    assert "no module named 'no_such_module'" in command.logged()
+
+
+def test_check_options_count(broker, queue, check):
+    """--queue-name and its like count as they would for the consumer."""
+    status, rows = check(broker.url(), {queue: {"durable": True}}, "", "--queue-name", queue)
+    assert status == 0
+    assert [name for kind, name in rows if kind == "queue"] == [queue]

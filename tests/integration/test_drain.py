@@ -1,0 +1,107 @@
+"""The option --drain: consume what is there, and end."""
+
+from __future__ import annotations
+
+import pytest
+
+from .broker import Depth
+from .running import durable, numbered, write_config
+
+_CALLBACKS = r"""
+import sys
+from fmconsume import Nack, publish, Message
+
+seen = set()
+
+def take(message):
+    sys.stdout.write(f"{message.body['n']}\n")
+
+def return_each_once(message):
+    if message.id not in seen:
+        seen.add(message.id)
+        raise Nack
+    sys.stdout.write(f"{message.body['n']}\n")
+
+def feed(message):
+    n = message.body["n"]
+    if n:
+        publish(Message(topic=message.queue, body={"n": n - 1}), "")
+    sys.stdout.write(f"{n}\n")
+
+def fail(message):
+    raise RuntimeError("the disk is full")
+"""
+
+
+@pytest.fixture
+def drain(tmp_path, run_command):
+    """Drain with one of the callbacks above, from a broker and queues; return the command."""
+    (tmp_path / "callbacks.py").write_text(_CALLBACKS)
+
+    def start(broker, queues, callback, *args):
+        tables = "[nack_delay]\ninitial = 0.1\nmax = 0.1"
+        config = write_config(tmp_path / "config.toml", broker.url(), queues, tables)
+        options = ("--config", config, "--callback", f"callbacks:{callback}", "--drain")
+        return run_command(*options, *args, cwd=tmp_path)
+
+    return start
+
+
+def numbers(command):
+    """Return the numbers that the command printed."""
+    return [int(line) for line in command.printed().splitlines()]
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_drain_all(broker, queue, drain, workers):
+    """Every message runs and is acknowledged; then it ends with 0 and says how many."""
+    broker.publish(queue, numbered(200))
+    command = drain(broker, queue, "take", "--workers", workers)
+    assert command.wait(30) == 0, command.logged()
+    assert sorted(numbers(command)) == list(range(200))
+    assert "acknowledged 200" in command.logged()
+    assert broker.depth(queue) == Depth(0, 0)
+
+
+def test_drain_empty(broker, queue, drain):
+    """With nothing to do it ends at once."""
+    command = drain(broker, queue, "take")
+    assert command.wait(20) == 0, command.logged()
+    assert "nothing received" in command.logged()
+
+
+def test_drain_several_queues(broker, queue, new_queue, drain):
+    """It ends when all of its queues are empty."""
+    other = new_queue()
+    broker.publish(queue, numbered(30))
+    broker.publish(other, numbered(50))
+    command = drain(broker, durable(queue, other), "take")
+    assert command.wait(30) == 0, command.logged()
+    assert len(numbers(command)) == 80
+    assert (broker.ready(queue), broker.ready(other)) == (0, 0)
+
+
+def test_drain_returned_messages(broker, queue, drain):
+    """A message that a callback returned is waited for."""
+    broker.publish(queue, numbered(5))
+    command = drain(broker, queue, "return_each_once")
+    assert command.wait(30) == 0, command.logged()
+    assert sorted(numbers(command)) == [0, 1, 2, 3, 4]
+    assert broker.depth(queue) == Depth(0, 0)
+
+
+def test_drain_messages_that_come_meanwhile(broker, queue, drain):
+    """What the callbacks themselves add to the queue is drained too."""
+    broker.publish(queue, [{"n": 20}])
+    command = drain(broker, queue, "feed")
+    assert command.wait(30) == 0, command.logged()
+    assert numbers(command) == list(range(20, -1, -1))
+    assert broker.depth(queue) == Depth(0, 0)
+
+
+def test_drain_failure(broker, queue, drain):
+    """A callback that fails ends it as it ends any consumer."""
+    broker.publish(queue, numbered(3))
+    command = drain(broker, queue, "fail")
+    assert command.wait(30) == 13
+    assert broker.depth(queue) == Depth(3, 0)

@@ -1,0 +1,321 @@
+"""The installed command as a service: what systemd, the journal and monitors are told of it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import uuid
+from contextlib import ExitStack
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.waiting import wait_until
+
+from .broker import LOOPBACK, free_port
+from .running import durable, numbered, write_config
+
+_CALLBACKS = """
+import asyncio, os, time
+from fmconsume.exceptions import Drop, Nack
+
+seen = set()
+
+def judge(message):
+    n = message.body["n"]
+    if n % 5 == 1:
+        raise Drop
+    if n % 5 == 2 and n not in seen:
+        seen.add(n)
+        raise Nack
+
+def take(message):
+    print("took", message.body["n"], flush=True)
+
+def hang(message):
+    print("took", message.body["n"], flush=True)
+    while not os.path.exists("release"):
+        time.sleep(0.01)
+
+async def look_up_the_owner():
+    while not os.path.exists("release"):
+        await asyncio.sleep(0.01)
+
+async def hang_async(message):
+    await look_up_the_owner()
+"""
+
+
+class Manager:
+    """A service manager: a datagram socket for NOTIFY_SOCKET."""
+
+    def __init__(self, address: str) -> None:
+        self.environment = {"NOTIFY_SOCKET": address}
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self._socket.bind(address.replace("@", "\0", 1))
+        self._heard: list[str] = []
+
+    def __enter__(self) -> Manager:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._socket.close()
+
+    def heard(self) -> list[str]:
+        """Return every line so far."""
+        try:
+            while True:
+                self._heard += self._socket.recv(65536).decode().split("\n")
+        except BlockingIOError:
+            return self._heard
+
+    def wait_for(self, text: str, after: int = 0) -> int:
+        """Wait for a line with this text, and return how many lines came up to it."""
+
+        def find():
+            lines = enumerate(self.heard()[after:], after + 1)
+            return next((number for number, line in lines if text in line), 0)
+
+        return wait_until(find)
+
+
+@pytest.fixture(params=["file", "abstract"])
+def manager(request, tmp_path):
+    """A service manager that listens."""
+    path = str(tmp_path / "notify")
+    with Manager(path if request.param == "file" else f"@{uuid.uuid4().hex}") as manager:
+        yield manager
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The directory where the command is started, with the callbacks of this file."""
+    (tmp_path / "callbacks.py").write_text(_CALLBACKS)
+    return tmp_path
+
+
+@pytest.fixture
+def port():
+    """A free port for monitoring."""
+    return free_port()
+
+
+@pytest.fixture
+def serve(broker, queue, folder, port, run_command):
+    """Start the command, with monitoring; keys of the configuration as `write_config` has them."""
+
+    def start(callback="take", url=None, env=None, queues=queue, **config):
+        tables = f"[monitoring]\nport = {port}\n[nack_delay]\ninitial = 0.01\nmax = 0.01"
+        path = write_config(folder / "my.toml", url or broker.url(), queues, tables, **config)
+        arguments = ("--config", path, "--callback", f"callbacks:{callback}")
+        return run_command(*arguments, cwd=folder, env=env)
+
+    return start
+
+
+@pytest.fixture
+def ask(port):
+    """Return status and body of a path of the monitoring server; status 0 while there is none."""
+
+    def ask(path):
+        connection = HTTPConnection(LOOPBACK, port, timeout=10)
+        try:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            return answer.status, answer.read().decode()
+        except ConnectionRefusedError:
+            return 0, ""
+        finally:
+            connection.close()
+
+    return ask
+
+
+# -- systemd
+
+
+def test_notify_from_start_to_end(broker, queue, manager, serve):
+    """systemd hears of readiness, of the counts, of the stop and of the end, in this order."""
+    command = serve(env=manager.environment)
+    ready = manager.wait_for("READY=1")
+    broker.publish(queue, numbered(3))
+    counted = manager.wait_for("acknowledged 3", ready)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(20) == 0, command.logged()
+    stopping = manager.wait_for("STOPPING=1", counted)
+    assert manager.wait_for("STATUS=stopped", stopping)
+    lines = manager.heard()
+    assert lines.count("READY=1") == lines.count("STOPPING=1") == 1
+    assert lines[ready].startswith(f"STATUS=consuming from {queue} at amqp://")
+
+
+def test_notify_not_ready_before_the_queue_is_consumed(broker, queue, manager, proxy, serve):
+    """While the broker is away systemd is told why, and not that the consumer is ready."""
+    proxy.stall()
+    serve(url=proxy.url(), env=manager.environment)
+    manager.wait_for("STATUS=connecting")
+    assert "READY=1" not in manager.heard()
+    proxy.resume()
+    assert manager.wait_for("READY=1")
+
+
+def test_watchdog_is_fed(manager, serve):
+    """An idle consumer gives a sign of life in half the time that systemd waits."""
+    serve(env={**manager.environment, "WATCHDOG_USEC": "1000000"})
+    fed = 0
+    for _ in range(4):
+        fed = manager.wait_for("WATCHDOG=1", fed)
+
+
+@pytest.mark.parametrize(
+    ("callback", "line"),
+    [("hang", "time.sleep(0.01)"), ("hang_async", "await asyncio.sleep(0.01)")],
+)
+def test_watchdog_withheld_while_a_callback_hangs(
+    broker, queue, folder, tmp_path, serve, callback, line
+):
+    """A callback past its time is logged with its stack, and starves the watchdog till it ends."""
+    with Manager(str(tmp_path / "notify")) as manager:
+        environment = {**manager.environment, "WATCHDOG_USEC": "1000000"}
+        command = serve(callback, env=environment, callback_timeout=0.2)
+        manager.wait_for("WATCHDOG=1")
+        broker.publish(queue, numbered(1))
+        logged = command.wait_for("past callback_timeout: fmconsume-worker-1 works on message ")
+        assert line in logged
+        before = len(manager.heard())
+        broker.publish(queue, numbered(1))
+        seen = manager.wait_for("received 2", before)
+        assert "WATCHDOG=1" not in manager.heard()[before:seen]
+        (folder / "release").touch()
+        assert manager.wait_for("WATCHDOG=1", seen)
+    assert command.logged().count("past callback_timeout") <= 2
+
+
+@pytest.mark.parametrize("address", ["", "/nowhere/notify", "nonsense", "@"])
+def test_notify_socket_of_no_use(broker, queue, serve, address):
+    """A consumer does its work whatever NOTIFY_SOCKET says."""
+    broker.publish(queue, numbered(1))
+    command = serve(env={"NOTIFY_SOCKET": address, "WATCHDOG_USEC": "1000000"})
+    wait_until(lambda: "took 0" in command.printed())
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(20) == 0, command.logged()
+
+
+# -- the journal
+
+
+def test_journal_priorities(broker, queue, folder):
+    """Where standard error is the journal, each line has its priority and none has the time."""
+    config = write_config(folder / "my.toml", broker.url(), queue)
+    broker.publish(queue, [b"no json"], message_id="torn")
+    broker.publish(queue, [{"n": "boom"}])
+    fmconsume = str(Path(sys.executable).with_name("fmconsume"))
+    arguments = ["--config", str(config), "--callback", "callbacks:judge"]
+    script = 'JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2) exec "$0" "$@"'
+    with (folder / "journal").open("w") as journal:
+        done = subprocess.run(
+            ["sh", "-c", script, fmconsume, *arguments], cwd=folder, stderr=journal, timeout=30
+        )
+    lines = (folder / "journal").read_text().splitlines()
+    assert done.returncode == 13
+    assert lines[0].startswith("<6>[fmconsume.engine.")
+    rejected = next(line for line in lines if "rejected" in line)
+    assert rejected.startswith(
+        f"<4>[fmconsume.engine.workers WARNING] message torn from queue {queue!r} rejected: "
+    )
+    traceback = lines.index("<3>Traceback (most recent call last):")
+    assert queue in lines[traceback - 1]
+    assert all(line[:3] in ("<3>", "<4>", "<6>") for line in lines[:-1])
+
+
+# -- monitors
+
+
+def test_ready_while_consuming(proxy, broker, queue, folder, serve, ask):
+    """Ready is who consumes: not before the broker is there, nor while a stop waits."""
+    proxy.stall()
+    command = serve("hang", url=proxy.url())
+    wait_until(lambda: ask("/ready")[0])
+    status, body = ask("/ready")
+    assert (status, json.loads(body)["consuming"]) == (503, False)
+    assert ask("/live")[0] == 200
+    proxy.resume()
+    wait_until(lambda: ask("/ready")[0] == 200)
+    broker.publish(queue, numbered(1))
+    wait_until(lambda: "took 0" in command.printed())
+    consumed = json.loads(ask("/ready")[1])["consumed"]
+    assert consumed == {"received": 1, "processed": 0, "dropped": 0, "rejected": 0, "failed": 0}
+    command.send_signal(signal.SIGTERM)
+    wait_until(lambda: ask("/ready")[0] == 503)
+    assert "stopping" in ask("/ready")[1]
+    (folder / "release").touch()
+    assert command.wait(20) == 0, command.logged()
+
+
+def test_metrics_agree_with_the_broker(broker, new_queue, serve, ask):
+    """What is counted is what the broker gave out, and what it got back as dead letters."""
+    dead = new_queue()
+    arguments = {"x_dead_letter_exchange": "", "x_dead_letter_routing_key": dead}
+    queue = new_queue(**arguments)
+    broker.publish(queue, [*numbered(50), b"no json"])
+    serve("judge", queues=durable(queue, **arguments))
+    wait_until(lambda: broker.ready(dead) == 11 and broker.depth(queue) == (0, 0))
+
+    def count():
+        families = text_string_to_metric_families(ask("/metrics")[1])
+        return {
+            sample.labels.get("outcome", sample.name): sample.value
+            for family in families
+            for sample in family.samples
+            if family.name in ("fmconsume_received", "fmconsume_deliveries")
+            and sample.value
+            and not sample.name.endswith("_created")
+        }
+
+    expected = {"fmconsume_received_total": 61, "acknowledged": 40, "requeued": 10}
+    assert count() == {**expected, "dropped": 10, "rejected": 1}
+    assert f'fmconsume_queue_messages_ready{{queue="{queue}"}}' in ask("/metrics")[1]
+    assert json.loads(ask("/ready")[1])["consumed"] == {
+        **{"received": 61, "processed": 40, "dropped": 10, "rejected": 11, "failed": 0}
+    }
+
+
+def test_page_of_the_command(broker, queue, serve, ask):
+    """The status page shows the queue, the broker and what became of the messages."""
+    broker.publish(queue, [*numbered(1), b"no json"])
+    command = serve()
+    command.wait_for("rejected")
+    wait_until(lambda: f'<td class="text">{queue}</td>' in ask("/")[1])
+    page = ask("/")[1]
+    assert f"consuming from {queue} at amqp://guest@{LOOPBACK}:{broker.port}" in page
+    assert "rejected: JSONDecodeError" in page
+    assert "guest:guest" not in page
+
+
+def test_hostile_clients_delay_no_message(broker, queue, port, serve, ask):
+    """Clients that hold every thread of the server, and more, do not hold a message."""
+    command = serve()
+    wait_until(lambda: ask("/ready")[0] == 200)
+    with ExitStack() as stack:
+        for number in range(50):
+            client = stack.enter_context(socket.create_connection((LOOPBACK, port)))
+            client.sendall(b"GET / HTTP/1.1\r\nX: " * (number % 2))
+        broker.publish(queue, numbered(100))
+        wait_until(lambda: command.printed().count("took") == 100, timeout=5)
+
+
+def test_port_in_use(broker, queue, proxy, port, serve):
+    """A port for monitoring that is taken is one line and status 2, before anything connects."""
+    with socket.create_server((LOOPBACK, port)):
+        command = serve(url=proxy.url())
+        assert command.wait(20) == 2
+    assert command.logged() == (
+        f"fmconsume: monitoring: cannot listen at port {port} of localhost: "
+        "Address already in use\n"
+    )
+    assert proxy.accepted == 0

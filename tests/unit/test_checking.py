@@ -1,0 +1,188 @@
+"""Tests of what --check says without a broker: certificates, addresses that fail, advice."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from fmconsume import checking
+from fmconsume.checking import Row, advise, check, examine
+from fmconsume.config import DEFAULTS, LazyConfig
+from fmconsume.engine.session import Topology
+from fmconsume.exceptions import ConfigurationException, ExitCode
+
+from .fakes import restored_configuration
+
+_NO_TLS = {"ca_cert": None, "certfile": None, "keyfile": None}
+
+
+@pytest.fixture(autouse=True)
+def conf() -> Iterator[LazyConfig]:
+    """The defaults, and an address where nobody listens."""
+    with restored_configuration() as conf:
+        conf.loaded = True
+        conf.update({**DEFAULTS, "amqp_url": "amqp://guest:Sesame@127.0.0.1:1"})
+        yield conf
+
+
+def make_topology(prefetch_count: int = 10, **queue: Any) -> Topology:
+    """Make a topology with one queue, named fruit."""
+    settings = {"durable": True, "exclusive": False, "auto_delete": False, "arguments": {}, **queue}
+    return Topology({}, {"fruit": settings}, [], False, prefetch_count, 0)
+
+
+# -- The table -------------------------------------------------------------------------
+
+
+def test_examine_unreachable() -> None:
+    """A broker that does not answer is named, without the password, and with the reason."""
+    (row,) = examine(make_topology(), _NO_TLS)
+    assert row.kind == "broker"
+    assert row.name == "amqp://guest@127.0.0.1:1 (virtual host '/')"
+    assert "refused" in row.status
+    assert row.exit_code is ExitCode.HANDSHAKE
+    assert "Sesame" not in str(row)
+
+
+def test_examine_several_unreachable(conf: LazyConfig) -> None:
+    """Each address that was tried has its row."""
+    conf["amqp_url"] = ["amqp://127.0.0.1:1", "amqp://127.0.0.1:2"]
+    rows = list(examine(make_topology(), _NO_TLS))
+    assert [row.name[:21] for row in rows] == ["amqp://guest@127.0.0.", "amqp://guest@127.0.0."]
+    assert [row.exit_code for row in rows] == [ExitCode.HANDSHAKE] * 2
+
+
+@pytest.fixture
+def make_certificate(tmp_path: Path) -> Any:
+    """Make a client certificate that is valid so many days from now; return its path."""
+
+    def make(days: float) -> str:
+        end = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=days)
+        issued = trustme.CA().issue_cert("client", not_after=end)
+        issued.private_key_and_cert_chain_pem.write_to_path(tmp_path / "client.pem")
+        return str(tmp_path / "client.pem")
+
+    return make
+
+
+def test_examine_certificate_valid(make_certificate: Any) -> None:
+    """A certificate's last day is shown."""
+    path = make_certificate(5)
+    row = next(examine(make_topology(), {**_NO_TLS, "certfile": path}))
+    day = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(days=5)
+    assert row[:2] == ("certfile", path)
+    assert row.status.startswith(f"valid until {day:%Y-%m-%d}")
+    assert row.exit_code is ExitCode.OK
+
+
+def test_examine_certificate_expired(conf: LazyConfig, make_certificate: Any) -> None:
+    """A client certificate that has expired ends the check, which says when that was."""
+    path = make_certificate(-1)
+    conf["amqp_url"] = "amqps://127.0.0.1:1"
+    conf["tls"] = {"ca_cert": None, "certfile": path, "keyfile": path}
+    (row,) = examine(make_topology(), conf["tls"])
+    assert row.status.startswith("expired on ")
+    assert row.exit_code is ExitCode.HANDSHAKE
+
+
+def test_examine_authority_expired(make_certificate: Any) -> None:
+    """An authority that has expired is shown; whether it matters the connection tells."""
+    row = next(examine(make_topology(), {**_NO_TLS, "ca_cert": make_certificate(-1)}))
+    assert row.kind == "ca_cert"
+    assert row.status.startswith("expired on ")
+    assert row.exit_code is ExitCode.OK
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+def test_examine_certificate_unreadable(tmp_path: Path, content: Any) -> None:
+    """A file that is missing, or is no certificate, is told."""
+    path = tmp_path / "client.pem"
+    if content is not None:
+        path.write_bytes(content)
+    row = next(examine(make_topology(), {**_NO_TLS, "certfile": str(path)}))
+    assert row.exit_code is ExitCode.HANDSHAKE
+    assert row.status
+
+
+def test_check_prints_table(capsys: pytest.CaptureFixture[str]) -> None:
+    """The table shows configuration and callback too, and marks what is wrong."""
+    assert check(print, make_topology(), workers=1) == ExitCode.HANDSHAKE
+    rows = capsys.readouterr().out.splitlines()
+    assert [row.split()[0] for row in rows] == ["configuration", "callback", "!", "advice:"]
+    assert rows[1].split() == ["callback", "print", "imported"]
+
+
+def test_check_first_problem_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The exit code is that with which the consumer would end: of the first problem."""
+    codes = [ExitCode.OK, ExitCode.DECLARATION, ExitCode.PERMISSION]
+    rows = [Row("queue", "fruit", "", code) for code in codes]
+    monkeypatch.setattr(checking, "examine", lambda *args: rows)
+    assert check(print, make_topology(), workers=1) == ExitCode.DECLARATION
+    monkeypatch.setattr(checking, "examine", lambda *args: rows[:1])
+    assert check(print, make_topology(), workers=1) == ExitCode.OK
+
+
+def test_check_callback_not_callable() -> None:
+    """A callback that cannot be called is a usage error."""
+    with pytest.raises(ValueError, match="callback: found 3"):
+        check(3, make_topology(), workers=1)
+
+
+def test_check_class_not_instantiated() -> None:
+    """A callback class is left alone: what its constructor does is not for a check to do."""
+
+    class Callback:
+        def __init__(self) -> None:
+            raise AssertionError("instantiated")
+
+    assert check(Callback, make_topology(), workers=1) == ExitCode.HANDSHAKE
+
+
+def test_check_url_unusable(conf: LazyConfig) -> None:
+    """A URL that cannot be used is a usage error."""
+    conf["amqp_url"] = "amqp://user@host"
+    with pytest.raises(ConfigurationException, match="no password"):
+        check(print, make_topology(), workers=1)
+
+
+# -- Advice ----------------------------------------------------------------------------
+
+
+def test_advise_quorum_without_dead_letters() -> None:
+    """A quorum queue that has nowhere to put dead letters is worth a word."""
+    quorum = {"x-queue-type": "quorum"}
+    (advice,) = advise(make_topology(arguments=quorum), 1, 10)
+    assert advice.startswith("queue 'fruit' is a quorum queue without x-dead-letter-exchange")
+    dead_lettering = {**quorum, "x-dead-letter-exchange": "bin"}
+    assert not list(advise(make_topology(arguments=dead_lettering), 1, 10))
+
+
+def test_advise_exclusive_with_workers() -> None:
+    """An exclusive queue and several workers do not want the same."""
+    (advice,) = advise(make_topology(exclusive=True), 4, 10)
+    assert advice.startswith("queue 'fruit' is exclusive: all 4 workers")
+    assert not list(advise(make_topology(exclusive=True), 1, 10))
+    assert not list(advise(make_topology(), 4, 10))
+
+
+@pytest.mark.parametrize(
+    ("prefetch_count", "workers", "timeout", "expected"),
+    [
+        (10, 1, 180, None),
+        (10, 1, 181, "prefetch_count = 10 and workers = 1 leave each callback 180 s"),
+        (10, 4, 700, None),
+        (100, 1, None, "prefetch_count = 100 and workers = 1 leave each callback 18 s"),
+        (2, 4, 10, "prefetch_count = 2: no more of the 4 workers can be busy"),
+        (0, 1, 10, "prefetch_count = 0"),
+    ],
+)
+def test_advise_prefetch(prefetch_count: int, workers: int, timeout: Any, expected: Any) -> None:
+    """What waits here counts against the broker's acknowledgement timeout."""
+    advice = list(advise(make_topology(prefetch_count), workers, timeout))
+    assert len(advice) == (expected is not None)
+    assert not advice or advice[0].startswith(expected)

@@ -1,0 +1,110 @@
+"""Tests of the metrics, read back as Prometheus reads them."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from prometheus_client import Counter
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
+from prometheus_client.parser import text_string_to_metric_families as parse
+
+from fmconsume.engine.state import Snapshot, State, Stats
+from fmconsume.service import metrics as metrics_module
+from fmconsume.service.history import History
+
+from .test_history import DROP, make_outcome
+
+Samples = dict[tuple[str, ...], float]
+
+
+def read(history: History) -> Samples:
+    """Scrape; values by name and labels."""
+    content_type, text = metrics_module.write(history, "")
+    assert content_type.startswith("text/plain")
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in parse(text.decode())
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def history() -> History:
+    """A history of a few messages from two queues."""
+    stats = Stats(received=7, saved=2, reconnections=1)
+    history = History(lambda: stats)
+    history.on_state(State("busy", "apple is in hand for 61 s"))
+    history.on_tick(Snapshot(history.state, stats, 3, 4, 5, 1, 0, "far"))
+    history.on_depths({"fruit": 9})
+    for seconds in (0.004, 0.2, 0.3, 7000):
+        history.on_outcome(make_outcome(seconds=seconds))
+    history.on_outcome(make_outcome(DROP, seconds=2.5, queue='nu"ts\n'))
+    return history
+
+
+def test_write_counters(history: History) -> None:
+    """Deliveries are counted, by queue and outcome."""
+    samples = read(history)
+    assert samples["fmconsume_received_total",] == 7
+    assert samples["fmconsume_saved_runs_total",] == 2
+    assert samples["fmconsume_reconnections_total",] == 1
+    assert samples["fmconsume_deliveries_total", "acknowledged", "fruit"] == 4
+    assert samples["fmconsume_deliveries_total", "failed", "fruit"] == 0
+    assert samples["fmconsume_deliveries_total", "dropped", 'nu"ts\n'] == 1
+
+
+def test_write_histogram(history: History) -> None:
+    """Durations are a histogram with cumulative buckets."""
+    samples = read(history)
+    name = "fmconsume_callback_seconds"
+    assert samples[f"{name}_bucket", "0.0025", "fruit"] == 0
+    assert samples[f"{name}_bucket", "0.005", "fruit"] == 1
+    assert samples[f"{name}_bucket", "0.5", "fruit"] == 3
+    assert samples[f"{name}_bucket", "1800.0", "fruit"] == 3
+    assert samples[f"{name}_bucket", "+Inf", "fruit"] == 4
+    assert samples[f"{name}_count", "fruit"] == 4
+    assert samples[f"{name}_sum", "fruit"] == pytest.approx(7000.504)
+
+
+def test_write_gauges(history: History) -> None:
+    """The engine of the moment is shown in gauges."""
+    samples = read(history)
+    assert samples["fmconsume_consuming",] == 1
+    assert samples["fmconsume_state", "busy"] == 1
+    assert samples["fmconsume_state", "consuming"] == 0
+    assert samples["fmconsume_running_callbacks",] == 3
+    assert samples["fmconsume_prefetched",] == 4
+    assert samples["fmconsume_held_nacks",] == 5
+    assert samples["fmconsume_overdue_callbacks",] == 1
+    assert samples["fmconsume_queue_messages_ready", "fruit"] == 9
+    assert 0 <= samples["fmconsume_last_delivery_age_seconds",] < 60
+    assert 0 <= samples["fmconsume_uptime_seconds",] < 60
+
+
+def test_write_nothing_yet() -> None:
+    """Before the first delivery it has no age, and nothing fails."""
+    samples = read(History(Stats))
+    assert ("fmconsume_last_delivery_age_seconds",) not in samples
+    assert samples["fmconsume_consuming",] == 0
+    assert samples["fmconsume_state", "connecting"] == 1
+
+
+def test_write_openmetrics(history: History) -> None:
+    """A client that asks for OpenMetrics gets it."""
+    content_type, text = metrics_module.write(history, "application/openmetrics-text")
+    assert content_type.startswith("application/openmetrics-text")
+    assert "fmconsume_deliveries" in {family.name for family in parse_open(text.decode())}
+
+
+def test_write_with_those_of_the_callback(history: History) -> None:
+    """What a callback counts with prometheus-client is there too."""
+    Counter("test_metrics_of_the_callback", "Builds seen").inc(3)
+    assert read(history)["test_metrics_of_the_callback_total",] == 3
+
+
+def test_write_without_the_library(history: History, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without prometheus-client there is an ImportError, when it is asked for and not before."""
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(ImportError):
+        metrics_module.write(history, "")

@@ -1,0 +1,279 @@
+"""Tests of publishing without a broker: when it connects, what it sends, whom it answers."""
+
+from __future__ import annotations
+
+import copy
+import os
+import threading
+from collections.abc import Iterator
+from time import monotonic
+from typing import Any
+
+import pytest
+from pika import BasicProperties
+
+from fmconsume import Message, publish, publisher
+from fmconsume.config import DEFAULTS
+from fmconsume.engine.address import Address, parse_address
+from fmconsume.engine.failure import SessionLost
+from fmconsume.engine.line import Request
+from fmconsume.exceptions import ConnectionException, PublishTimeout, ValidationError
+from fmconsume.publisher import Publisher
+
+from .fakes import TIMEOUT, get_soon, restored_configuration
+
+_TLS = {"ca_cert": None, "certfile": None, "keyfile": None}
+
+
+class FakeLine:
+    """A line that takes as many messages as the test says."""
+
+    made: list[FakeLine]
+
+    def __init__(self, address: Address, loop: Any, owner: Publisher) -> None:
+        self.made.append(self)
+        self.address = address
+        self.blocked = ""
+        self.is_open = False
+        self.room = 0
+        self.wanted = 0
+        self.sent: list[Request] = []
+        self.forgotten: list[Request] = []
+
+    @property
+    def has_room(self) -> bool:
+        return self.room > 0
+
+    def send(self, request: Request) -> None:
+        self.room -= 1
+        self.sent.append(request)
+
+    def grow(self, wanted: int) -> None:
+        self.wanted = wanted
+
+    def forget(self, request: Request) -> None:
+        self.forgotten.append(request)
+
+
+@pytest.fixture
+def lines(monkeypatch: pytest.MonkeyPatch) -> list[FakeLine]:
+    """The lines made so far, instead of real ones."""
+    monkeypatch.setattr(FakeLine, "made", [], raising=False)
+    monkeypatch.setattr(publisher, "Line", FakeLine)
+    return FakeLine.made
+
+
+@pytest.fixture
+def idle(lines: list[FakeLine]) -> Iterator[Publisher]:
+    """A publisher whose thread does not run: the test's thread takes its place."""
+    made = Publisher([make_address("one"), make_address("two")])
+    yield made
+    made.discard()
+
+
+@pytest.fixture
+def publishers(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[int, Publisher]]:
+    """The publishers by process, none at first; closed in the end."""
+    made: dict[int, Publisher] = {}
+    monkeypatch.setattr(publisher, "_publishers", made)
+    with restored_configuration() as conf:
+        conf.loaded = True
+        conf.update({**copy.deepcopy(DEFAULTS), "amqp_url": "amqp://127.0.0.1:1"})
+        yield made
+        for each in list(made.values()):
+            each.close()
+
+
+def make_address(host: str) -> Address:
+    """Make an address that nobody connects to."""
+    return parse_address(f"amqp://{host}", _TLS, {})
+
+
+def make_request(seconds: float = TIMEOUT) -> Request:
+    """Make a request that has so much time."""
+    return Request("fruit", "apple", b"{}", BasicProperties(), monotonic() + seconds)
+
+
+def take(idle: Publisher, *requests: Request) -> None:
+    """Hand requests over as their threads would."""
+    for request in requests:
+        idle._take(request)
+
+
+def open_line(idle: Publisher, line: FakeLine, room: int = 1) -> None:
+    """Let a line open."""
+    line.is_open, line.room = True, room
+    idle.on_open()
+
+
+def test_take_connects_once(idle: Publisher, lines: list[FakeLine]) -> None:
+    """The first request makes a line, those that come while it opens wait for it."""
+    assert not lines
+    take(idle, make_request(), make_request())
+    assert [line.address.parameters.host for line in lines] == ["one"]
+
+
+def test_on_open_sends_in_order(idle: Publisher, lines: list[FakeLine]) -> None:
+    """What waits is sent oldest first as far as there is room, and room is asked for."""
+    requests = [make_request() for _ in range(5)]
+    take(idle, *requests)
+    open_line(idle, lines[0], room=2)
+    assert lines[0].sent == requests[:2]
+    assert lines[0].wanted == 3
+
+
+def test_on_room_late(idle: Publisher, lines: list[FakeLine]) -> None:
+    """A request whose time is up is not sent, and takes nobody's place."""
+    late, timely = make_request(seconds=0), make_request()
+    take(idle, late, timely)
+    open_line(idle, lines[0])
+    assert lines[0].sent == [timely]
+
+
+def test_forget_waiting(idle: Publisher, lines: list[FakeLine]) -> None:
+    """A request whose caller has gone is not sent."""
+    gone = make_request()
+    take(idle, gone)
+    idle._forget(gone)
+    open_line(idle, lines[0])
+    assert not lines[0].sent
+
+
+def test_forget_sent(idle: Publisher, lines: list[FakeLine]) -> None:
+    """The line hears that nobody waits for a confirmation."""
+    gone = make_request()
+    take(idle, gone)
+    open_line(idle, lines[0])
+    idle._forget(gone)
+    assert lines[0].forgotten == [gone]
+
+
+def test_on_end_tries_next_address(idle: Publisher, lines: list[FakeLine]) -> None:
+    """An address that does not answer is followed by the next, and the one that does stays."""
+    take(idle, make_request())
+    idle.on_end(SessionLost("one is down"), [])
+    open_line(idle, lines[1])
+    idle.on_end(SessionLost("two went away"), lines[1].sent)
+    assert [line.address.parameters.host for line in lines] == ["one", "two", "one"]
+    open_line(idle, lines[2])
+    assert idle._addresses[0].parameters.host == "one"
+
+
+def test_on_end_unconfirmed_goes_first(idle: Publisher, lines: list[FakeLine]) -> None:
+    """What a lost line left unconfirmed is sent again before what came later."""
+    requests = [make_request() for _ in range(4)]
+    take(idle, *requests)
+    open_line(idle, lines[0], room=2)
+    idle.on_end(SessionLost("gone"), lines[0].sent)
+    open_line(idle, lines[1], room=4)
+    assert lines[1].sent == requests
+
+
+def test_on_end_rests(idle: Publisher, lines: list[FakeLine]) -> None:
+    """After the last address it rests, and begins with the first again."""
+    take(idle, make_request())
+    for _ in range(2):
+        idle.on_end(SessionLost("down"), [])
+    take(idle, make_request())
+    assert len(lines) == 2
+    idle._resume()
+    assert [line.address.parameters.host for line in lines] == ["one", "two", "one"]
+
+
+def test_on_end_nobody_waits(idle: Publisher, lines: list[FakeLine]) -> None:
+    """Without anything to publish no connection is made."""
+    take(idle, make_request())
+    open_line(idle, lines[0])
+    for _ in range(2):
+        idle.on_end(SessionLost("gone"), [])
+        idle._resume()
+    assert len(lines) == 1
+
+
+def test_on_end_refused(idle: Publisher) -> None:
+    """When no address works and one refuses, everybody who waits is told of the refusal."""
+    requests = [make_request(), make_request()]
+    take(idle, *requests)
+    refusal = ConnectionException(reason="wrong password")
+    idle.on_end(refusal, [])
+    assert requests[0].answer.empty()
+    idle.on_end(SessionLost("down"), [])
+    assert [get_soon(request.answer) for request in requests] == [refusal, refusal]
+
+
+def test_send_tells_why(idle: Publisher, lines: list[FakeLine]) -> None:
+    """A timeout says what the broker or the line had to say."""
+    with pytest.raises(PublishTimeout, match="no answer"):
+        idle.send(make_request(seconds=0.01))
+    take(idle, make_request())
+    idle.on_end(SessionLost("one is down"), [])
+    with pytest.raises(PublishTimeout, match="one is down"):
+        idle.send(make_request(seconds=0.01))
+    lines[1].blocked = "low on disk"
+    with pytest.raises(PublishTimeout, match="blocks publishers: low on disk"):
+        idle.send(make_request(seconds=0.01))
+
+
+def test_publish_invalid(publishers: dict[int, Publisher]) -> None:
+    """An invalid message never gets to a publisher."""
+    with pytest.raises(ValidationError, match="the body is a str"):
+        publish(Message(body="text"))
+    assert not publishers
+
+
+def test_publish_time_is_up(publishers: dict[int, Publisher]) -> None:
+    """Without any time left it is a timeout, however little there was to do."""
+    with pytest.raises(PublishTimeout):
+        publish(Message(), timeout=0)
+
+
+def test_publish_one_publisher(publishers: dict[int, Publisher]) -> None:
+    """Threads that begin at the same time share one publisher."""
+    together = threading.Barrier(4)
+
+    def send() -> None:
+        together.wait(TIMEOUT)
+        with pytest.raises(PublishTimeout):
+            publish(Message(), timeout=0.2)
+
+    threads = [threading.Thread(target=send) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT)
+    assert list(publishers) == [os.getpid()]
+    names = [thread.name for thread in threading.enumerate()]
+    assert names.count("fmconsume-publisher") == 1
+
+
+def test_publish_other_process(
+    publishers: dict[int, Publisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process does not use the publisher of the one that it was forked from."""
+    with pytest.raises(PublishTimeout):
+        publish(Message(), timeout=0)
+    monkeypatch.setattr(os, "getpid", lambda: 2)
+    with pytest.raises(PublishTimeout):
+        publish(Message(), timeout=0)
+    parent, child = publishers.values()
+    assert parent is not child
+
+
+def test_publish_after_a_bug(
+    publishers: dict[int, Publisher],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A publisher that fails says so in its callers' timeouts, and the next one is new."""
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publisher, "Line", fail)
+        with pytest.raises(PublishTimeout, match=r"RuntimeError.*a bug"):
+            publish(Message(), timeout=0.2)
+    assert "which is a bug" in caplog.text
+    assert not publishers
+    with pytest.raises(PublishTimeout, match="refused"):
+        publish(Message(), timeout=0.2)
