@@ -6,9 +6,12 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # More for pytest: make test ARGS="-k ledger -x"
 ARGS ?=
+# Measure other clients too: make bench PEERS=1
+PEERS ?=
 
 BIN := $(VENV)/bin
 OLDEST := $(VENV)-oldest
+OTHERS := $(VENV)-peers
 METADATA := setup.cfg setup.py pyproject.toml
 INSTALLED = $(DESTDIR)$(PREFIX)
 # What the tests run besides RabbitMQ.
@@ -60,10 +63,9 @@ package: $(VENV)/.lint  ## build what is released in dist/, and check it
 	$(BIN)/twine check dist/*
 	rpmlint --config packaging/rpmlint.toml packaging/fmconsume.spec
 
-bench: $(VENV)/.test  ## measure, on a private RabbitMQ
-	@test -e benchmarks/__main__.py || { echo "there are no benchmarks yet" >&2; exit 1; }
+bench: $(VENV)/.test $(if $(PEERS),$(OTHERS)/.peers $(OTHERS)/bin/rabbitmq_c)  ## measure speed, idling, memory; PEERS=1 adds other clients
 	@tests/install.sh rabbitmq-server
-	$(BIN)/python -m benchmarks $(ARGS)
+	$(BIN)/python -m benchmarks $(if $(PEERS),--peers $(OTHERS)) $(ARGS)
 
 faults: $(VENV)/.test  ## survive a long series of random faults
 	@test -e tests/faults/__main__.py -o -e tests/faults.py || \
@@ -93,7 +95,7 @@ uninstall:  ## remove what install put there
 		-exec rm -r {} +
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info man/fmconsume.1
+	rm -rf $(VENV) $(OLDEST) $(OTHERS) build dist *.egg-info man/fmconsume.1
 	rm -rf .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
@@ -113,6 +115,15 @@ $(OLDEST)/.test: $(METADATA) $(SCHEMAS) | $(OLDEST)/bin/python
 	@$(OLDEST)/bin/python $(PIP) install --editable '.[test]' pika==1.3.2
 	@$(OLDEST)/bin/python $(PIP) install --no-deps --upgrade --target $(OLDEST)/schema-packages -r $(SCHEMAS)
 	@touch $@
+
+$(OTHERS)/.peers: benchmarks/peers.txt | $(OTHERS)/bin/python
+	@echo "Installing other clients in $(OTHERS)"
+	@$(OTHERS)/bin/python $(PIP) install --upgrade -r benchmarks/peers.txt
+	@touch $@
+
+$(OTHERS)/bin/rabbitmq_c: benchmarks/clients/rabbitmq_c.c | $(OTHERS)/bin/python
+	@$(CC) -O2 -o $@ $< -lrabbitmq 2>/dev/null || \
+		echo "There is no C compiler with librabbitmq-dev: measuring without rabbitmq-c"
 
 %/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 9))' || \

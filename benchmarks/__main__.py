@@ -28,14 +28,19 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Measure, and return an exit status: 1 if a run was void."""
     args = parser().parse_args(argv)
     if unknown := set(args.measures) - set(MEASURES):
-        parser().error(f"no measure {', '.join(sorted(unknown))}; there are {', '.join(MEASURES)}")
+        parser().error(
+            f"there is no measure {', '.join(sorted(unknown))}; there are {', '.join(MEASURES)}"
+        )
+    if args.peers and not (args.peers / "bin" / "python").exists():
+        parser().error(f"{args.peers} is no virtual environment: run `make bench PEERS=1`")
     # `kill` ends what was started just as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    settings = Settings(args.count, args.size, args.rounds, args.peers, args.long)
+    peers = args.peers and args.peers.absolute()
+    settings = Settings(args.count, args.size, args.rounds, peers, args.long)
     try:
-        with tempfile.TemporaryDirectory(prefix="fmconsume-bench-") as folder:
-            with Broker(Path(folder)) as broker:
-                return measure(Bench(broker, settings), args)
+        folder = tempfile.TemporaryDirectory(prefix="fmconsume-bench-")
+        with folder, Broker(Path(folder.name)) as broker:
+            return measure(Bench(broker, settings), args)
     except (BrokerMissing, RuntimeError) as exc:
         print(f"benchmarks: {exc}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""The messages that are consumed: JSON such as a build system publishes, numbered and of one size."""
+"""The messages: JSON such as a build system publishes, numbered and all of one size."""
 
 from __future__ import annotations
 

@@ -9,12 +9,11 @@ import inspect
 import logging
 import os
 import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import Empty
 from typing import Any, Callable
 
 from .callbacks import prepare
@@ -25,6 +24,7 @@ from .engine.supervisor import Options, Supervisor
 from .engine.workers import Worker
 from .exceptions import ExitCode
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
+from .notes import Notes
 from .publisher import publish
 from .recording import FailedMessages
 from .service.systemd import Notifier
@@ -45,9 +45,6 @@ _log = logging.getLogger(__name__)
 
 #: Seconds that threads get to end once there is nothing to wait for.
 _DEADLINE = 5.0
-_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
-
 #: The note that asks to stop; signals are noted by their numbers.
 _STOP = "stop"
 
@@ -84,7 +81,7 @@ class Consumer:
         drain: bool = False,
     ) -> None:
         #: Signal numbers, `_STOP` and the End; filled by signal handlers and any thread.
-        self._notes: SimpleQueue[Any] = SimpleQueue()
+        self._notes = Notes()
         self._coroutines = CoroutineRunner()
         #: Exit status for a command; set when `run` ends, before which only settings fail.
         self.exit_code: int = ExitCode.USAGE
@@ -137,7 +134,7 @@ class Consumer:
         """
         if _is_coroutine_function(self._callback):
             self._coroutines.start()
-        with self._monitoring, _signals_to(self._notes.put):
+        with self._monitoring, self._notes.bell():
             self._supervisor.start()
             end = self._wait()
         self._join()
@@ -164,18 +161,18 @@ class Consumer:
         while True:
             try:
                 # A supervisor that hangs on a dead line must not keep a forced stop waiting.
-                note = self._notes.get(timeout=_DEADLINE if end else None)
+                note = self._notes.get(_DEADLINE if end else None)
             except Empty:
                 assert end is not None
                 return end
             if isinstance(note, End):
                 return note
-            signals += note is not _STOP
-            if signals < 2:
+            if note is _STOP or not signals:
                 self._supervisor.stop()
             else:
                 end = End(KeyboardInterrupt(signal.Signals(note).name), 128 + note)
                 self._supervisor.abandon(end)
+            signals += note is not _STOP
 
     def _join(self) -> None:
         """Let the threads end, and name those that do not."""
@@ -233,20 +230,3 @@ def _is_coroutine_function(callback: Any) -> bool:
         callback = callback.func
     call = type(callback).__call__
     return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(call)
-
-
-@contextmanager
-def _signals_to(put: Callable[[int], None]) -> Iterator[None]:
-    """Turn stop signals into notes, where this is the main thread; put back what was there.
-
-    A handler does nothing but put on a SimpleQueue, which is safe wherever it interrupts.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {n: signal.signal(n, lambda number, frame: put(number)) for n in _STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)

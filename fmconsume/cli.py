@@ -158,7 +158,7 @@ def _run(consumer: Consumer) -> int:
             _complain(f"the callback halted the consumer: {exc}")
     except BaseException as exc:
         _complain(_explain(exc, consumer.exit_code))
-        if isinstance(exc, KeyboardInterrupt):
+        if consumer.exit_code > 128 and isinstance(exc, KeyboardInterrupt):
             # A callback that hangs could keep the interpreter from ending.
             logging.shutdown()
             sys.stdout.flush()

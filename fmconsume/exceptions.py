@@ -120,6 +120,11 @@ class HaltConsumer(ConsumeException):
         requeue: The message goes back to its queue instead of being acknowledged.
     """
 
+    # Also for subclasses that do not call this constructor.
+    exit_code: int = 0
+    reason: Optional[str] = None
+    requeue: bool = False
+
     def __init__(
         self,
         exit_code: Any = 0,
@@ -130,7 +135,7 @@ class HaltConsumer(ConsumeException):
         super().__init__(exit_code, reason, requeue, *args)
         if not isinstance(exit_code, int):
             exit_code, reason = 0, reason if reason is not None else str(exit_code)
-        self.exit_code: int = exit_code
+        self.exit_code = exit_code
         self.reason = reason
         self.requeue = requeue
 

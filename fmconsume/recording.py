@@ -169,7 +169,17 @@ def _load(line: bytes, number: int) -> Delivery:
     except Exception as exc:
         reason = f"{type(exc).__name__}: {exc}"
         raise ValidationError(brief(f"line {number} holds no message: {reason}")) from exc
-    return Delivery(1, number, fields.get("queue") or "", str(topic), False, properties, raw)
+    return Delivery(
+        1,
+        number,
+        fields.get("queue") or "",
+        str(topic),
+        False,
+        properties,
+        raw,
+        properties.message_id,
+        0.0,
+    )
 
 
 # -- Replay ----------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import partial
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any, Callable
 
 from .callbacks import prepare
@@ -76,4 +77,6 @@ def make_delivery(message: Message, tag: int) -> Delivery:
         message.redelivered,
         message.properties,
         body,
+        message.properties.message_id,
+        monotonic(),
     )

@@ -37,11 +37,11 @@ def topology(bindings: Any = None, queues: Any = None) -> Topology:
         ValueError: An argument cannot be used; the message names the key.
     """
     try:
-        queues = conf["queues"] if queues is None else check_queues(queues)
+        # Also the configuration's own, which a program may have changed.
+        queues = check_queues(conf["queues"] if queues is None else queues)
         if bindings is None:
-            bindings = [binding for binding in conf["bindings"] if binding["queue"] in queues]
-        else:
-            bindings = check_bindings(bindings, queues)
+            bindings = [b for b in conf["bindings"] if b.get("queue", "") in queues]
+        bindings = check_bindings(bindings, queues)
     except ConfigurationException as exc:
         raise ValueError(exc.message) from exc
     return Topology(

@@ -51,6 +51,8 @@ class Tally:
         self._number = itertools.count(1).__next__
         self._begin: Optional[_Reading] = None
         self._end: Optional[_Reading] = None
+        #: Resident memory when the last message came.
+        self._rss_kb = 0
         #: Nanoseconds from publishing to here, of messages that are stamped.
         self._latencies: list[int] = []
 
@@ -64,16 +66,18 @@ class Tally:
         if self._number() < self._count:
             return False
         self._end = _read_clocks()
+        self._rss_kb = _resident_kb()
         return True
 
     def report(self, **more: Any) -> None:
         """Print the result; to be called once everything is acknowledged and closed."""
-        assert self._begin and self._end, "the client ended before it had seen every message"
+        if self._begin is None or self._end is None:
+            raise RuntimeError("the client ended before it had seen every message")
         result = {
             "messages": self._count,
             "seconds": self._end.wall - self._begin.wall,
             "cpu_seconds": self._end.cpu - self._begin.cpu,
-            "rss_kb": _resident_kb(),
+            "rss_kb": self._rss_kb,
             "missing": self._seen.count(0),
             "repeated": sum(times > 1 for times in self._seen),
             "latencies_us": [ns / 1000 for ns in self._latencies],

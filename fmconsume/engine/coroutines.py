@@ -42,13 +42,7 @@ class CoroutineRunner:
         """Make the loop this thread's current one for a while."""
         import asyncio
 
-        with warnings.catch_warnings():
-            # Python 3.12 warns, 3.14 raises where no loop is set.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            try:
-                before = asyncio.get_event_loop()
-            except RuntimeError:
-                before = None
+        before = _find_loop()
         asyncio.set_event_loop(self.loop)
         try:
             yield
@@ -69,7 +63,11 @@ class CoroutineRunner:
         import asyncio
 
         self.start()
-        return asyncio.run_coroutine_threadsafe(_await(awaitable), self.loop).result()
+        future = asyncio.run_coroutine_threadsafe(_outcome(awaitable), self.loop)
+        result, error = future.result()
+        if error is not None:
+            raise error
+        return result
 
     def close(self, timeout: float) -> None:
         """Cancel what is left on the loop and close it.
@@ -82,6 +80,25 @@ class CoroutineRunner:
             self._made["thread"].join(timeout)
         elif "loop" in self._made:
             self.loop.close()
+
+
+def _find_loop() -> asyncio.AbstractEventLoop | None:
+    """Give the loop that is set for this thread, None where none is: asking must not make one."""
+    import asyncio
+
+    def refuse() -> asyncio.AbstractEventLoop:
+        raise RuntimeError
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        policy: Any = asyncio.get_event_loop_policy()
+        policy.new_event_loop = refuse
+        try:
+            return policy.get_event_loop()  # type: ignore[no-any-return]
+        except RuntimeError:
+            return None
+        finally:
+            del policy.new_event_loop
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
@@ -100,8 +117,12 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
         loop.close()
 
 
-async def _await(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable
+async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:
+    """Await without raising: SystemExit and KeyboardInterrupt would end the loop itself."""
+    try:
+        return await awaitable, None
+    except BaseException as exc:
+        return None, exc
 
 
 def format_stack(awaitable: Any) -> str:

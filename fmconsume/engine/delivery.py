@@ -30,6 +30,7 @@ class Delivery(NamedTuple):
     means nothing without its session.
 
     Attributes:
+        message_id: As it arrived; a callback may change the properties.
         received: When it arrived, monotonic seconds.
     """
 
@@ -40,12 +41,13 @@ class Delivery(NamedTuple):
     redelivered: bool
     properties: BasicProperties
     body: bytes
-    received: float = 0.0
+    message_id: str | None
+    received: float
 
     @property
     def name(self) -> str:
         """The message as the log calls it."""
-        return f"message {self.properties.message_id} from queue {self.queue!r}"
+        return f"message {self.message_id} from queue {self.queue!r}"
 
 
 class Outcome(NamedTuple):

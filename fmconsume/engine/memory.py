@@ -12,10 +12,10 @@ from .delivery import Delivery, Verdict
 
 __all__ = ["Memory", "identity"]
 
-Identity = tuple[str, Optional[str], str, int, int]
+_Identity = tuple[str, Optional[str], str, int, int]
 
 
-def identity(delivery: Delivery) -> Identity:
+def identity(delivery: Delivery) -> _Identity:
     """Tell a message from every other: queue, message id, routing key and body.
 
     The body's length and hash stand for the body, which would cost too much to keep.
@@ -23,7 +23,7 @@ def identity(delivery: Delivery) -> Identity:
     body = delivery.body
     return (
         delivery.queue,
-        delivery.properties.message_id,
+        delivery.message_id,
         delivery.routing_key,
         len(body),
         hash(body),
@@ -40,14 +40,14 @@ class Memory:
     def __init__(self, size: int) -> None:
         self._size = size
         #: A verdict for a finished message, a count of Nacks for a returned one; oldest first.
-        self._entries: OrderedDict[Identity, Verdict | int] = OrderedDict()
+        self._entries: OrderedDict[_Identity, Verdict | int] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def finish(self, delivery: Delivery, verdict: Verdict) -> None:
         """Remember a message that must not run again; one without a message id is not known."""
-        if self._size and delivery.properties.message_id:
+        if self._size and delivery.message_id:
             self._keep(identity(delivery), verdict)
 
     def recall(self, delivery: Delivery) -> Verdict | None:
@@ -70,7 +70,8 @@ class Memory:
         counts = (headers.get(name) for name in ("x-acquired-count", "x-delivery-count"))
         return next((count for count in counts if type(count) is int), earlier)
 
-    def _keep(self, key: Identity, entry: Verdict | int) -> None:
+    def _keep(self, key: _Identity, entry: Verdict | int) -> None:
         self._entries[key] = entry
+        self._entries.move_to_end(key)
         if len(self._entries) > self._size:
             self._entries.popitem(last=False)

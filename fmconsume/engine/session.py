@@ -340,6 +340,7 @@ class Session:
                 method.redelivered,
                 properties,
                 body,
+                properties.message_id,
                 monotonic(),
             )
         )

@@ -166,6 +166,8 @@ class Supervisor(threading.Thread):
         except BaseException as exc:
             _log.critical("the supervisor failed, which is a bug", exc_info=exc)
             self._ending = End(exc, ExitCode.UNEXPECTED)
+        for _ in self.workers:
+            self._inbox.put(None)
         assert self._ending is not None
         reason = _name_of(self._ending.error)
         seconds = monotonic() - started
@@ -188,8 +190,6 @@ class Supervisor(threading.Thread):
             self._watch.enter("stopping", f"stopping: {self._unsettled.running} deliveries in hand")
         while self._is_waiting_for_callbacks:
             self._take_one(self._turn_seconds)
-        for _ in self.workers:
-            self._inbox.put(None)
 
     def _open(self) -> Session | None:
         """Open a session with the first address that works; None when told to stop meanwhile.
@@ -201,6 +201,8 @@ class Supervisor(threading.Thread):
         refusals: list[FmconsumeError] = []
         losses: list[SessionLost] = []
         for address in tuple(self._addresses):
+            if self._ending is not None:
+                return None
             try:
                 session = self._open_at(address)
             except FmconsumeError as exc:
@@ -255,21 +257,27 @@ class Supervisor(threading.Thread):
             self._turn(session)
             if self._options.drain and self._is_drained(session):
                 self._end(None, ExitCode.OK)
-            if session.cancelled_queue:
+            if not session.is_consuming:
                 reason = f"the broker cancelled the consumer of queue {session.cancelled_queue}"
                 self._end(ConsumerCanceled(reason), ExitCode.CANCELLED)
 
     def _wind_down(self, session: Session) -> None:
         """Return what never ran, let callbacks finish, settle everything."""
         self._watch.enter("stopping", f"stopping: {self._unsettled.running} deliveries in hand")
+        self._return_unstarted()
         session.cancel()
-        not_started = self._take_inbox()
-        self.stats.requeued += len(not_started)
-        self._unsettled.take_back(not_started)
+        # What was dispatched while the broker answered.
+        self._return_unstarted()
         self._unsettled.release_all()
         while self._is_waiting_for_callbacks:
             self._turn(session)
         session.settle(self._unsettled.take_frames())
+
+    def _return_unstarted(self) -> None:
+        """Put back in its queue what no worker has begun."""
+        not_started = self._take_inbox()
+        self.stats.requeued += len(not_started)
+        self._unsettled.take_back(not_started)
 
     def _turn(self, session: Session) -> None:
         """Sleep until something happens, read the mailbox, settle."""
@@ -339,14 +347,17 @@ class Supervisor(threading.Thread):
         return bool(self._unsettled.running) and not self._is_abandoned
 
     def _take_inbox(self) -> list[Delivery]:
-        """Take back what no worker has begun."""
-        taken, self._parked = self._parked, []
+        """Take back what no worker has begun; it may be given out again."""
+        taken: list[Delivery] = []
         with suppress(Empty):
             while True:
                 delivery = self._inbox.get_nowait()
                 assert delivery is not None
                 taken.append(delivery)
-        return taken
+        if self._budget is not None:
+            self._budget += len(taken)
+        parked, self._parked = self._parked, []
+        return taken + parked
 
     # -- events ------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from .memory import Memory, identity
 __all__ = ["Unsettled"]
 
 #: Session and delivery tag.
-Key = tuple[int, int]
+_Key = tuple[int, int]
 
 _NO_SESSION = 0
 
@@ -34,9 +34,9 @@ class Unsettled:
         #: Verdicts held back, by tag.
         self._held: dict[int, Verdict] = {}
         #: Handed out to run and without an outcome; some of sessions gone by.
-        self._running: dict[Key, Delivery] = {}
+        self._running: dict[_Key, Delivery] = {}
         #: For a callback that outlived its session: the redelivery that its outcome settles.
-        self._adopted: dict[Key, Delivery] = {}
+        self._adopted: dict[_Key, Delivery] = {}
         self._memory = Memory(remember)
 
     def __len__(self) -> int:
@@ -146,9 +146,9 @@ class Unsettled:
             self._verdicts[delivery.tag] = verdict
         return verdict is not None
 
-    def _runner_of(self, delivery: Delivery) -> Key | None:
+    def _runner_of(self, delivery: Delivery) -> _Key | None:
         """Find the callback of an earlier session that runs this message."""
-        if not delivery.properties.message_id:
+        if not delivery.message_id:
             return None
         wanted = identity(delivery)
         for key, running in self._running.items():

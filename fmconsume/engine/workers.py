@@ -91,8 +91,8 @@ class Worker(threading.Thread):
         except ValidationError as exc:
             _log.warning("%s rejected: %s", delivery.name, exc.summary)
             return Outcome(delivery, Verdict.REJECT)
-        except Exception as exc:
-            _log.error("%s could not be decoded, put back: %s", delivery.name, exc)
+        except BaseException as exc:
+            _log.error("%s could not be decoded, put back: %r", delivery.name, exc)
             return Outcome(delivery, Verdict.NACK, exc)
         started = monotonic()
         verdict, error = self._call(delivery, message)

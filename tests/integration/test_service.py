@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.waiting import wait_until
 
 from .broker import LOOPBACK, free_port
-from .running import durable, numbered, write_config
+from .running import numbered, write_config
 
 _CALLBACKS = """
 import asyncio, os, time
@@ -260,10 +260,9 @@ def test_ready_while_consuming(proxy, broker, queue, folder, serve, ask):
 def test_metrics_agree_with_the_broker(broker, new_queue, serve, ask):
     """What is counted is what the broker gave out, and what it got back as dead letters."""
     dead = new_queue()
-    arguments = {"x_dead_letter_exchange": "", "x_dead_letter_routing_key": dead}
-    queue = new_queue(**arguments)
+    queue = new_queue(x_dead_letter_exchange="", x_dead_letter_routing_key=dead)
     broker.publish(queue, [*numbered(50), b"no json"])
-    serve("judge", queues=durable(queue, **arguments))
+    serve("judge", queues={queue: {"passive": True}})
     wait_until(lambda: broker.ready(dead) == 11 and broker.depth(queue) == (0, 0))
 
     def count():
@@ -279,10 +278,10 @@ def test_metrics_agree_with_the_broker(broker, new_queue, serve, ask):
 
     expected = {"fmconsume_received_total": 61, "acknowledged": 40, "requeued": 10}
     assert count() == {**expected, "dropped": 10, "rejected": 1}
-    assert f'fmconsume_queue_messages_ready{{queue="{queue}"}}' in ask("/metrics")[1]
-    assert json.loads(ask("/ready")[1])["consumed"] == {
-        **{"received": 61, "processed": 40, "dropped": 10, "rejected": 11, "failed": 0}
-    }
+    depth = f'fmconsume_queue_messages_ready{{queue="{queue}"}} 0.0'
+    wait_until(lambda: depth in ask("/metrics")[1])
+    consumed = json.loads(ask("/ready")[1])["consumed"]
+    assert list(consumed.values()) == [61, 40, 10, 11, 0]
 
 
 def test_page_of_the_command(broker, queue, serve, ask):
@@ -319,3 +318,11 @@ def test_port_in_use(broker, queue, proxy, port, serve):
         "Address already in use\n"
     )
     assert proxy.accepted == 0
+
+
+def test_library_serves_too(broker, queue, port, run_consumer, ask):
+    """A program that calls fmconsume itself is monitored alike, until its consumer ends."""
+    running = run_consumer(lambda message: None, queue, monitoring={"address": "", "port": port})
+    assert ask("/ready")[0] == 200
+    running.stop()
+    assert ask("/ready")[0] == 0

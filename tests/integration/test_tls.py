@@ -40,7 +40,9 @@ class Tls(NamedTuple):
 
     def issue(self, name: str, authority: trustme.CA | None = None, **options: Any) -> Party:
         """Make a client certificate."""
-        cert = (authority or self.authority).issue_cert(f"{name}@example.org", common_name=name, **options)
+        cert = (authority or self.authority).issue_cert(
+            f"{name}@example.org", common_name=name, **options
+        )
         party = Party(self.folder / f"{name}.pem", self.folder / f"{name}.key")
         cert.cert_chain_pems[0].write_to_path(party.certfile)
         cert.private_key_pem.write_to_path(party.keyfile)

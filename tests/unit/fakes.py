@@ -33,7 +33,17 @@ def make_delivery(
 ) -> Delivery:
     """Make what a broker delivers."""
     properties = BasicProperties(message_id=message_id, headers=headers)
-    return Delivery(session, tag, queue, routing_key, redelivered, properties, body, monotonic())
+    return Delivery(
+        session,
+        tag,
+        queue,
+        routing_key,
+        redelivered,
+        properties,
+        body,
+        properties.message_id,
+        monotonic(),
+    )
 
 
 @contextmanager

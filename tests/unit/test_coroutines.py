@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 import pytest
 
-from fmconsume.engine.coroutines import CoroutineRunner
+from fmconsume.engine.coroutines import CoroutineRunner, format_stack
 from fmconsume.exceptions import Nack
 
 from .fakes import TIMEOUT, wait_soon
@@ -231,3 +231,31 @@ def test_close_never_started(runner: CoroutineRunner) -> None:
     loop = runner.loop
     runner.close(TIMEOUT)
     assert loop.is_closed()
+
+
+def test_format_stack_of_a_suspended_coroutine() -> None:
+    """A coroutine shows every await down to the one where it waits; a finished one shows none."""
+
+    class Pause:
+        def __await__(self) -> Iterator[None]:
+            yield
+
+    async def inner() -> None:
+        await Pause()
+
+    async def outer() -> None:
+        await inner()
+
+    coroutine = outer()
+    coroutine.send(None)
+    lines = format_stack(coroutine).splitlines()
+    assert [line.strip() for line in lines[1::2]] == ["await inner()", "await Pause()"]
+    with pytest.raises(StopIteration):
+        coroutine.send(None)
+    assert format_stack(coroutine) == ""
+
+
+@pytest.mark.parametrize("awaitable", [None, 7, object()])
+def test_format_stack_of_something_else(awaitable: object) -> None:
+    """What is no coroutine has no stack of its own."""
+    assert format_stack(awaitable) == ""

@@ -139,7 +139,7 @@ def deliver(
     headers = dict(headers) if isinstance(headers, dict) else headers
     properties = {"content_encoding": "utf-8", "message_id": "m-1", **properties}
     made = BasicProperties(headers=headers, **properties)
-    return Delivery(1, 7, "a queue", routing_key, redelivered, made, body)
+    return Delivery(1, 7, "a queue", routing_key, redelivered, made, body, made.message_id, 0.0)
 
 
 def named(schema_name: Any, **headers: Any) -> dict[str, Any]:
