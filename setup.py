@@ -12,9 +12,11 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 
 class BuildPage(build_manpages):
-    """Builds the page with a date that man page readers understand."""
+    """Builds the page without a link and a date that mandoc would complain about."""
 
     def run(self):
+        for data in self.manpages_data.values():
+            data["url"] = None
         super().run()
         for page in map(Path, self.manpages_data):
             title, newline, text = page.read_text(encoding="utf-8").partition("\n")

@@ -132,9 +132,9 @@ class Consumer:
             KeyboardInterrupt: A second signal came before the callbacks had finished.
             Exception: Whatever else the callback raised.
         """
-        if _is_coroutine_function(self._callback):
-            self._coroutines.start()
         with self._monitoring, self._notes.bell():
+            if _is_coroutine_function(self._callback):
+                self._coroutines.start()
             self._supervisor.start()
             end = self._wait()
         self._join()

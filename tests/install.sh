@@ -47,7 +47,7 @@ if [ "$(id -u)" != 0 ]; then
     has sudo || die "missing:$missing: as root, run '$installer install$missing'"
     root=sudo
 fi
-echo "Installing the packages$missing with $root $installer"
+echo "Installing$missing with ${root:+$root }$installer"
 
 epmd_was_there=no
 has epmd && epmd -names >/dev/null 2>&1 && epmd_was_there=yes

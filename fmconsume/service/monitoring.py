@@ -86,19 +86,17 @@ class Monitoring:
     def _serve(self) -> None:
         """Answer one client after the other. Threads: fmconsume-monitoring-N."""
         while not self._is_closed:
-            # Besides what clients do: the listener was closed, or too many files are open.
-            with suppress(OSError):
-                self._serve_one(*self._listener.accept())
-            sleep(_REST)
-
-    def _serve_one(self, connection: socket.socket, client: Any) -> None:
-        with connection:
             try:
-                _Handler(connection, client, self)  # type: ignore[arg-type]
+                connection, client = self._listener.accept()
+                with connection:
+                    _Handler(connection, client, self)  # type: ignore[arg-type]
             except OSError:
-                raise
+                # The client went or was too slow; or this server was closed, or there are too
+                # many open files, which passes.
+                pass
             except Exception:
                 _log.exception("a request to the monitoring server failed")
+            sleep(_REST)
 
 
 def _listen(address: str, port: int) -> socket.socket:

@@ -81,7 +81,8 @@ def main() -> int:
     seed = args.seed if args.seed is not None else random.randrange(2**32)
     print(f"seed {seed}; again with: make faults ARGS='--seed {seed}'\n")
     print(
-        f"{'fault':<48} {'workers':>7} {'runs':>5} {'messages':>8} {'lost':>4} {'again':>5} {'s':>5}"
+        f"{'fault':<48} {'workers':>7} {'runs':>5} {'messages':>8} {'lost':>4} {'again':>5}"
+        f" {'s':>5}"
     )
     failures = 0
     with tempfile.TemporaryDirectory() as folder:

@@ -22,6 +22,7 @@ from .scene import Account, Row, Runner, publish, running, unique
 
 __all__ = [
     "acknowledgement_timeout",
+    "blocked",
     "memory_alarm",
     "node_killed",
     "queue_contradicts",
@@ -239,3 +240,19 @@ def _members(node: Broker, queue: str) -> int:
     table = node.ctl("list_queues", "--formatter=csv", "name", "members")
     line = next(line for line in table.splitlines() if queue in line)
     return line.count("@")
+
+
+def blocked(broker: Broker, workers: int, rng: random.Random) -> Row:
+    """Have the broker block the consumer's own connection, which it does to one that publishes."""
+    row = Row("connection blocked by an alarm", workers, 1, 0)
+    queue = broker.declare(unique("blocked"))
+    with running(broker.url(), queue, Account(), workers) as runner:
+        runner.wait_for_state("consuming")
+        broker.ctl("set_vm_memory_high_watermark", "0")
+        supervisor = runner.consumer._supervisor
+        supervisor.post(lambda: supervisor._session._channel.basic_publish("", "nowhere", b""))
+        assert "low on memory" in runner.wait_for_state("blocked")
+        broker.ctl("set_vm_memory_high_watermark", "0.4")
+        runner.wait_for_state("consuming")
+    broker.delete(queue)
+    return row

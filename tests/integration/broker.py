@@ -146,6 +146,7 @@ class Broker:
         self._home = beside._home if beside else folder
         self._epmd_port = beside._epmd_port if beside else free_port()
         self._epmd: Optional[subprocess.Popen[bytes]] = None
+        self._guard: Optional[subprocess.Popen[bytes]] = None
         self._connection: Optional[pika.BlockingConnection] = None
         (folder / "rabbitmq.conf").write_text(config)
         (folder / "advanced.config").write_text(advanced or "[].")
@@ -179,6 +180,7 @@ class Broker:
             "RABBITMQ_CONF_ENV_FILE": str(self.folder / "rabbitmq-env.conf"),
             "RABBITMQ_CTL_ERL_ARGS": loopback_only,
             "RABBITMQ_NODE_IP_ADDRESS": LOOPBACK,
+            "RABBITMQ_PID_FILE": str(self.folder / "pid"),
             "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": loopback_only,
         }
 
@@ -203,6 +205,8 @@ class Broker:
         """
         if self._epmd is None and self._home == self.folder:
             self._start_epmd()
+        if self._guard is None:
+            self._start_guard()
         try:
             self._node.start()
             wait_until(self._is_serving)
@@ -221,6 +225,23 @@ class Broker:
             start_new_session=True,
         )
         wait_until(lambda: is_listening(self._epmd_port))
+
+    def _start_guard(self) -> None:
+        # Ends the node also where this process is killed: the guard's input closes with it.
+        script = 'read _; kill -9 $(cat "$0") $1'
+        self._guard = subprocess.Popen(
+            [
+                "sh",
+                "-c",
+                script,
+                str(self.folder / "pid"),
+                str(self._epmd.pid if self._epmd else ""),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=self._output,
+            stderr=self._output,
+            start_new_session=True,
+        )
 
     def _is_serving(self) -> bool:
         try:
@@ -242,6 +263,10 @@ class Broker:
 
     def close(self) -> None:
         """End everything that was started."""
+        if self._guard:
+            with self._guard:
+                self._guard.kill()
+            self._guard = None
         self.kill()
         if self._epmd:
             self._epmd.kill()

@@ -21,6 +21,7 @@ from fmconsume.config import LazyConfig
 from fmconsume.engine.coroutines import CoroutineRunner
 from fmconsume.engine.state import End, State, Stats
 from fmconsume.exceptions import ConfigurationException, HaltConsumer
+from fmconsume.notes import Notes
 
 from .fakes import TIMEOUT, get_soon, restored_configuration
 
@@ -293,13 +294,12 @@ def test_run_signal_does_not_interrupt_wait(stage: Stage, monkeypatch: pytest.Mo
     """
     is_waiting = threading.Event()
 
-    class Notes(SimpleQueue[Any]):
-        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+    class Announced(Notes):
+        def get(self, timeout: float | None) -> Any:
             is_waiting.set()
-            return super().get(block, timeout)
+            return super().get(timeout)
 
-    monkeypatch.setattr(api, "SimpleQueue", Notes)
-    monkeypatch.setattr(api, "_DEADLINE", 0.05)
+    monkeypatch.setattr(api, "Notes", Announced)
     arrived: list[Any] = []
     consumer = Consumer(callback)
 

@@ -63,12 +63,13 @@ def test_render_shows_everything() -> None:
     """State, counts, queues, slow callbacks and errors are all there."""
     history = History(lambda: Stats(received=12345, failed=2))
     history.on_state(State("consuming", "consuming from fruit at far"))
-    history.on_tick(Snapshot(history.state, Stats(), 3, 4, 5, 0, 0, "far"))
+    history.on_tick(Snapshot(history.state, Stats(received=1), 3, 4, 5, 0, 0, "far"))
     history.on_depths({"fruit": 9876})
     history.on_outcome(Outcome(make_delivery(), Verdict.DROP, None, 2.5))
     text = page.render(history, [Entry(0.0, "ERROR", "the disk is full\nTraceback")])
     for shown in (
         '<h1 class="good">Consuming</h1>\n<p>consuming from fruit at far</p>',
+        "<dt>Last delivery</dt><dd>now</dd>",
         "<dt>Received</dt><dd>12,345</dd>",
         '<div class="bad"><dt>Failed</dt><dd>2</dd></div>',
         '<td class="text">fruit</td><td class="number">9,876</td>',

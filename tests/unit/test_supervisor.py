@@ -90,6 +90,10 @@ class FakeSession(Session):
     def call_later(self, seconds: float, action: Callable[[], None]) -> None:
         self.timers.append((seconds, action))
 
+    @property
+    def is_consuming(self) -> bool:
+        return not self.cancelled_queue
+
     def check(self) -> None:
         if self.is_lost:
             raise SessionLost("the line is cut")

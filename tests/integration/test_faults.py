@@ -1,0 +1,134 @@
+"""Each fault of `make faults` once or a few times, with messages flowing and callbacks running."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.faults import endings, in_process, processes, soak
+from tests.faults.scene import check
+
+from .broker import Broker
+
+WORKERS = pytest.mark.parametrize("workers", [1, 8])
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Random moments, the same ones each time."""
+    return random.Random(request.node.name)
+
+
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_crash(tmp_path: Path, rng: random.Random, kind: str) -> None:
+    """A broker killed with SIGKILL loses nothing, and nothing finished runs again."""
+    check(in_process.crash(tmp_path, 2, 8, rng, kind))
+
+
+@WORKERS
+def test_reset(broker: Broker, rng: random.Random, workers: int) -> None:
+    """Connections reset while messages flow lose nothing, and nothing finished runs again."""
+    check(in_process.reset(broker, 5, workers, rng))
+
+
+@WORKERS
+def test_stall(broker: Broker, rng: random.Random, workers: int) -> None:
+    """A line that goes silent is noticed within two heartbeat intervals."""
+    check(in_process.stall(broker, 1, workers, rng))
+
+
+def test_slow(broker: Broker, rng: random.Random) -> None:
+    """A line that passes one byte at a time, late, is good enough."""
+    check(in_process.slow(broker, 1, 1, rng))
+
+
+@WORKERS
+def test_close_connection(broker: Broker, rng: random.Random, workers: int) -> None:
+    """A connection that an administrator closes is replaced."""
+    check(in_process.close_connection(broker, 2, workers, rng))
+
+
+@WORKERS
+def test_acknowledgement_timeout(tmp_path: Path, rng: random.Random, workers: int) -> None:
+    """A callback that outlives the broker's acknowledgement timeout runs once and is settled."""
+    check(endings.acknowledgement_timeout(tmp_path, 1, workers, rng))
+
+
+def test_acknowledgement_timeout_log(
+    tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log names queue, message and setting of an acknowledgement timeout."""
+    check(endings.acknowledgement_timeout(tmp_path, 1, 1, rng))
+    line = next(line for line in caplog.messages if "closed the channel" in line)
+    assert "from queue 'timeout-" in line
+    assert "consumer_timeout" in line
+    assert "qos.prefetch_count (1)" in line
+
+
+@WORKERS
+def test_queue_deleted(broker: Broker, rng: random.Random, workers: int) -> None:
+    """A queue deleted under the consumer ends it with 12, after the running callback."""
+    check(endings.queue_deleted(broker, workers, rng))
+
+
+@pytest.mark.parametrize("fault", endings.REFUSALS)
+def test_user_refused(broker: Broker, rng: random.Random, fault: str) -> None:
+    """A user who is no longer welcome ends the consumer with a clear error."""
+    check(endings.user_refused(broker, fault, 1, rng))
+
+
+def test_queue_contradicts(broker: Broker, rng: random.Random) -> None:
+    """A queue that exists with other attributes ends the consumer with 10 and names them."""
+    check(endings.queue_contradicts(broker, 1, rng))
+
+
+def test_memory_alarm(tmp_path: Path, rng: random.Random) -> None:
+    """Consuming goes on while a memory alarm stops publishers."""
+    with Broker(tmp_path) as broker:
+        check(endings.memory_alarm(broker, 8, rng))
+
+
+def test_blocked(tmp_path: Path, rng: random.Random) -> None:
+    """A connection that the broker blocks and unblocks shows it in its state."""
+    with Broker(tmp_path) as broker:
+        check(endings.blocked(broker, 1, rng))
+
+
+@WORKERS
+def test_consumer_killed(broker: Broker, tmp_path: Path, rng: random.Random, workers: int) -> None:
+    """A consumer killed with SIGKILL loses nothing."""
+    check(processes.consumer_killed(broker, tmp_path, 2, workers, rng))
+
+
+@WORKERS
+def test_terminated(broker: Broker, tmp_path: Path, rng: random.Random, workers: int) -> None:
+    """A consumer stopped at a random moment exits with 0, and nothing finished comes again."""
+    check(processes.terminated(broker, tmp_path, 4, workers, rng))
+
+
+def test_consumers_share(broker: Broker, tmp_path: Path, rng: random.Random) -> None:
+    """Of three consumers of a queue one is killed and comes back; nothing is lost."""
+    check(processes.consumers_share(broker, tmp_path, 1, 1, rng))
+
+
+def test_node_killed(tmp_path: Path, rng: random.Random) -> None:
+    """A node of a cluster is killed; consuming resumes on another, and nothing is lost."""
+    check(endings.node_killed(tmp_path, 1, 8, rng))
+
+
+@WORKERS
+def test_hostile_input(broker: Broker, rng: random.Random, workers: int) -> None:
+    """Of garbage of every kind each delivery is settled once, and the consumer lives."""
+    check(soak.hostile_input(broker, 3000, workers, rng))
+
+
+def test_many_reconnections(broker: Broker, rng: random.Random) -> None:
+    """Reconnections leave no thread, socket or file descriptor behind."""
+    check(soak.many_reconnections(broker, 40, 1, rng))
+
+
+def test_many_messages(broker: Broker, rng: random.Random) -> None:
+    """The resident memory is flat once the memory of finished messages is full."""
+    check(soak.many_messages(broker, 60_000, 1, rng))
