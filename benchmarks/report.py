@@ -67,7 +67,8 @@ def write(
     }
     (folder / "results.json").write_text(json.dumps(results, indent=2) + "\n")
     if runs:
-        (folder / "throughput.svg").write_text(plot(runs))
+        caption = f"{circumstances['size_bytes']} bytes of JSON, one worker, prefetch 100"
+        (folder / "throughput.svg").write_text(plot(runs, caption))
 
 
 def _plain(figure: Figure) -> dict[str, Any]:
@@ -94,7 +95,7 @@ _STYLE = (
 )
 
 
-def plot(runs: Mapping[str, Sequence[Run]]) -> str:
+def plot(runs: Mapping[str, Sequence[Run]], caption: str) -> str:
     """Draw throughput and processor time by client as an SVG, the fastest on top."""
     rate = {name: statistics.median(run.rate for run in each) for name, each in runs.items()}
     cpu = {name: statistics.median(run.cpu_us for run in each) for name, each in runs.items()}
@@ -105,7 +106,7 @@ def plot(runs: Mapping[str, Sequence[Run]]) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
         f'width="{width}" height="{height}"><style>{_STYLE}</style>',
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
-        *_label(_NAMES, 24, "prefetch 100, 512 bytes of JSON, every message acknowledged"),
+        *_label(_NAMES, 24, caption),
         *_label(_NAMES, 48, "messages a second", "title"),
         *_label(second, 48, "CPU, microseconds a message", "title"),
     ]

@@ -144,7 +144,7 @@ def memory_alarm(broker: Broker, workers: int, rng: random.Random) -> Row:
     publish(broker, queue, range(row.messages))
     with running(broker.url(), queue, account, workers):
         assert gate.entered.wait(30)
-        broker.ctl("set_vm_memory_high_watermark", "0")
+        _alarm(broker)
         try:
             gate.opened.set()
             wait_until(lambda: account.has_all(row.messages))
@@ -188,9 +188,9 @@ def node_killed(folder: Path, rounds: int, workers: int, rng: random.Random) -> 
                 wait_until(lambda n=serving: f":{n.port} " in runner.state_text("consuming"), 60)
                 publish(nodes[2], queue, range(number * batch, (number + 1) * batch))
                 some = (number + rng.random() / 2) * batch
-                wait_until(lambda goal=some: len(account.finished) > goal)
+                wait_until(lambda goal=some: len(account.finished) > goal, 120)
                 serving.kill()
-                wait_until(lambda n=number + 1: account.has_all(n * batch), 60)
+                wait_until(lambda n=number + 1: account.has_all(n * batch), 120)
                 serving.start()
             row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
     return account.enter_into(row)
@@ -248,7 +248,7 @@ def blocked(broker: Broker, workers: int, rng: random.Random) -> Row:
     queue = broker.declare(unique("blocked"))
     with running(broker.url(), queue, Account(), workers) as runner:
         runner.wait_for_state("consuming")
-        broker.ctl("set_vm_memory_high_watermark", "0")
+        _alarm(broker)
         supervisor = runner.consumer._supervisor
         supervisor.post(lambda: supervisor._session._channel.basic_publish("", "nowhere", b""))
         assert "low on memory" in runner.wait_for_state("blocked")
@@ -256,3 +256,9 @@ def blocked(broker: Broker, workers: int, rng: random.Random) -> Row:
         runner.wait_for_state("consuming")
     broker.delete(queue)
     return row
+
+
+def _alarm(broker: Broker) -> None:
+    """Let the broker run out of memory."""
+    broker.ctl("set_vm_memory_high_watermark", "0")
+    wait_until(lambda: "memory" in broker.eval("rabbit_alarm:get_alarms()."))

@@ -33,7 +33,7 @@ def crash(
             for number in range(rounds):
                 publish(broker, queue, range(number * batch, (number + 1) * batch))
                 some = (number + rng.random()) * batch
-                wait_until(lambda goal=some: len(account.finished) > goal)
+                wait_until(lambda goal=some: len(account.finished) > goal, 120)
                 broker.kill()
                 broker.start()
             wait_until(lambda: account.has_all(row.messages), 120)
@@ -74,7 +74,7 @@ def _disturb(
         for number in range(rounds):
             publish(broker, queue, range(number * batch, (number + 1) * batch))
             some = (number + rng.random()) * batch
-            wait_until(lambda goal=some: len(account.finished) > goal)
+            wait_until(lambda goal=some: len(account.finished) > goal, 120)
             disturb(proxy)
         wait_until(lambda: account.has_all(row.messages), 60)
         wait_until(lambda: broker.depth(queue) == (0, 0))

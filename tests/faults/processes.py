@@ -41,7 +41,7 @@ def consumer_killed(
         publish(broker, queue, range(number * batch, (number + 1) * batch))
         command = process.start()
         some = (number + rng.random() / 2) * batch
-        wait_until(lambda goal=some: len(process.finished()) > goal)
+        wait_until(lambda goal=some: len(process.finished()) > goal, 120)
         command.kill()
         command.wait()
     _finish(process, row.messages)
@@ -89,7 +89,7 @@ def consumers_share(
             command.wait_for("consuming from")
         publish(broker, queue, range(number * batch, (number + 1) * batch))
         some = (number + rng.random() / 2) * batch
-        wait_until(lambda goal=some: len(finished()) > goal)
+        wait_until(lambda goal=some: len(finished()) > goal, 120)
         victim = rng.randrange(3)
         commands[victim].kill()
         commands[victim].wait()

@@ -20,6 +20,7 @@ from unittest import mock
 
 from fmconsume.api import Consumer
 from fmconsume.config import conf
+from fmconsume.engine.backoff import Backoff
 from fmconsume.message import Message
 from tests.integration.broker import Broker
 from tests.integration.command import Command
@@ -129,6 +130,8 @@ def running(
     topology = {name: {**DURABLE, "arguments": arguments or {}} for name in names}
     with mock.patch.dict(conf, {"amqp_url": url, "tls": NO_TLS, **settings}):
         runner = Runner(Consumer(callback, [], topology, workers=workers))
+    # The usual delays grow to a minute, which is for brokers in trouble and not for tests.
+    runner.consumer._supervisor._backoff = Backoff(0.5, 2.0)
     runner.start()
     try:
         yield runner

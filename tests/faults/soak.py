@@ -68,8 +68,9 @@ def many_messages(broker: Broker, messages: int, workers: int, rng: random.Rando
     chunk = 10_000
     with running(broker.url(), queue, count, workers, qos=_PREFETCH) as runner:
         for start in range(0, messages, chunk):
-            publish(broker, queue, range(start, min(start + chunk, messages)))
-            wait_until(lambda end=start + chunk: runner.consumer.stats.acknowledged >= end, 60)
+            end = min(start + chunk, messages)
+            publish(broker, queue, range(start, end))
+            wait_until(lambda end=end: runner.consumer.stats.acknowledged >= end, 60)
             # By then the memory of finished messages is full.
             if start <= max(messages // 10, 30_000):
                 warm = psutil.Process().memory_info().rss

@@ -21,6 +21,7 @@ from typing import IO, Any, NamedTuple, Optional, Union
 from urllib.parse import quote, urlencode
 
 import pika
+from mirakuru.base import ENV_UUID
 from mirakuru.exceptions import ExecutorError, ProcessExitedWithError
 from pika.adapters.blocking_connection import BlockingChannel
 from pika.exceptions import AMQPError
@@ -215,10 +216,11 @@ class Broker:
             raise RuntimeError(f"RabbitMQ in {self.folder} did not start: {exc}{printed}") from exc
 
     def _start_epmd(self) -> None:
-        # In the foreground and by us: the one that a node starts would outlive it.
+        # In the foreground and by us: the one that a node starts would outlive it. Without the
+        # executor's mark, by which `kill` finds all that the node started.
         self._epmd = subprocess.Popen(
             ["epmd", "-port", str(self._epmd_port), "-address", LOOPBACK],
-            env=self._node.envvars,
+            env={k: v for k, v in self._node.envvars.items() if k != ENV_UUID},
             stdin=subprocess.DEVNULL,
             stdout=self._output,
             stderr=self._output,
@@ -229,14 +231,9 @@ class Broker:
     def _start_guard(self) -> None:
         # Ends the node also where this process is killed: the guard's input closes with it.
         script = 'read _; kill -9 $(cat "$0") $1'
+        epmd = str(self._epmd.pid) if self._epmd else ""
         self._guard = subprocess.Popen(
-            [
-                "sh",
-                "-c",
-                script,
-                str(self.folder / "pid"),
-                str(self._epmd.pid if self._epmd else ""),
-            ],
+            ["sh", "-c", script, str(self.folder / "pid"), epmd],
             stdin=subprocess.PIPE,
             stdout=self._output,
             stderr=self._output,

@@ -24,7 +24,7 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_crash(tmp_path: Path, rng: random.Random, kind: str) -> None:
     """A broker killed with SIGKILL loses nothing, and nothing finished runs again."""
-    check(in_process.crash(tmp_path, 2, 8, rng, kind))
+    check(in_process.crash(tmp_path, 1, 8, rng, kind))
 
 
 @WORKERS
@@ -50,16 +50,10 @@ def test_close_connection(broker: Broker, rng: random.Random, workers: int) -> N
     check(in_process.close_connection(broker, 2, workers, rng))
 
 
-@WORKERS
-def test_acknowledgement_timeout(tmp_path: Path, rng: random.Random, workers: int) -> None:
-    """A callback that outlives the broker's acknowledgement timeout runs once and is settled."""
-    check(endings.acknowledgement_timeout(tmp_path, 1, workers, rng))
-
-
-def test_acknowledgement_timeout_log(
+def test_acknowledgement_timeout(
     tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log names queue, message and setting of an acknowledgement timeout."""
+    """A callback past the acknowledgement timeout runs once; the log says what to change."""
     check(endings.acknowledgement_timeout(tmp_path, 1, 1, rng))
     line = next(line for line in caplog.messages if "closed the channel" in line)
     assert "from queue 'timeout-" in line
@@ -131,4 +125,4 @@ def test_many_reconnections(broker: Broker, rng: random.Random) -> None:
 
 def test_many_messages(broker: Broker, rng: random.Random) -> None:
     """The resident memory is flat once the memory of finished messages is full."""
-    check(soak.many_messages(broker, 60_000, 1, rng))
+    check(soak.many_messages(broker, 45_000, 1, rng))

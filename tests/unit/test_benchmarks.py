@@ -99,7 +99,7 @@ def test_table_shows_spread_and_verdict() -> None:
 
 def test_plot_names_every_client() -> None:
     """The plot is well-formed and has two bars for each client."""
-    root = ElementTree.fromstring(plot({name: [RUN] for name in CLIENTS}))
+    root = ElementTree.fromstring(plot({name: [RUN] for name in CLIENTS}, "R & D"))
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     bars = [element for element in root.iter() if "bar" in element.get("class", "")]
     assert set(CLIENTS.values()) <= set(texts)
@@ -109,7 +109,7 @@ def test_plot_names_every_client() -> None:
 def test_write_results(tmp_path: Path) -> None:
     """The JSON file holds the circumstances, each figure, and each round of each client."""
     figure = compare("speed", "/s", [4.0], [2.0], Target(">=", 2.0))
-    write(tmp_path, [figure], {"pika": [RUN, RUN]}, {"python": "3.9"})
+    write(tmp_path, [figure], {"pika": [RUN, RUN]}, {"python": "3.9", "size_bytes": 512})
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["python"] == "3.9"
     assert (results["figures"][0]["ratio"], results["figures"][0]["met"]) == (2.0, True)
