@@ -175,10 +175,10 @@ class Message:
 
     @property
     def _headers(self) -> dict[str, Any]:
-        headers: Optional[dict[str, Any]] = self._properties.headers
+        headers: Any = self._properties.headers
         if headers is None:
             headers = self._properties.headers = {}
-        return headers
+        return headers  # type: ignore[no-any-return]
 
     @_headers.setter
     def _headers(self, value: dict[str, Any]) -> None:
@@ -452,7 +452,8 @@ def _decode(delivery: Delivery, body_mode: str) -> Message:
     if body_mode != "bytes":
         body = _parse_body(body, properties.content_encoding)
     severity = _accept(delivery, body) if body_mode == "object" else _tolerate(properties)
-    cls = _choose_class(properties.headers, body)
+    headers: Any = properties.headers
+    cls = _choose_class(headers, body)
     message = _construct(cls, delivery, body, severity)
     message.queue = delivery.queue
     message.redelivered = delivery.redelivered
@@ -506,8 +507,8 @@ def _accept(delivery: Delivery, body: Any) -> int:
             str(delivery.routing_key),
             f"a message with routing key %r came without {missing}: its publisher misbehaves",
         )
-    severity: int = headers.get(_SEVERITY, INFO)
-    return severity
+    severity: Any = headers.get(_SEVERITY, INFO)
+    return severity  # type: ignore[no-any-return]
 
 
 def _tolerate(properties: BasicProperties) -> int:

@@ -24,7 +24,7 @@ class Address(NamedTuple):
     """
 
     name: str
-    parameters: pika.ConnectionParameters
+    parameters: pika.URLParameters
 
 
 def parse_address(
@@ -54,7 +54,7 @@ def parse_address(
     return Address(_name(parameters), parameters)
 
 
-def _secure(parameters: pika.ConnectionParameters, tls: Mapping[str, str | None]) -> None:
+def _secure(parameters: pika.URLParameters, tls: Mapping[str, str | None]) -> None:
     """Set TLS 1.2 or later with a checked host name, and EXTERNAL with a client certificate."""
     with _naming("ca_cert", tls):
         context = ssl.create_default_context(cafile=tls["ca_cert"])
@@ -91,7 +91,7 @@ def _naming(key: str, tls: Mapping[str, str | None]) -> Iterator[None]:
         raise ValueError(f"tls.{key}: cannot use {tls[key]}: {reason}") from exc
 
 
-def _name(parameters: pika.ConnectionParameters) -> str:
+def _name(parameters: pika.URLParameters) -> str:
     user = getattr(parameters.credentials, "username", "")
     scheme = "amqps" if parameters.ssl_options else "amqp"
     vhost = parameters.virtual_host

@@ -115,9 +115,9 @@ class Session:
 
     def _negotiate(self, wire: pika.connection.Connection, proposed: int) -> int:
         """Agree on a heartbeat, and keep what counts the bytes."""
-        wanted = self.address.parameters.heartbeat
+        wanted: Any = self.address.parameters.heartbeat
         self._heartbeat: int = proposed if wanted is None else wanted
-        self._wire = wire
+        self._wire: Any = wire
         return self._heartbeat
 
     def declare(self) -> None:
