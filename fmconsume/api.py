@@ -137,8 +137,8 @@ class Consumer:
                 self._coroutines.start()
             self._supervisor.start()
             end = self._wait()
-        self._join()
-        self.exit_code = end.exit_code
+            self.exit_code = end.exit_code
+            self._join()
         if end.error is not None:
             raise end.error
 

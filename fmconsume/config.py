@@ -217,6 +217,8 @@ def _is_url(value: object) -> bool:
 
     if not isinstance(value, str) or not value.lower().startswith(("amqp://", "amqps://")):
         return False
+    if "@" in value.partition("://")[2].partition("/")[2].partition("?")[0]:
+        return False  # A password with a slash that is not quoted; its end would pass for a vhost.
     try:
         pika.URLParameters(value)
     except OSError:

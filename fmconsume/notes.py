@@ -5,6 +5,7 @@ The waiting thread calls `bell` and `get`; any thread calls `put`.
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -76,8 +77,17 @@ class Notes:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        pid = os.getpid()
+
+        def note(number: int, frame: Any) -> None:
+            if os.getpid() == pid:
+                self.put(number)
+            else:  # A child that the callback forked; its signals are its own.
+                signal.signal(number, before[number] or signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+
         wakeup = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-        before = {n: signal.signal(n, lambda number, _: self.put(number)) for n in _STOP_SIGNALS}
+        before = {number: signal.signal(number, note) for number in _STOP_SIGNALS}
         try:
             yield
         finally:

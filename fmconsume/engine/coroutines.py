@@ -107,13 +107,14 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
     asyncio.set_event_loop(loop)
     try:
+        # It also ends with a SystemExit in a background task; who waits for a result must know.
         loop.run_forever()
+    finally:
         tasks = asyncio.all_tasks(loop)
         for task in tasks:
             task.cancel()
         loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
         loop.run_until_complete(loop.shutdown_asyncgens())
-    finally:
         loop.close()
 
 

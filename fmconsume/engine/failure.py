@@ -26,6 +26,9 @@ _NO_LINE = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 #: pika guesses what a close while opening means, and keeps the broker's words in the text.
 #: With TLS 1.3 the broker refuses a client certificate only after pika's handshake is done.
 _ALERT = re.compile(r"\[SSL: \w*ALERT_\w+\] ([^(]*)")
+#: What pika stumbles over, such as a timestamp in the headers that is out of range; it then drops
+#: the connection.
+_UNREADABLE = re.compile(r"Stream connection lost: (?!\w*(Connection|SSL|Pipe|Timeout|OS))\w+\(")
 _CLOSED_WHILE_OPENING = re.compile(r"ConnectionClosedByBroker: \((?P<code>\d+)\) (?P<text>.*)")
 
 
@@ -51,15 +54,22 @@ def connect_error(address: Address, exc: BaseException) -> Exception:
         return SessionLost(text)
     if isinstance(cause, (ssl.SSLError, AuthenticationError)):
         return ConnectionException(reason=text)
-    if isinstance(cause, ConnectionClosedByBroker) and cause.reply_code in _REFUSED:
+    if isinstance(cause, ConnectionClosedByBroker) and _is_refusal(
+        cause.reply_code, cause.reply_text
+    ):
         return ConnectionException(reason=text)
     alert = _ALERT.search(str(cause))
     if alert:
         return ConnectionException(reason=f"{address.name}: {alert[1].strip()}")
     closed = _CLOSED_WHILE_OPENING.search(str(cause))
-    if closed and int(closed["code"]) in _REFUSED:
+    if closed and _is_refusal(int(closed["code"]), closed["text"]):
         return ConnectionException(reason=f"{address.name}: {closed['code']} {closed['text']}")
     return SessionLost(text)
+
+
+def _is_refusal(code: int, text: str) -> bool:
+    """Tell a refusal for good from a limit on connections, which a dead one may still fill."""
+    return code in _REFUSED and "limit" not in text.lower()
 
 
 def reason(exc: BaseException) -> str:
@@ -67,7 +77,10 @@ def reason(exc: BaseException) -> str:
     if isinstance(exc, (ChannelClosedByBroker, ConnectionClosedByBroker)):
         return f"{exc.reply_code} {exc.reply_text}"
     root = _root(exc)
-    return " ".join(str(root).split()) or type(root).__name__
+    text = " ".join(str(root).split()) or type(root).__name__
+    if _UNREADABLE.search(text):
+        text += "; pika cannot read a message's headers: look at the head of the queue"
+    return text
 
 
 def _root(exc: BaseException) -> BaseException:

@@ -50,6 +50,11 @@ class Memory:
         if self._size and delivery.message_id:
             self._keep(identity(delivery), verdict)
 
+    def forget(self, delivery: Delivery) -> None:
+        """Forget an earlier copy of the message, which was published again."""
+        if self._size and delivery.message_id:
+            self._entries.pop(identity(delivery), None)
+
     def recall(self, delivery: Delivery) -> Verdict | None:
         """Give the verdict of a finished message, None when it has to run."""
         entry = self._entries.get(identity(delivery))

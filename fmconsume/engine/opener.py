@@ -41,8 +41,8 @@ class Opener(threading.Thread):
                 self._session.consume()
             self._result.put(self._session)
         except Exception as exc:
-            self._session.close()
             self._result.put(exc)
+            self._session.discard()
         # The flag is read after the put and set before the get, so that one side sees the other.
         if self._is_abandoned:
             self._discard()
@@ -69,4 +69,4 @@ class Opener(threading.Thread):
         with suppress(Empty):
             result = self._result.get_nowait()
             if isinstance(result, Session):
-                result.close()
+                result.discard()

@@ -314,7 +314,8 @@ class Session:
 
     def discard(self) -> None:
         """Close without waiting for a line that may be dead; whoever calls may go on."""
-        if self._connection.is_open:
+        connection = getattr(self, "_connection", None)
+        if connection is not None and connection.is_open:
             threading.Thread(target=self.close, name="fmconsume-closer", daemon=True).start()
 
     @contextmanager

@@ -171,8 +171,10 @@ class Supervisor(threading.Thread):
         assert self._ending is not None
         reason = _name_of(self._ending.error)
         seconds = monotonic() - started
-        self._watch.enter("stopped", f"stopped after {seconds:.1f} s ({reason}): {self.stats}")
-        self._report(self._ending)
+        try:
+            self._watch.enter("stopped", f"stopped after {seconds:.1f} s ({reason}): {self.stats}")
+        finally:
+            self._report(self._ending)
 
     def _supervise(self) -> None:
         for worker in self.workers:
@@ -237,6 +239,7 @@ class Supervisor(threading.Thread):
         if session.number > 1:
             self._saved_before = self.stats.saved
             session.call_later(_TURN, self._tell_saved)
+        began = monotonic()
         try:
             self._consume(session)
             self._wind_down(session)
@@ -248,9 +251,10 @@ class Supervisor(threading.Thread):
         finally:
             self._session = None
             self._tell_saved()
+            if monotonic() - began > _TURN:
+                self._backoff.reset()
 
     def _consume(self, session: Session) -> None:
-        self._backoff.reset()
         self._read_mailbox(session)
         self._watch.enter("consuming", f"consuming from {session.name}")
         while self._ending is None:
@@ -291,7 +295,11 @@ class Supervisor(threading.Thread):
         with suppress(Empty):
             while True:
                 self._take(self._mailbox.get_nowait())
-        session.settle(self._unsettled.take_frames())
+        frames = self._unsettled.take_frames()
+        if frames:
+            session.settle(frames)
+            # A session counts as good once it got something done, or lived for a while.
+            self._backoff.reset()
         self._watch.tick(session if self._ending is None else None)
 
     def _take_one(self, seconds: float) -> None:
@@ -302,10 +310,12 @@ class Supervisor(threading.Thread):
 
     def _is_drained(self, session: Session) -> bool:
         """Tell whether the queues are empty and nothing is unsettled."""
-        if len(self._unsettled) or any(session.depths().values()):
-            return False
-        # What was sent before the broker's answer is here, but not dispatched yet.
-        session.wait(0)
+        # Twice: a queue may answer that it is empty before what it gave away has been sent.
+        for _ in range(2):
+            if len(self._unsettled) or any(session.depths().values()):
+                return False
+            # What was sent before the answer is here, but not dispatched yet.
+            session.wait(0)
         return not len(self._unsettled)
 
     def _survive(self, loss: SessionLost) -> None:

@@ -84,7 +84,10 @@ class Unsettled:
     def receive(self, delivery: Delivery) -> bool:
         """Take a delivery in; tell whether it has to run."""
         self._ledger.deliver(delivery.tag)
-        if delivery.redelivered and self._is_known(delivery):
+        if not delivery.redelivered:
+            # Nobody has seen this copy, so nothing that is remembered is about it.
+            self._memory.forget(delivery)
+        elif self._is_known(delivery):
             return False
         self._running[delivery[:2]] = delivery
         return True

@@ -69,7 +69,11 @@ class Worker(threading.Thread):
             if delivery is None:
                 break
             self.current = (delivery, monotonic())
-            outcome = self._process(delivery)
+            try:
+                outcome = self._process(delivery)
+            except BaseException as exc:
+                # A log handler of the user's, say: a worker must not die without a word.
+                outcome = Outcome(delivery, Verdict.NACK, exc)
             self.current = self._awaited = None
             self._end_forked_child()
             self._post(outcome)

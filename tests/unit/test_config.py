@@ -633,6 +633,7 @@ def test_redact_hides_any_password(scheme: str, before: str, after: str, end: st
         "amqp_url = 'amqp:u:secret'",
         "amqp_url = 'amqp://u:secret'",
         "amqp_url = ['amqp://u:se/secret@h']",
+        "amqp_url = 'amqp://u:12/secret@h/'",
         "amqp_url = [['amqp://u:secret@h']]",
         "amqp_urll = 'amqp://u:secret@h'",
         "callback = 'amqp://u:secret@h'",

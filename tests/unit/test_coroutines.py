@@ -259,3 +259,19 @@ def test_format_stack_of_a_suspended_coroutine() -> None:
 def test_format_stack_of_something_else(awaitable: object) -> None:
     """What is no coroutine has no stack of its own."""
     assert format_stack(awaitable) == ""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_wait_for_loop_ended_by_background_task(runner: CoroutineRunner) -> None:
+    """A SystemExit in a background task ends the loop, and whoever waits for a result is told."""
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    async def work() -> None:
+        task = asyncio.ensure_future(leave())
+        await asyncio.sleep(60)
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        runner.wait_for(work())

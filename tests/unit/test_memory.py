@@ -117,3 +117,11 @@ def test_count_nack_quorum_queue(header: str) -> None:
 def test_count_nack_malformed_header(count: Any) -> None:
     """A count that is no integer is left out of account."""
     assert Memory(10).count_nack(make_delivery(headers={"x-delivery-count": count})) == 0
+
+
+def test_forget_published_again() -> None:
+    """A message that was published again has to run, whatever became of its earlier copy."""
+    memory = Memory(10)
+    memory.finish(make_delivery(), Verdict.ACK)
+    memory.forget(make_delivery(2, 7))
+    assert memory.recall(make_delivery(3, 8, redelivered=True)) is None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 import threading
 from queue import Empty
 
@@ -89,3 +91,26 @@ def test_bell_other_thread() -> None:
     notes.put("hello")
     thread.join()
     assert heard == [before, "hello"]
+
+
+FORKING = """
+import os, signal, time
+from fmconsume.notes import Notes
+
+with Notes().bell():
+    child = os.fork()
+    if not child:
+        for _ in range(3000):
+            time.sleep(0.01)
+        os._exit(0)
+    os.kill(child, signal.SIGTERM)
+    print(os.WTERMSIG(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_bell_forked_child() -> None:
+    """A child that a callback forks ends on SIGTERM, as any process does."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING], capture_output=True, text=True, check=True, timeout=50
+    )
+    assert done.stdout.split() == [str(int(signal.SIGTERM))]

@@ -47,6 +47,9 @@ class FakeSession(Session):
         """Pretend to consume."""
         self._step("consume")
 
+    def discard(self) -> None:
+        self.close()
+
     def close(self) -> None:
         """Count the closes."""
         self._at("close")

@@ -329,7 +329,7 @@ def test_stop_while_connecting(bench: Bench) -> None:
 
     def prepare(session: FakeSession) -> None:
         session.on_connect = lambda: wait_soon(go_on)
-        session.close = closed.set  # type: ignore[method-assign]
+        session.discard = closed.set  # type: ignore[method-assign]
 
     bench.prepare = prepare
     bench.start()
@@ -504,7 +504,7 @@ def test_run_refused(bench: Bench, error: Exception, exit_code: int) -> None:
     bench.prepare = lambda session: setattr(session, "on_declare", refuse)
     session = bench.start()
     assert bench.end() == End(error, exit_code)
-    session.expect("close")
+    session.expect("discard")
     bench.join()
 
 

@@ -297,3 +297,17 @@ def test_conclude_after_callback_changed_message() -> None:
     unsettled.lose([])
     unsettled.begin(2)
     assert not unsettled.receive(make_delivery(2, 1, redelivered=True))
+
+
+def test_receive_published_again_and_lost() -> None:
+    """A second copy of a finished message runs, also when its session is lost before it starts."""
+    unsettled = Unsettled(10)
+    unsettled.begin(1)
+    first = make_delivery(1, 1)
+    assert unsettled.receive(first)
+    unsettled.conclude(Outcome(first, Verdict.ACK))
+    again = make_delivery(1, 2)
+    assert unsettled.receive(again)
+    unsettled.lose([again])
+    unsettled.begin(2)
+    assert unsettled.receive(make_delivery(2, 1, redelivered=True))
