@@ -87,7 +87,7 @@ class Notes:
                 os.kill(os.getpid(), number)
 
         wakeup = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-        before = {number: signal.signal(number, note) for number in _STOP_SIGNALS}
+        before: dict[int, Any] = {n: signal.signal(n, note) for n in _STOP_SIGNALS}
         try:
             yield
         finally:

@@ -98,11 +98,14 @@ import os, signal, time
 from fmconsume.notes import Notes
 
 with Notes().bell():
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
+        os.write(writer, b"ready")  # Python drops signals that come while it forks.
         for _ in range(3000):
             time.sleep(0.01)
         os._exit(0)
+    os.read(reader, 5)
     os.kill(child, signal.SIGTERM)
     print(os.WTERMSIG(os.waitpid(child, 0)[1]))
 """
