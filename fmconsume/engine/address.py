@@ -38,8 +38,8 @@ def parse_address(
         client_properties: Shown to the broker's administrators.
 
     Raises:
-        ValueError: The URL does not parse.
-        OSError: A certificate file cannot be read (ssl.SSLError: nor used).
+        ValueError: The URL does not parse, or a certificate file cannot be used.
+        ConnectionException: The client certificate has expired, or is not valid yet.
     """
     try:
         parameters = pika.URLParameters(url)

@@ -278,8 +278,7 @@ class Session:
     def depths(self) -> dict[str, int]:
         """Ask the broker how many messages are ready in each queue.
 
-        The answer comes on the channel of the deliveries, so those sent before it are here too,
-        waiting for `wait`.
+        Deliveries that arrive with the answer are here too, waiting for `wait`.
 
         Raises:
             SessionLost: The session ended first.
