@@ -13,7 +13,18 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
-from .runner import CLIENTS, OURS, PIKA, THREADED, Bench, Run, finish, switches, time_of
+from .runner import (
+    CLIENTS,
+    OURS,
+    PIKA,
+    THREADED,
+    Bench,
+    Run,
+    environment,
+    finish,
+    switches,
+    time_of,
+)
 
 __all__ = ["MEASURES", "Figure", "Target", "run_each"]
 
@@ -277,7 +288,7 @@ def _describe_imports() -> str:
     """Name what takes longest to import, and the optional modules that were imported."""
     code = "from fmconsume.cli import main; main(['--version'])"
     command = [sys.executable, "-X", "importtime", "-c", code]
-    errors = subprocess.run(command, capture_output=True, text=True).stderr
+    errors = subprocess.run(command, capture_output=True, text=True, env=environment()).stderr
     own_us: dict[str, int] = {}
     found = re.findall(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)", errors)
     for duration, module in found:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +29,7 @@ __all__ = [
     "Run",
     "Settings",
     "Void",
+    "environment",
     "finish",
     "read",
     "switches",
@@ -217,13 +220,25 @@ def _python(interpreter: str, script: str) -> list[str]:
     return [interpreter, "-m", f"benchmarks.clients.{script}"]
 
 
+@functools.cache
+def _bytecode() -> tempfile.TemporaryDirectory[str]:
+    """Make a folder for compiled modules: a client starts as an installed one does."""
+    return tempfile.TemporaryDirectory()
+
+
+def environment() -> dict[str, str]:
+    """Our environment, without what would change how a client behaves."""
+    foreign = ("FMCONSUME_", "FEDORA_MESSAGING_", "PYTHONDONTWRITEBYTECODE")
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(foreign)}
+    return {**kept, "PYTHONPYCACHEPREFIX": _bytecode().name}
+
+
 @contextmanager
 def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    foreign = ("FMCONSUME_", "FEDORA_MESSAGING_")
     process = subprocess.Popen(
         command,
         cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if not k.startswith(foreign)},
+        env=environment(),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -26,7 +26,6 @@ from .exceptions import ExitCode
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
 from .notes import Notes
 from .publisher import publish
-from .recording import FailedMessages
 from .service.systemd import Notifier
 from .settings import addresses, topology
 
@@ -101,6 +100,8 @@ class Consumer:
             self._observers(),
         )
         if conf["failed_messages"]:
+            from .recording import FailedMessages  # Most consumers keep none.
+
             failed = FailedMessages(
                 conf["failed_messages"], conf["failed_messages_limit"], conf["body"]
             )

@@ -17,7 +17,6 @@ from . import callbacks
 from .api import Consumer
 from .config import conf
 from .exceptions import ConfigurationException, ConnectionException, ExitCode, HaltConsumer
-from .recording import Recorder, replay
 from .settings import select, topology
 from .version import __version__
 
@@ -102,6 +101,8 @@ def _dispatch(args: argparse.Namespace) -> int:
     _configure(args)
     callback = _load_callback(args)
     if args.replay:
+        from .recording import replay
+
         return replay(args.replay, callback, conf["body"], args.limit)
     bindings, queues = select(args.queue_name, args.exchange, args.routing_key)
     if args.check:
@@ -134,6 +135,8 @@ def _load_callback(args: argparse.Namespace) -> Any:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     if args.record:
+        from .recording import Recorder
+
         return Recorder(args.record, args.limit)
     path = args.callback_file or args.callback or conf["callback"]
     if not path:

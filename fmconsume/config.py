@@ -6,16 +6,12 @@ Load it in one thread (consume() does, before it starts others); then any may re
 from __future__ import annotations
 
 import copy
-import difflib
 import functools
-import logging.config
 import os
 import re
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional
-
-import tomli
 
 from .exceptions import ConfigurationException
 from .version import __version__
@@ -104,6 +100,8 @@ class _Place(NamedTuple):
         self, found: str, expected: str, word: object = "", known: Iterable[str] = ()
     ) -> None:
         """Add a problem, with the known word that is nearest to the one found."""
+        import difflib  # Nobody is to wait for it who makes no mistake.
+
         near = difflib.get_close_matches(str(word), map(str, known), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         self.problems.append(f"{self.path}: found {found}, expected {expected}{hint}")
@@ -381,6 +379,8 @@ def _find(config_path: Optional[str]) -> tuple[str, Optional[str]]:
 
 
 def _read(path: str, note: Optional[str]) -> dict[str, Any]:
+    import tomli  # Only needed by those who have a file.
+
     try:
         with open(path, "rb") as file:
             return tomli.load(file)
@@ -433,6 +433,8 @@ class LazyConfig(dict[str, Any]):
         Raises:
             ConfigurationException: logging does not accept it.
         """
+        import logging.config  # Large, and a program that embeds a consumer has its own.
+
         config = copy.deepcopy(self["log_config"])
         try:
             loggers = config.setdefault("loggers", {})

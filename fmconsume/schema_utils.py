@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import urllib.parse
 from typing import Optional
 
@@ -38,6 +37,8 @@ def libravatar_url(
     Raises:
         ValueError: Neither email nor openid is given.
     """
+    import hashlib  # Large, and most consumers show no avatars.
+
     owner = email or openid
     if not owner:
         raise ValueError("an avatar needs an email or an openid")

@@ -5,42 +5,36 @@ Pure: no pika, no threads, no clock. The supervisor owns it.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Optional
+from itertools import islice
 
 from .delivery import Delivery, Verdict
 
 __all__ = ["Memory", "identity"]
 
-_Identity = tuple[str, Optional[str], str, int, int]
 
-
-def identity(delivery: Delivery) -> _Identity:
+def identity(delivery: Delivery) -> int:
     """Tell a message from every other: queue, message id, routing key and body.
 
-    The body's length and hash stand for the body, which would cost too much to keep.
+    A hash of 64 bits stands for them, which would cost too much to keep. Each process
+    hashes differently, so that nobody can make up two messages with the same one.
     """
-    body = delivery.body
-    return (
-        delivery.queue,
-        delivery.message_id,
-        delivery.routing_key,
-        len(body),
-        hash(body),
-    )
+    return hash((delivery.queue, delivery.message_id, delivery.routing_key, delivery.body))
 
 
 class Memory:
     """Verdicts of the last finished messages, and how often each was returned.
 
     Args:
-        size: How many messages are remembered; 0 turns it off.
+        size: How many messages are remembered at least; 0 turns it off.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
         #: A verdict for a finished message, a count of Nacks for a returned one; oldest first.
-        self._entries: OrderedDict[_Identity, Verdict | int] = OrderedDict()
+        self._entries: dict[int, Verdict | int] = {}
+        #: How many of the oldest go at once: a dict looks for its first entry among those
+        #: that were deleted before it.
+        self._slack = size // 8
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -51,9 +45,8 @@ class Memory:
             self._keep(identity(delivery), verdict)
 
     def forget(self, delivery: Delivery) -> None:
-        """Forget an earlier copy of the message, which was published again."""
-        if self._size and delivery.message_id:
-            self._entries.pop(identity(delivery), None)
+        """Forget what became of the message."""
+        self._entries.pop(identity(delivery), None)
 
     def recall(self, delivery: Delivery) -> Verdict | None:
         """Give the verdict of a finished message, None when it has to run."""
@@ -75,8 +68,9 @@ class Memory:
         counts = (headers.get(name) for name in ("x-acquired-count", "x-delivery-count"))
         return next((count for count in counts if type(count) is int), earlier)
 
-    def _keep(self, key: _Identity, entry: Verdict | int) -> None:
+    def _keep(self, key: int, entry: Verdict | int) -> None:
+        self._entries.pop(key, None)  # What is kept again becomes the youngest.
         self._entries[key] = entry
-        self._entries.move_to_end(key)
-        if len(self._entries) > self._size:
-            self._entries.popitem(last=False)
+        if len(self._entries) > self._size + self._slack:
+            for oldest in list(islice(self._entries, self._slack + 1)):
+                del self._entries[oldest]

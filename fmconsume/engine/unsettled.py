@@ -73,6 +73,10 @@ class Unsettled:
             not_started: What was handed out and came back unseen.
         """
         self._session = _NO_SESSION
+        for delivery in self._running.values():
+            if not delivery.redelivered:
+                # A copy of a finished message, published again; its redelivery has to run.
+                self._memory.forget(delivery)
         for delivery in not_started:
             del self._running[delivery[:2]]
         self._verdicts.clear()
@@ -84,10 +88,8 @@ class Unsettled:
     def receive(self, delivery: Delivery) -> bool:
         """Take a delivery in; tell whether it has to run."""
         self._ledger.deliver(delivery.tag)
-        if not delivery.redelivered:
-            # Nobody has seen this copy, so nothing that is remembered is about it.
-            self._memory.forget(delivery)
-        elif self._is_known(delivery):
+        # What was not delivered before is new, even where its like is remembered.
+        if delivery.redelivered and self._is_known(delivery):
             return False
         self._running[delivery[:2]] = delivery
         return True

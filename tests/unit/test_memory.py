@@ -119,9 +119,21 @@ def test_count_nack_malformed_header(count: Any) -> None:
     assert Memory(10).count_nack(make_delivery(headers={"x-delivery-count": count})) == 0
 
 
-def test_forget_published_again() -> None:
-    """A message that was published again has to run, whatever became of its earlier copy."""
+def test_forget() -> None:
+    """A message that is forgotten has to run."""
     memory = Memory(10)
     memory.finish(make_delivery(), Verdict.ACK)
     memory.forget(make_delivery(2, 7))
     assert memory.recall(make_delivery(3, 8, redelivered=True)) is None
+
+
+def test_finish_far_beyond_size() -> None:
+    """A large memory holds a little more than its size and never less."""
+    memory = Memory(80)
+    lengths = set()
+    for number in range(1000):
+        memory.finish(make_delivery(message_id=str(number)), Verdict.ACK)
+        lengths.add(len(memory))
+        for recent in (number, max(0, number - 79)):
+            assert memory.recall(make_delivery(message_id=str(recent))) is Verdict.ACK
+    assert max(lengths) == 90

@@ -311,3 +311,30 @@ def test_receive_published_again_and_lost() -> None:
     unsettled.lose([again])
     unsettled.begin(2)
     assert unsettled.receive(make_delivery(2, 1, redelivered=True))
+
+
+def test_receive_published_again_and_returned_late() -> None:
+    """A second copy runs again when its callback returned it after its session was lost."""
+    unsettled = Unsettled(10)
+    unsettled.begin(1)
+    first, again = make_delivery(1, 1), make_delivery(1, 2)
+    unsettled.receive(first)
+    unsettled.conclude(Outcome(first, Verdict.ACK))
+    unsettled.receive(again)
+    unsettled.lose([])
+    unsettled.conclude(Outcome(again, Verdict.NACK))
+    unsettled.begin(2)
+    assert unsettled.receive(make_delivery(2, 1, redelivered=True))
+
+
+def test_receive_published_again_beside_the_first() -> None:
+    """The first copy, finished and redelivered, does not run again for the second one's sake."""
+    unsettled = Unsettled(10)
+    unsettled.begin(1)
+    first = make_delivery(1, 1)
+    unsettled.receive(first)
+    unsettled.conclude(Outcome(first, Verdict.ACK))
+    unsettled.lose([])
+    unsettled.begin(2)
+    assert unsettled.receive(make_delivery(2, 1))
+    assert not unsettled.receive(make_delivery(2, 2, redelivered=True))
