@@ -21,7 +21,8 @@ from .config import conf
 from .engine.coroutines import CoroutineRunner
 from .engine.state import End, Observer, State, Stats
 from .engine.supervisor import Options, Supervisor
-from .engine.workers import Worker
+from .engine.tasks import hire_tasks
+from .engine.workers import Pool, Worker, hire_threads
 from .exceptions import ExitCode
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
 from .notes import Notes
@@ -95,7 +96,7 @@ class Consumer:
             options,
             self._callback,
             partial(decode, body_mode=conf["body"]),
-            self._coroutines.wait_for,
+            self._hire(),
             self._notes.put,
             self._observers(),
         )
@@ -134,14 +135,18 @@ class Consumer:
             Exception: Whatever else the callback raised.
         """
         with self._monitoring, self._notes.bell():
-            if _is_coroutine_function(self._callback):
-                self._coroutines.start()
             self._supervisor.start()
             end = self._wait()
             self.exit_code = end.exit_code
             self._join()
         if end.error is not None:
             raise end.error
+
+    def _hire(self) -> Callable[..., Pool]:
+        """Choose the workers that suit the callback."""
+        if _is_coroutine_function(self._callback):
+            return partial(hire_tasks, self._coroutines)
+        return partial(hire_threads, self._coroutines.wait_for)
 
     def _observers(self) -> list[Observer]:
         """Make those that systemd and the configuration want."""
@@ -177,13 +182,16 @@ class Consumer:
 
     def _join(self) -> None:
         """Let the threads end, and name those that do not."""
-        for thread in (self._supervisor, *self._supervisor.workers):
+        self._supervisor.join(_DEADLINE)
+        # Before the workers: what an abandoned coroutine holds up ends with it.
+        self._coroutines.close(_DEADLINE)
+        threads: list[Supervisor | Worker] = [self._supervisor, *self._supervisor.workers]
+        for thread in threads:
             # Nobody waits for an abandoned callback.
             is_busy = isinstance(thread, Worker) and thread.current is not None
             thread.join(0 if is_busy else _DEADLINE)
             if thread.is_alive():
                 _log.warning("thread %s did not end and is left behind", thread.name)
-        self._coroutines.close(_DEADLINE)
 
 
 def consume(

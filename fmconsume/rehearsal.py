@@ -13,7 +13,7 @@ from typing import Any, Callable
 from .callbacks import prepare
 from .engine.coroutines import CoroutineRunner
 from .engine.delivery import Delivery, Outcome
-from .engine.workers import Worker
+from .engine.workers import ThreadWorker
 from .message import Message, decode
 
 __all__ = ["Rehearsal", "make_delivery"]
@@ -34,12 +34,12 @@ class Rehearsal:
         self._coroutines = CoroutineRunner()
         self._inbox: SimpleQueue[Delivery | None] = SimpleQueue()
         self._outcomes: list[Outcome] = []
-        self._worker = Worker(
+        self._worker = ThreadWorker(
             1,
             prepare(callback, self._coroutines),
             partial(decode, body_mode=body_mode),
-            self._inbox,
             self._outcomes.append,
+            self._inbox,
             self._coroutines.wait_for,
         )
 

@@ -9,7 +9,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ class CoroutineRunner:
         #: The loop and the thread, once there are any. `setdefault` is atomic, so two
         #: workers that come at the same time get the same ones.
         self._made: dict[str, Any] = {}
+        #: What is left on the loop is about to be cancelled. Set by who closes, read by any thread.
+        self.is_closing = False
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -75,8 +77,10 @@ class CoroutineRunner:
         Args:
             timeout: Seconds that cancelled tasks get to clean up.
         """
+        self.is_closing = True
         if "thread" in self._made:
-            self.loop.call_soon_threadsafe(self.loop.stop)
+            with suppress(RuntimeError):  # It was ended by a background task.
+                self.loop.call_soon_threadsafe(self.loop.stop)
             self._made["thread"].join(timeout)
         elif "loop" in self._made:
             self.loop.close()

@@ -32,7 +32,7 @@ from .session import Session, Topology
 from .state import End, Observer, State, Stats
 from .unsettled import Unsettled
 from .watch import Watch
-from .workers import Worker
+from .workers import Pool
 
 __all__ = ["Options", "Supervisor"]
 
@@ -76,7 +76,7 @@ class Supervisor(threading.Thread):
         addresses: Brokers, tried in turn.
         callback: Takes a Message.
         decode: Makes a Message of a Delivery.
-        wait_for: Awaits what a coroutine callback returns.
+        hire: Makes the workers: takes their number, the callback, `decode` and `post`.
         report: Takes the End, as this thread's last act.
         observers: Follow what happens.
     """
@@ -88,7 +88,7 @@ class Supervisor(threading.Thread):
         options: Options,
         callback: Callable[[Any], Any],
         decode: Callable[[Delivery], Any],
-        wait_for: Callable[[Any], Any],
+        hire: Callable[..., Pool],
         report: Callable[[End], None],
         observers: Sequence[Observer] = (),
         backoff: Backoff | None = None,
@@ -103,12 +103,8 @@ class Supervisor(threading.Thread):
         self.stats = Stats()
         #: Outcomes, and actions to run here. Filled by any thread.
         self._mailbox: SimpleQueue[Outcome | Callable[[], None]] = SimpleQueue()
-        #: Deliveries for the workers; what the supervisor takes back out never ran.
-        self._inbox: SimpleQueue[Delivery | None] = SimpleQueue()
-        self.workers = [
-            Worker(n + 1, callback, decode, self._inbox, self.post, wait_for)
-            for n in range(options.workers)
-        ]
+        #: What the supervisor takes back out of the inbox never ran.
+        self._inbox, self.workers = hire(options.workers, callback, decode, self.post)
         #: The one in use. Set here, read by any thread that posts.
         self._session: Session | None = None
         self._sessions = 0

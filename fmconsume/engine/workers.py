@@ -1,7 +1,7 @@
 """Workers run the user's callback and report outcomes; they never touch the connection.
 
-Each worker is a thread. It takes deliveries from the inbox, and everything it
-learns leaves it through `post`.
+Each takes deliveries from an inbox, and everything it learns leaves it through `post`.
+The ones here are threads; those for coroutine functions are in tasks.py.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import os
 import sys
 import threading
 import traceback
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from queue import SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from ..exceptions import Drop, HaltConsumer, Nack, ValidationError
 from .coroutines import format_stack
@@ -22,19 +24,18 @@ from .delivery import Delivery, Outcome, Verdict
 if TYPE_CHECKING:
     from ..message import Message
 
-__all__ = ["Worker"]
+__all__ = ["Pool", "ThreadWorker", "Worker", "hire_threads"]
 
 _log = logging.getLogger(__name__)
 
 
-class Worker(threading.Thread):
-    """One of the pool's threads; a daemon, because a hung callback must not keep the process.
+class Worker(ABC):
+    """Works on one delivery at a time.
 
     Args:
         number: From 1.
-        callback: Takes a Message; what it returns is awaited when it can be.
+        callback: Takes a Message.
         decode: Makes a Message of a Delivery, or raises ValidationError.
-        inbox: Deliveries to work on; None ends one worker.
         post: Takes each Outcome.
     """
 
@@ -43,16 +44,12 @@ class Worker(threading.Thread):
         number: int,
         callback: Callable[[Message], Any],
         decode: Callable[[Delivery], Message],
-        inbox: SimpleQueue[Delivery | None],
         post: Callable[[Outcome], None],
-        wait_for: Callable[[Any], Any],
     ) -> None:
-        super().__init__(name=f"fmconsume-worker-{number}", daemon=True)
+        self.name = f"fmconsume-worker-{number}"
         self._callback = callback
         self._decode = decode
-        self._inbox = inbox
         self._post = post
-        self._wait_for = wait_for
         #: Takes each delivery on which the callback failed; set before the start.
         self.keep: Callable[[Delivery, BaseException], None] | None = None
         self._pid = os.getpid()
@@ -60,9 +57,130 @@ class Worker(threading.Thread):
         self.current: tuple[Delivery, float] | None = None
         #: What the callback returned, while that is awaited. Set here, read by any thread.
         self._awaited: Any = None
+        #: Of the thread that it works on. Set here, read by any thread.
+        self._ident: int | None = None
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to take deliveries. Thread: any, once."""
+
+    @abstractmethod
+    def is_alive(self) -> bool:
+        """Tell whether it still takes deliveries. Thread: any."""
+
+    @abstractmethod
+    def join(self, timeout: float) -> None:
+        """Wait so many seconds for its end. Thread: any other."""
+
+    def describe(self) -> str:
+        """Say what runs and where it is now, line by line. Thread: any."""
+        current = self.current
+        frame = sys._current_frames().get(self._ident or 0)
+        if current is None or frame is None:
+            return f"{self.name} is idle"
+        stack = format_stack(self._awaited) or "".join(traceback.format_stack(frame))
+        return (
+            f"{self.name} works on {current[0].name} for {monotonic() - current[1]:.0f} s:\n{stack}"
+        )
+
+    def _read(self, delivery: Delivery) -> Message | Outcome:
+        """Make a message of a delivery, or say what becomes of it without one."""
+        try:
+            return self._decode(delivery)
+        except ValidationError as exc:
+            _log.warning("%s rejected: %s", delivery.name, exc.summary)
+            return Outcome(delivery, Verdict.REJECT)
+        except BaseException as exc:
+            _log.error("%s could not be decoded, put back: %r", delivery.name, exc)
+            return Outcome(delivery, Verdict.NACK, exc)
+
+    def _judge(self, delivery: Delivery, exc: BaseException, started: float) -> Outcome:
+        """Tell what an exception of the callback's means."""
+        verdict = Verdict.NACK
+        error: BaseException | None = None
+        if isinstance(exc, Nack):
+            _log.info("%s returned to its queue by the callback", delivery.name)
+        elif isinstance(exc, Drop):
+            _log.warning("%s dropped by the callback", delivery.name)
+            verdict = Verdict.DROP
+        elif isinstance(exc, HaltConsumer):
+            _log.info("%s halted the consumer: %s", delivery.name, exc)
+            verdict, error = (Verdict.NACK if exc.requeue else Verdict.ACK), exc
+        else:
+            # SystemExit too: a callback that calls sys.exit() did not finish its message.
+            _log.error("the callback failed on %s, put back", delivery.name, exc_info=exc)
+            self._keep(delivery, exc)
+            error = exc
+        return Outcome(delivery, verdict, error, monotonic() - started)
+
+    def _keep(self, delivery: Delivery, error: BaseException) -> None:
+        if self.keep is not None:
+            try:
+                self.keep(delivery, error)
+            except Exception as exc:
+                _log.error("%s could not be kept: %r", delivery.name, exc)
+
+    def _report(self, outcome: Outcome) -> None:
+        self.current = self._awaited = None
+        self._end_forked_child()
+        self._post(outcome)
+
+    def _end_forked_child(self) -> None:
+        """End a child that was forked in the callback; the connection is the parent's alone."""
+        if os.getpid() != self._pid:
+            _log.error("a process forked by the callback returned from it; it ends here")
+            os._exit(1)
+
+
+class Pool(NamedTuple):
+    """Workers, and the inbox that they share.
+
+    Attributes:
+        inbox: Deliveries to work on; each None ends one worker.
+    """
+
+    inbox: SimpleQueue[Delivery | None]
+    workers: Sequence[Worker]
+
+
+class ThreadWorker(Worker):
+    """A thread; a daemon, because a hung callback must not keep the process.
+
+    Args:
+        number: As for every worker, like callback, decode and post.
+        inbox: Deliveries to work on; None ends one worker.
+        wait_for: Awaits what the callback returns, when that can be awaited.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        callback: Callable[[Message], Any],
+        decode: Callable[[Delivery], Message],
+        post: Callable[[Outcome], None],
+        inbox: SimpleQueue[Delivery | None],
+        wait_for: Callable[[Any], Any],
+    ) -> None:
+        super().__init__(number, callback, decode, post)
+        self._inbox = inbox
+        self._wait_for = wait_for
+        self._thread = threading.Thread(target=self.run, name=self.name, daemon=True)
+
+    def start(self) -> None:
+        """Start the thread. Thread: any, once."""
+        self._thread.start()
+
+    def is_alive(self) -> bool:
+        """Tell whether the thread runs. Thread: any."""
+        return self._thread.is_alive()
+
+    def join(self, timeout: float) -> None:
+        """Wait so many seconds for the thread's end. Thread: any other."""
+        self._thread.join(timeout)
 
     def run(self) -> None:
         """Work until the inbox says None, or an outcome ends the consumer."""
+        self._ident = threading.get_ident()
         outcome = None
         while outcome is None or outcome.error is None:
             delivery = self._inbox.get()
@@ -74,65 +192,34 @@ class Worker(threading.Thread):
             except BaseException as exc:
                 # A log handler of the user's, say: a worker must not die without a word.
                 outcome = Outcome(delivery, Verdict.NACK, exc)
-            self.current = self._awaited = None
-            self._end_forked_child()
-            self._post(outcome)
-
-    def describe(self) -> str:
-        """Say what runs and where it is now, line by line. Thread: any."""
-        current = self.current
-        frame = sys._current_frames().get(self.ident or 0)
-        if current is None or frame is None:
-            return f"{self.name} is idle"
-        stack = format_stack(self._awaited) or "".join(traceback.format_stack(frame))
-        return (
-            f"{self.name} works on {current[0].name} for {monotonic() - current[1]:.0f} s:\n{stack}"
-        )
+            self._report(outcome)
 
     def _process(self, delivery: Delivery) -> Outcome:
-        try:
-            message = self._decode(delivery)
-        except ValidationError as exc:
-            _log.warning("%s rejected: %s", delivery.name, exc.summary)
-            return Outcome(delivery, Verdict.REJECT)
-        except BaseException as exc:
-            _log.error("%s could not be decoded, put back: %r", delivery.name, exc)
-            return Outcome(delivery, Verdict.NACK, exc)
+        message = self._read(delivery)
+        if isinstance(message, Outcome):
+            return message
         started = monotonic()
-        verdict, error = self._call(delivery, message)
-        return Outcome(delivery, verdict, error, monotonic() - started)
-
-    def _call(self, delivery: Delivery, message: Message) -> tuple[Verdict, BaseException | None]:
         try:
             result = self._callback(message)
             if result is not None and hasattr(result, "__await__"):
                 self._awaited = result
                 self._wait_for(result)
-        except Nack:
-            _log.info("%s returned to its queue by the callback", delivery.name)
-            return Verdict.NACK, None
-        except Drop:
-            _log.warning("%s dropped by the callback", delivery.name)
-            return Verdict.DROP, None
-        except HaltConsumer as exc:
-            _log.info("%s halted the consumer: %s", delivery.name, exc)
-            return (Verdict.NACK if exc.requeue else Verdict.ACK), exc
         except BaseException as exc:
-            # SystemExit too: a callback that calls sys.exit() did not finish its message.
-            _log.error("the callback failed on %s, put back", delivery.name, exc_info=exc)
-            self._keep(delivery, exc)
-            return Verdict.NACK, exc
-        return Verdict.ACK, None
+            return self._judge(delivery, exc, started)
+        return Outcome(delivery, Verdict.ACK, None, monotonic() - started)
 
-    def _keep(self, delivery: Delivery, error: BaseException) -> None:
-        if self.keep is not None:
-            try:
-                self.keep(delivery, error)
-            except Exception as exc:
-                _log.error("%s could not be kept: %r", delivery.name, exc)
 
-    def _end_forked_child(self) -> None:
-        """End a child that was forked in the callback; the connection is the parent's alone."""
-        if os.getpid() != self._pid:
-            _log.error("a process forked by the callback returned from it; it ends here")
-            os._exit(1)
+def hire_threads(
+    wait_for: Callable[[Any], Any],
+    count: int,
+    callback: Callable[[Message], Any],
+    decode: Callable[[Delivery], Message],
+    post: Callable[[Outcome], None],
+) -> Pool:
+    """Make so many workers that are threads, for callbacks of any kind."""
+    inbox: SimpleQueue[Delivery | None] = SimpleQueue()
+    workers = [
+        ThreadWorker(number, callback, decode, post, inbox, wait_for)
+        for number in range(1, count + 1)
+    ]
+    return Pool(inbox, workers)

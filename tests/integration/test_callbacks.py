@@ -198,6 +198,29 @@ def test_callback_several_workers_share_one_loop(broker, queue, run_consumer):
     assert len(places) == 1
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_callback_background_task_ends_the_loop(broker, queue, run_consumer):
+    """When a background task has ended the loop, the next message ends the consumer, unharmed."""
+    ended = threading.Event()
+    tasks = []
+
+    async def leave():
+        ended.set()
+        raise SystemExit(3)
+
+    async def callback(message):
+        tasks.append(asyncio.ensure_future(leave()))
+
+    running = run_consumer(callback, queue, wait=False)
+    broker.publish(queue, numbered(1))
+    assert ended.wait(20)
+    wait_until(lambda: tasks[0].get_loop().is_closed())
+    broker.publish(queue, numbered(1))
+    with pytest.raises(RuntimeError, match="loop has ended"):
+        running.result()
+    assert broker.ready(queue) == 1
+
+
 def test_callback_background_task_runs_between_messages(broker, queue, run_consumer):
     """A task that a coroutine callback leaves behind goes on when the callback has returned."""
     ticked = threading.Event()

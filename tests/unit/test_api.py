@@ -23,7 +23,7 @@ from fmconsume.engine.state import End, State, Stats
 from fmconsume.exceptions import ConfigurationException, HaltConsumer
 from fmconsume.notes import Notes
 
-from .fakes import TIMEOUT, get_soon, restored_configuration
+from .fakes import TIMEOUT, get_soon, make_delivery, restored_configuration
 
 DONE = End(None, 0)
 
@@ -47,7 +47,7 @@ class FakeSupervisor:
             self.options,
             self.callback,
             self.decode,
-            self.wait_for,
+            self.hire,
             self.report,
         ) = args[:7]
         self._stage = stage
@@ -498,6 +498,9 @@ def test_run_starts_loop(stage: Stage, function: Any, expected: int) -> None:
     during: list[str] = []
 
     def start(supervisor: FakeSupervisor) -> None:
+        inbox, (worker,) = supervisor.hire(1, function, make_delivery, print)
+        worker.start()
+        inbox.put(None)
         during.extend(list_loops())
         supervisor.report(DONE)
 
@@ -514,13 +517,18 @@ def test_consumer_class_sees_loop(stage: Stage, loop: asyncio.AbstractEventLoop)
         def __init__(self) -> None:
             self.loop = asyncio.get_event_loop()
 
-    async def find_loop() -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()
+        async def __call__(self, message: Any) -> None:
+            seen.put(asyncio.get_running_loop())
 
+    seen: SimpleQueue[asyncio.AbstractEventLoop] = SimpleQueue()
     stage.report_at_once()
     consumer = Consumer(Taker)
     supervisor = stage.supervisor
-    assert supervisor.wait_for(find_loop()) is supervisor.callback.loop
+    inbox, (worker,) = supervisor.hire(1, supervisor.callback, lambda delivery: None, print)
+    worker.start()
+    inbox.put(make_delivery())
+    assert get_soon(seen) is supervisor.callback.loop
+    inbox.put(None)
     assert asyncio.get_event_loop() is loop
     consumer.run()
     assert supervisor.callback.loop.is_closed()

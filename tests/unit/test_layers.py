@@ -19,7 +19,7 @@ FLOORS = (
     "config schema schema_utils engine/delivery engine/address callbacks",
     "message engine/ledger engine/memory engine/state engine/failure",
     "engine/unsettled engine/workers engine/session engine/line service/systemd service/history",
-    "engine/opener engine/watch example settings service/metrics service/page",
+    "engine/opener engine/tasks engine/watch example settings service/metrics service/page",
     "engine/supervisor service/monitoring publisher rehearsal checking",
     "recording",
     "api testing",

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event
 from typing import Any, Callable, Optional
@@ -22,6 +23,7 @@ from fmconsume.engine.ledger import Frame
 from fmconsume.engine.session import Session, Topology
 from fmconsume.engine.state import End, Observer
 from fmconsume.engine.supervisor import Options, Supervisor
+from fmconsume.engine.workers import hire_threads
 from fmconsume.exceptions import (
     BadDeclaration,
     ConnectionException,
@@ -186,7 +188,7 @@ class Bench:
             Options(**options),
             callback,
             decode,
-            lambda awaitable: None,
+            partial(hire_threads, lambda awaitable: None),
             self.ends.put,
             backoff=Backoff(uniform=lambda low, high: delay),
         )

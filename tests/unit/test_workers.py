@@ -13,7 +13,7 @@ import pytest
 
 from fmconsume.engine import workers
 from fmconsume.engine.delivery import Delivery, Outcome, Verdict
-from fmconsume.engine.workers import Worker
+from fmconsume.engine.workers import ThreadWorker
 from fmconsume.exceptions import (
     ConfigurationException,
     Drop,
@@ -22,7 +22,7 @@ from fmconsume.exceptions import (
     ValidationError,
 )
 
-from .fakes import get_soon, make_delivery
+from .fakes import TIMEOUT, get_soon, make_delivery
 
 ACK, NACK, DROP, REJECT = Verdict
 
@@ -49,7 +49,7 @@ def work(
         inbox.put(delivery)
     inbox.put(None)
     outcomes: list[Outcome] = []
-    Worker(1, callback, decode, inbox, outcomes.append, wait_for).run()
+    ThreadWorker(1, callback, decode, outcomes.append, inbox, wait_for).run()
     return outcomes
 
 
@@ -210,7 +210,7 @@ def test_current_shows_what_runs() -> None:
     seen: list[Any] = []
     post: Callable[[Outcome], None] = lambda outcome: seen.append(worker.current)  # noqa: E731
     callback: Callable[[Any], None] = lambda message: seen.append(worker.current)  # noqa: E731
-    worker = Worker(1, callback, decode_body, inbox, post, refuse_to_wait)
+    worker = ThreadWorker(1, callback, decode_body, post, inbox, refuse_to_wait)
     delivery = make_delivery()
     inbox.put(delivery)
     inbox.put(None)
@@ -226,16 +226,17 @@ def test_start_is_named_daemon() -> None:
     names: list[str] = []
 
     def callback(message: Any) -> None:
-        names.append(threading.current_thread().name)
+        thread = threading.current_thread()
+        names.append(f"{thread.name} daemon={thread.daemon}")
 
-    worker = Worker(7, callback, decode_body, inbox, outcomes.put, refuse_to_wait)
+    worker = ThreadWorker(7, callback, decode_body, outcomes.put, inbox, refuse_to_wait)
     worker.start()
     inbox.put(make_delivery())
     assert get_soon(outcomes).verdict is ACK
     inbox.put(None)
-    worker.join()
-    assert worker.daemon
-    assert names == ["fmconsume-worker-7"]
+    worker.join(TIMEOUT)
+    assert not worker.is_alive()
+    assert names == ["fmconsume-worker-7 daemon=True"]
 
 
 @pytest.mark.parametrize(

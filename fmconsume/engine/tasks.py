@@ -1,0 +1,160 @@
+"""Workers for coroutine functions: each message is a task on the private loop.
+
+The loop's thread owns them. Handing each message to it from a thread of its own would
+cost more than all the rest.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections import deque
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Callable, Optional
+
+from .coroutines import CoroutineRunner
+from .delivery import Delivery, Outcome, Verdict
+from .workers import Pool, Worker
+
+if TYPE_CHECKING:
+    from ..message import Message
+
+__all__ = ["TaskWorker", "hire_tasks"]
+
+
+class _Inbox(SimpleQueue[Optional[Delivery]]):
+    """An inbox for workers on a loop: what is put into it calls them. Thread: any.
+
+    `serve` is for the loop's thread.
+    """
+
+    def __init__(self, coroutines: CoroutineRunner, post: Callable[[Outcome], None]) -> None:
+        self._coroutines = coroutines
+        self._post = post
+        #: A call is under way; set by whoever puts, cleared by the loop before it looks.
+        self._is_called = False
+        #: Workers with nothing to do; the loop's.
+        self._idle: deque[TaskWorker] = deque()
+
+    def put(self, item: Delivery | None, block: bool = True, timeout: float | None = None) -> None:
+        super().put(item)
+        if not self._is_called:
+            self._is_called = True
+            try:
+                self._coroutines.loop.call_soon_threadsafe(self._hand_out)
+            except RuntimeError:
+                self._fail()
+
+    def serve(self, worker: TaskWorker) -> None:
+        """Give a worker its next delivery, now or when there is one."""
+        self._idle.append(worker)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        self._is_called = False
+        with suppress(Empty):
+            while self._idle:
+                item = self.get_nowait()
+                self._idle.popleft().take(item)
+
+    def _fail(self) -> None:
+        """End the consumer: no worker will ever come again."""
+        error = RuntimeError("asyncio's loop has ended; a background task called sys.exit()?")
+        with suppress(Empty):
+            delivery = self.get_nowait()
+            if delivery is not None:
+                self._post(Outcome(delivery, Verdict.NACK, error))
+
+
+class TaskWorker(Worker):
+    """Works on one delivery at a time, each in a task of its own."""
+
+    def __init__(
+        self,
+        number: int,
+        callback: Callable[[Message], Any],
+        decode: Callable[[Delivery], Message],
+        post: Callable[[Outcome], None],
+        inbox: _Inbox,
+        coroutines: CoroutineRunner,
+    ) -> None:
+        super().__init__(number, callback, decode, post)
+        self._inbox = inbox
+        self._coroutines = coroutines
+        #: For every task alike, so that none inherits what the one before it has set.
+        self._context = contextvars.copy_context()
+        #: The loop itself remembers no task that waits.
+        self._task: Any = None
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Begin to take deliveries. Thread: any, once."""
+        self._coroutines.start()
+        self._loop = self._coroutines.loop
+        self._loop.call_soon_threadsafe(self._begin)
+
+    def is_alive(self) -> bool:
+        """Tell whether it still takes deliveries. Thread: any."""
+        return not (self._ended.is_set() or self._coroutines.loop.is_closed())
+
+    def join(self, timeout: float) -> None:
+        """Wait so many seconds for its end. Thread: any other."""
+        if self.is_alive():
+            self._ended.wait(timeout)
+
+    def take(self, delivery: Delivery | None) -> None:
+        """Work on a delivery; None is the end. Thread: the loop's."""
+        if delivery is None:
+            self._ended.set()
+        else:
+            self.current = (delivery, monotonic())
+            self._task = self._context.run(self._loop.create_task, self._work(delivery))
+
+    def _begin(self) -> None:
+        self._ident = threading.get_ident()
+        self._inbox.serve(self)
+
+    async def _work(self, delivery: Delivery) -> None:
+        try:
+            outcome = await self._process(delivery)
+        except BaseException as exc:
+            # A log handler of the user's, say: a worker must not die without a word.
+            outcome = Outcome(delivery, Verdict.NACK, exc)
+        self._report(outcome)
+        if outcome.error is None:
+            self._inbox.serve(self)
+        else:
+            self._ended.set()
+
+    async def _process(self, delivery: Delivery) -> Outcome:
+        message = self._read(delivery)
+        if isinstance(message, Outcome):
+            return message
+        started = monotonic()
+        try:
+            self._awaited = self._callback(message)
+            await self._awaited
+        except BaseException as exc:
+            # SystemExit and KeyboardInterrupt too: they would end the loop itself.
+            if self._coroutines.is_closing:
+                return Outcome(delivery, Verdict.NACK, exc)  # It was abandoned, and did not fail.
+            return self._judge(delivery, exc, started)
+        return Outcome(delivery, Verdict.ACK, None, monotonic() - started)
+
+
+def hire_tasks(
+    coroutines: CoroutineRunner,
+    count: int,
+    callback: Callable[[Message], Any],
+    decode: Callable[[Delivery], Message],
+    post: Callable[[Outcome], None],
+) -> Pool:
+    """Make so many workers that share one loop, for coroutine functions."""
+    inbox = _Inbox(coroutines, post)
+    workers = [
+        TaskWorker(number, callback, decode, post, inbox, coroutines)
+        for number in range(1, count + 1)
+    ]
+    return Pool(inbox, workers)
