@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
 from .runner import (
+    BATCHED,
     CLIENTS,
     OURS,
     PIKA,
@@ -124,7 +125,7 @@ def run_each(bench: Bench) -> dict[str, list[Run]]:
     """Let every client consume at prefetch 100; three measures use the same runs."""
     clients = [client for client in CLIENTS if bench.has(client)]
     if bench.settings.peers is None:
-        clients = [OURS, PIKA]
+        clients = [OURS, PIKA, BATCHED]
     runs = alternate(bench, *(functools.partial(bench.consume_all, name) for name in clients))
     return dict(zip(clients, runs))
 
@@ -162,10 +163,9 @@ def cpu(bench: Bench) -> list[Figure]:
 
 def prefetch(bench: Bench) -> list[Figure]:
     """Messages a second with the default prefetch."""
-    ours, theirs = alternate(
-        bench,
-        lambda: bench.consume_all(OURS, prefetch=10),
-        lambda: bench.consume_all(PIKA, prefetch=10),
+    clients = (OURS, PIKA, BATCHED)
+    ours, theirs, batched = alternate(
+        bench, *(functools.partial(bench.consume_all, name, prefetch=10) for name in clients)
     )
     name = f"prefetch 10 vs {CLIENTS[PIKA]}"
     return [
@@ -174,6 +174,7 @@ def prefetch(bench: Bench) -> list[Figure]:
             f"CPU, {name}",
             *(" us", [run.cpu_us for run in ours], [run.cpu_us for run in theirs]),
         ),
+        compare(f"prefetch 10 vs {CLIENTS[BATCHED]}", "/s", rates(ours), rates(batched)),
     ]
 
 

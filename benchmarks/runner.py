@@ -21,6 +21,7 @@ from tests.waiting import wait_until
 from .messages import make_body
 
 __all__ = [
+    "BATCHED",
     "CLIENTS",
     "OURS",
     "PIKA",
@@ -41,6 +42,7 @@ ROOT = Path(__file__).parent.parent
 OURS = "fmconsume"
 PIKA = "pika"
 THREADED = "pika_threaded"
+BATCHED = "pika_batched"
 C_CLIENT = "rabbitmq_c"
 
 #: The scripts in clients/, and what the tables call them.
@@ -48,6 +50,7 @@ CLIENTS = {
     OURS: "fmconsume",
     PIKA: "pika by hand",
     THREADED: "pika, threaded pattern",
+    BATCHED: "pika, ack for a batch",
     "kombu": "kombu",
     "amqpstorm": "AMQPStorm",
     "aio_pika": "aio-pika",
@@ -57,7 +60,7 @@ CLIENTS = {
     C_CLIENT: "rabbitmq-c (C)",
 }
 #: Those that need nothing but what fmconsume needs.
-_NATIVE = (OURS, PIKA, THREADED)
+_NATIVE = (OURS, PIKA, THREADED, BATCHED)
 
 #: A client that is so slow gets this part of the messages, so that a run stays short.
 _SHARE = {"fedora_messaging": 1 / 5}

@@ -67,5 +67,6 @@ class Outcome(NamedTuple):
     @property
     def name(self) -> str:
         """What became of it, as the counts call it."""
+        # enum's own name for `value`, without the detour: this runs for every message.
         is_failure = self.error is not None and not isinstance(self.error, HaltConsumer)
-        return "failed" if is_failure else self.verdict.value
+        return "failed" if is_failure else self.verdict._value_

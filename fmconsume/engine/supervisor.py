@@ -424,7 +424,8 @@ class Supervisor(threading.Thread):
             self._session.call_later(delay, partial(self._unsettled.release, tag))
 
     def _count(self, outcome: Outcome) -> None:
-        setattr(self.stats, outcome.name, getattr(self.stats, outcome.name) + 1)
+        name = outcome.name
+        setattr(self.stats, name, getattr(self.stats, name) + 1)
 
     def _end(self, error: BaseException | None, exit_code: int) -> None:
         """Begin to stop; the first reason is the one that counts."""
