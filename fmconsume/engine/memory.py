@@ -5,11 +5,14 @@ Pure: no pika, no threads, no clock. The supervisor owns it.
 
 from __future__ import annotations
 
-from itertools import islice
+from collections import OrderedDict, deque
 
 from .delivery import Delivery, Verdict
 
 __all__ = ["Memory", "identity"]
+
+#: So many hold what has to be remembered, beside the one that grows.
+_GENERATIONS = 8
 
 
 def identity(delivery: Delivery) -> int:
@@ -22,36 +25,39 @@ def identity(delivery: Delivery) -> int:
 
 
 class Memory:
-    """Verdicts of the last finished messages, and how often each was returned.
+    """Verdicts of the last finished messages, and how often each other was returned.
 
     Args:
-        size: How many messages are remembered at least; 0 turns it off.
+        size: How many messages of each kind are remembered at least; 0 turns it off.
     """
 
     def __init__(self, size: int) -> None:
         self._size = size
-        #: A verdict for a finished message, a count of Nacks for a returned one; oldest first.
-        self._entries: dict[int, Verdict | int] = {}
-        #: How many of the oldest go at once: a dict looks for its first entry among those
-        #: that were deleted before it.
-        self._slack = size // 8
-
-    def __len__(self) -> int:
-        return len(self._entries)
+        #: Verdicts in generations, oldest first. The oldest goes as a whole, which makes room
+        #: at a fraction of what it takes to find and remove the oldest entry each time.
+        self._finished: deque[dict[int, Verdict]] = deque([{}], _GENERATIONS + 1)
+        #: How often each message was returned, the one returned last at the end.
+        self._returns: OrderedDict[int, int] = OrderedDict()
 
     def finish(self, delivery: Delivery, verdict: Verdict) -> None:
         """Remember a message that must not run again; one without a message id is not known."""
         if self._size and delivery.message_id:
-            self._keep(identity(delivery), verdict)
+            key = identity(delivery)
+            self._returns.pop(key, None)
+            if len(self._finished[-1]) * _GENERATIONS >= self._size:
+                self._finished.append({})
+            self._finished[-1][key] = verdict
 
     def forget(self, delivery: Delivery) -> None:
-        """Forget what became of the message."""
-        self._entries.pop(identity(delivery), None)
+        """Forget that the message is finished."""
+        key = identity(delivery)
+        for generation in self._finished:
+            generation.pop(key, None)
 
     def recall(self, delivery: Delivery) -> Verdict | None:
         """Give the verdict of a finished message, None when it has to run."""
-        entry = self._entries.get(identity(delivery))
-        return entry if isinstance(entry, Verdict) else None
+        key = identity(delivery)
+        return next((each[key] for each in reversed(self._finished) if key in each), None)
 
     def count_nack(self, delivery: Delivery) -> int:
         """Count a message's return to its queue; give the number of earlier ones.
@@ -59,18 +65,15 @@ class Memory:
         Source: RabbitMQ's quorum queues count redeliveries in x-delivery-count,
         since 4.3 acquisitions in x-acquired-count.
         """
-        key = identity(delivery)
-        entry = self._entries.get(key)
-        earlier = entry if isinstance(entry, int) else 0
-        if self._size:
-            self._keep(key, earlier + 1)
+        self.forget(delivery)
+        earlier = self._count_return(identity(delivery))
         headers = delivery.properties.headers or {}
         counts = (headers.get(name) for name in ("x-acquired-count", "x-delivery-count"))
         return next((count for count in counts if type(count) is int), earlier)
 
-    def _keep(self, key: int, entry: Verdict | int) -> None:
-        self._entries.pop(key, None)  # What is kept again becomes the youngest.
-        self._entries[key] = entry
-        if len(self._entries) > self._size + self._slack:
-            for oldest in list(islice(self._entries, self._slack + 1)):
-                del self._entries[oldest]
+    def _count_return(self, key: int) -> int:
+        earlier = self._returns.pop(key, 0)
+        self._returns[key] = earlier + 1
+        if len(self._returns) > self._size:
+            self._returns.popitem(last=False)
+        return earlier

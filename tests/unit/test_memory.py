@@ -47,20 +47,8 @@ def test_finish_turned_off() -> None:
     """A memory of size 0 remembers nothing."""
     memory = Memory(0)
     memory.finish(make_delivery(), Verdict.ACK)
-    memory.count_nack(make_delivery(message_id="pear"))
     assert memory.recall(make_delivery()) is None
-    assert len(memory) == 0
-
-
-def test_finish_beyond_size() -> None:
-    """The oldest message is forgotten first."""
-    memory = Memory(2)
-    for name in ("apple", "pear", "plum"):
-        memory.finish(make_delivery(message_id=name), Verdict.ACK)
-    assert memory.recall(make_delivery(message_id="apple")) is None
-    assert memory.recall(make_delivery(message_id="pear")) is Verdict.ACK
-    assert memory.recall(make_delivery(message_id="plum")) is Verdict.ACK
-    assert len(memory) == 2
+    assert [memory.count_nack(make_delivery()) for _ in range(2)] == [0, 0]
 
 
 def finish(memory: Memory, name: str) -> None:
@@ -74,23 +62,43 @@ def give_back(memory: Memory, name: str) -> None:
 
 
 @given(
-    size=st.integers(1, 5),
-    steps=st.lists(st.tuples(st.sampled_from([finish, give_back]), st.sampled_from("abcdefgh"))),
+    size=st.integers(1, 20),
+    steps=st.lists(
+        st.tuples(st.sampled_from([finish, give_back]), st.sampled_from("abcdefgh")), max_size=60
+    ),
 )
-def test_finish_after_nacks(
+def test_finish_among_nacks(
     size: int, steps: list[tuple[Callable[[Memory, str], None], str]]
 ) -> None:
-    """What was finished last is remembered longest, however often it was returned before."""
+    """The last to be finished are remembered, however often which messages are returned."""
     memory = Memory(size)
-    last: dict[str, Callable[[Memory, str], None]] = {}
     for step, name in steps:
         step(memory, name)
-        last.pop(name, None)
-        last[name] = step
-    assert len(memory) == min(size, len(last))
-    for name in list(last)[-size:]:
-        expected = Verdict.ACK if last[name] is finish else None
-        assert memory.recall(make_delivery(message_id=name)) is expected
+    last = {name: step for step, name in steps}
+    youngest = [name for step, name in steps if step is finish][-size:]
+    for name, step in last.items():
+        recalled = memory.recall(make_delivery(message_id=name))
+        if step is give_back:
+            assert recalled is None
+        elif name in youngest:
+            assert recalled is Verdict.ACK
+
+
+def test_count_nack_beyond_size() -> None:
+    """The message whose return is longest ago is counted afresh."""
+    memory = Memory(2)
+    for name in ("apple", "pear", "apple", "plum"):
+        give_back(memory, name)
+    counts = {each: memory.count_nack(make_delivery(message_id=each)) for each in ("apple", "pear")}
+    assert counts == {"apple": 2, "pear": 0}
+
+
+def test_count_nack_after_finish() -> None:
+    """A message that was finished meanwhile is counted afresh."""
+    memory = Memory(10)
+    give_back(memory, "apple")
+    finish(memory, "apple")
+    assert memory.count_nack(make_delivery(message_id="apple")) == 0
 
 
 def test_count_nack_counts() -> None:
@@ -127,13 +135,15 @@ def test_forget() -> None:
     assert memory.recall(make_delivery(3, 8, redelivered=True)) is None
 
 
-def test_finish_far_beyond_size() -> None:
-    """A large memory holds a little more than its size and never less."""
-    memory = Memory(80)
-    lengths = set()
-    for number in range(1000):
-        memory.finish(make_delivery(message_id=str(number)), Verdict.ACK)
-        lengths.add(len(memory))
-        for recent in (number, max(0, number - 79)):
-            assert memory.recall(make_delivery(message_id=str(recent))) is Verdict.ACK
-    assert max(lengths) == 90
+@pytest.mark.parametrize(("size", "most"), [(1, 9), (2, 9), (80, 90), (100, 117)])
+def test_finish_beyond_size(size: int, most: int) -> None:
+    """The oldest messages are forgotten first: a little more than the size is held, never less."""
+    memory = Memory(size)
+    names = [str(number) for number in range(1000)]
+    for count, name in enumerate(names, 1):
+        finish(memory, name)
+        held = [memory.recall(make_delivery(message_id=each)) for each in names[:count]][
+            -most - 1 :
+        ]
+        assert None not in held[-size:]
+        assert held.count(Verdict.ACK) <= most
