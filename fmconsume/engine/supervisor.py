@@ -301,7 +301,7 @@ class Supervisor(threading.Thread):
     def _read_mailbox(self, session: Session) -> None:
         # Cleared first: what is put into the mailbox from here on wakes the next wait.
         session.is_woken = False
-        for _ in range(self._mailbox.qsize()):
+        while self._mailbox.qsize():
             self._take(self._mailbox.get())
         frames = self._unsettled.take_frames()
         if frames:
