@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,7 @@ from benchmarks.clients.contract import Tally
 from benchmarks.measures import MEASURES, Figure, Target, compare
 from benchmarks.messages import make_body
 from benchmarks.report import plot, table, write
-from benchmarks.runner import CLIENTS, Run, Void, finish, read
+from benchmarks.runner import CLIENTS, OURS, ROOT, Run, Void, finish, read
 
 RUN = Run(messages=3, seconds=0.5, cpu_seconds=0.1, rss_kb=20_480, latencies_us=[])
 
@@ -129,3 +131,22 @@ def test_main_unknown_measure(capsys: pytest.CaptureFixture[str]) -> None:
         main(["speed"])
     assert "no measure speed" in capsys.readouterr().err
     assert all(measure.__doc__ for measure in MEASURES.values())
+
+
+def test_readme_quotes_the_results() -> None:
+    """The README's ratios and picture are those of the results that stand beside the code."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    results = json.loads((ROOT / "benchmarks/results/results.json").read_text())
+    quoted = {figure["name"]: _quote(figure["ratios"]) for figure in results["figures"]}
+    rows = re.findall(r"^\| (.+) \| (\d.+) \| (\d.+) \|$", readme.partition("## Speed")[2], re.M)
+    assert rows == [
+        (client, quoted[f"throughput vs {client}"], quoted[f"CPU for a message vs {client}"])
+        for client in (CLIENTS[name] for name in CLIENTS if name != OURS)
+    ]
+    (picture,) = re.findall(r"!\[.*\]\((.+svg)\)", readme)
+    labels = [text.text for text in ElementTree.parse(ROOT / picture).iter() if text.text]
+    assert {CLIENTS[name] for name in results["clients"]} <= set(labels)
+
+
+def _quote(ratios: list[float]) -> str:
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}..{max(ratios):.2f})"
