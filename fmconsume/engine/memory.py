@@ -25,10 +25,11 @@ def identity(delivery: Delivery) -> int:
 
 
 class Memory:
-    """Verdicts of the last finished messages, and how often each other was returned.
+    """Verdicts of the last finished messages, and how often others were returned.
 
     Args:
-        size: How many messages of each kind are remembered at least; 0 turns it off.
+        size: How many messages of each kind are remembered, of the finished ones somewhat
+            more; 0 turns it off.
     """
 
     def __init__(self, size: int) -> None:

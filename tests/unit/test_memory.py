@@ -142,8 +142,7 @@ def test_finish_beyond_size(size: int, most: int) -> None:
     names = [str(number) for number in range(1000)]
     for count, name in enumerate(names, 1):
         finish(memory, name)
-        held = [memory.recall(make_delivery(message_id=each)) for each in names[:count]][
-            -most - 1 :
-        ]
+        recent = names[max(0, count - most - 1) : count]
+        held = [memory.recall(make_delivery(message_id=each)) for each in recent]
         assert None not in held[-size:]
         assert held.count(Verdict.ACK) <= most
