@@ -479,7 +479,7 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_parse_json = json.JSONDecoder(parse_constant=_refuse_constant).decode
+_read_json = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
 
 # Asking the codec registry about any name that comes along would fill its cache for ever,
 # and idna and punycode take quadratic time.
@@ -490,7 +490,11 @@ def _parse_body(body: bytes, encoding: Optional[str]) -> Any:
     encoding = encoding or "utf-8"
     if encoding != "utf-8" and encodings.normalize_encoding(encoding).lower() not in _ENCODINGS:
         raise ValidationError(f"unknown content encoding {encoding!r}")
-    return _parse_json(body.decode(encoding))
+    text = body.decode(encoding).strip(" \t\n\r")
+    value, end = _read_json(text)
+    if end < len(text):
+        raise json.JSONDecodeError("Extra data", text, end)
+    return value
 
 
 def _accept(delivery: Delivery, body: Any) -> int:

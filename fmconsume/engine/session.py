@@ -38,6 +38,29 @@ __all__ = ["Session", "Topology"]
 _HOPELESS = {502, 503, 530, 540}
 #: channel.close codes that may pass once the broker has settled down: not found, resource locked.
 _PASSING = {404, 405}
+#: When so many bytes came, more may be there: pika reads 100 KB before it dispatches what it has.
+#: Less than that, as it counts whole frames. Source: `_MAX_CONSUME_BYTES` in pika 1.3 and 1.4.
+_PIECE = 64 * 1024
+#: Pieces taken in by one wait at most, so that the workers get something to do.
+_PIECES = 10
+
+
+class _Loss:
+    """Turns what pika raises into SessionLost."""
+
+    # contextlib would need a generator each time, and this is entered twice in every turn.
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, exc: BaseException | None, traceback: Any) -> None:
+        if isinstance(exc, (AMQPError, OSError)):
+            lost = SessionLost(reason(exc))
+            lost.is_channel_closed = isinstance(exc, AMQPChannelError)
+            raise lost from exc
+
+
+_LOSS = _Loss()
 
 
 class Topology(NamedTuple):
@@ -201,13 +224,19 @@ class Session:
     # -- using it ----------------------------------------------------------
 
     def wait(self, seconds: float) -> None:
-        """Do I/O until something happened, or at most so long.
+        """Do I/O until something happened, or at most so long; deliver all that has come.
 
         Raises:
-            SessionLost: The connection is gone.
+            SessionLost: The connection or the channel is closed, or the line is silent.
         """
-        with self._loss():
-            self._connection.process_data_events(min(seconds, self._heartbeat / 2 or seconds))
+        seconds = min(seconds, self._heartbeat / 2 or seconds)
+        with _LOSS:
+            for _ in range(_PIECES):
+                self._connection.process_data_events(seconds)
+                if self._listen() < _PIECE:
+                    break
+                seconds = 0.0
+        self._check()
 
     def wake(self) -> None:
         """Make `wait` return soon. Thread: any."""
@@ -221,30 +250,29 @@ class Session:
         """Call the action from a later `wait`; it is forgotten with the session."""
         self._connection.call_later(seconds, action)
 
-    def check(self) -> None:
-        """Make sure that this session lives: pika raises nothing when the broker closes a channel.
-
-        Raises:
-            SessionLost: The connection or the channel is closed.
-        """
+    def _check(self) -> None:
+        """Make sure that this session lives: pika raises nothing when the broker closes it."""
         if not self._connection.is_open:
             raise SessionLost("the connection is closed")
         if not self._channel.is_open:
             lost = SessionLost("the broker closed the channel")
             lost.is_channel_closed = True
             raise lost
-        self._listen()
 
-    def _listen(self) -> None:
-        """Notice a silent line within two heartbeat intervals; pika takes two and 10 s more.
+    def _listen(self) -> int:
+        """Give the bytes that came since the last time.
 
+        Notices a silent line within two heartbeat intervals; pika takes two and 10 s more.
         Source: RabbitMQ sends something at least every half interval.
         """
-        now, count = monotonic(), self._wire.bytes_received
-        if count != self._bytes_heard:
-            self._bytes_heard, self._heard_at = count, now
+        now = monotonic()
+        count: int = self._wire.bytes_received - self._bytes_heard
+        if count:
+            self._bytes_heard += count
+            self._heard_at = now
         elif self._heartbeat and now - self._heard_at > 1.5 * self._heartbeat:
             raise SessionLost(f"nothing heard from the broker for {now - self._heard_at:.0f} s")
+        return count
 
     @property
     def name(self) -> str:
@@ -266,7 +294,7 @@ class Session:
         Raises:
             SessionLost: The session ended first; what was sent may have arrived or not.
         """
-        with self._loss():
+        with _LOSS:
             for tag, verdict, multiple in frames:
                 if verdict is Verdict.ACK:
                     self._channel.basic_ack(tag, multiple)
@@ -283,7 +311,7 @@ class Session:
         Raises:
             SessionLost: The session ended first.
         """
-        with self._loss():
+        with _LOSS:
             answers = [self._channel.queue_declare(q, passive=True) for q in self._names.values()]
         return {answer.method.queue: answer.method.message_count for answer in answers}
 
@@ -295,7 +323,7 @@ class Session:
         Raises:
             SessionLost: The session ended first.
         """
-        with self._loss():
+        with _LOSS:
             for tag in list(self.consumers):
                 self._channel.basic_cancel(tag)
 
@@ -316,15 +344,6 @@ class Session:
         connection = getattr(self, "_connection", None)
         if connection is not None and connection.is_open:
             threading.Thread(target=self.close, name="fmconsume-closer", daemon=True).start()
-
-    @contextmanager
-    def _loss(self) -> Iterator[None]:
-        try:
-            yield
-        except (AMQPError, OSError) as exc:
-            lost = SessionLost(reason(exc))
-            lost.is_channel_closed = isinstance(exc, AMQPChannelError)
-            raise lost from exc
 
     # -- called by pika, inside wait ---------------------------------------
 

@@ -7,7 +7,9 @@ It is one thread. Other threads call `post`, `stop` and `abandon`, and may read
 from __future__ import annotations
 
 import logging
+import math
 import threading
+from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -41,7 +43,7 @@ _log = logging.getLogger(__name__)
 #: Longest sleep in seconds. pika's poller wakes as often by itself, so shorter costs more
 #: and longer saves nothing.
 _TURN = 5.0
-#: Longest wait, in seconds, for workers that have not emptied the inbox yet.
+#: Longest wait, in seconds, for the workers to empty the inbox.
 _LINGER = 0.001
 #: Longest sleep while draining, where an empty queue is looked for and not waited for.
 _DRAIN_TURN = 0.2
@@ -103,18 +105,23 @@ class Supervisor(threading.Thread):
         self.stats = Stats()
         #: Outcomes, and actions to run here. Filled by any thread.
         self._mailbox: SimpleQueue[Outcome | Callable[[], None]] = SimpleQueue()
+        #: Rung by the workers while the supervisor lingers, once they have emptied the inbox.
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        #: The supervisor waits for the bell. Set here, cleared by whoever rings.
+        self._is_lingering = False
         #: What the supervisor takes back out of the inbox never ran.
         self._inbox, self.workers = hire(options.workers, callback, decode, self.post)
         #: The one in use. Set here, read by any thread that posts.
         self._session: Session | None = None
         self._sessions = 0
         self._unsettled = Unsettled(options.remember)
-        #: Deliveries beyond the limit; they wait for the stop.
-        self._parked: list[Delivery] = []
-        #: Outcomes until the limit is reached; None is no limit.
-        self._remaining = options.limit
-        #: Deliveries that may still be given to the workers; None is no limit.
-        self._budget = options.limit
+        #: Deliveries that the workers do not have: just come, or beyond the limit until the stop.
+        self._waiting: deque[Delivery] = deque()
+        limit = math.inf if options.limit is None else options.limit
+        #: Outcomes until the limit is reached.
+        self._remaining = limit
+        #: Deliveries that may still be given to the workers.
+        self._budget = limit
         self._watch = Watch(
             observers,
             self.stats,
@@ -122,7 +129,7 @@ class Supervisor(threading.Thread):
             self.workers,
             topology.prefetch_count,
             options.callback_timeout,
-            lambda: self._inbox.qsize() + len(self._parked),
+            lambda: self._inbox.qsize() + len(self._waiting),
         )
         #: Longest sleep, seconds.
         self._turn_seconds = min(_DRAIN_TURN if options.drain else _TURN, self._watch.interval)
@@ -143,7 +150,9 @@ class Supervisor(threading.Thread):
         """Hand over an outcome or an action. Thread: any."""
         self._mailbox.put(item)
         session = self._session
-        if session is not None:
+        if self._is_lingering:
+            self._ring()
+        elif session is not None:
             session.wake()
 
     def stop(self) -> None:
@@ -282,21 +291,35 @@ class Supervisor(threading.Thread):
         self._unsettled.take_back(not_started)
 
     def _turn(self, session: Session) -> None:
-        """Sleep until something happens, read the mailbox, settle."""
-        session.wait(self._turn_seconds)
-        session.check()
-        if self._inbox.qsize():
-            self._linger(session)
+        """Sleep until something happens, hand out what has come, read the mailbox, settle."""
+        self._receive(session, self._turn_seconds)
+        self._linger(session)
         self._read_mailbox(session)
 
-    def _linger(self, session: Session) -> None:
-        """Wait for an outcome where that costs least, in the mailbox itself.
+    def _receive(self, session: Session, seconds: float) -> None:
+        """Wait, and give the workers all that has come together.
 
-        Quick callbacks have then emptied the inbox, and one frame acknowledges them all.
+        Given one by one, each would wake a thread that cannot run before the wait is over.
         """
+        session.wait(seconds)
+        while self._waiting and self._budget:
+            self._budget -= 1
+            self._inbox.put(self._waiting.popleft())
+
+    def _linger(self, session: Session) -> None:
+        """Let quick callbacks empty the inbox, so that one frame acknowledges them all."""
         session.is_woken = True  # Nobody has to wake the session meanwhile.
-        with suppress(Empty):
-            self._take(self._mailbox.get(timeout=_LINGER))
+        self._is_lingering = True
+        if self._inbox.qsize():
+            with suppress(Empty):
+                self._bell.get(timeout=_LINGER)
+        self._is_lingering = False
+
+    def _ring(self) -> None:
+        """End the lingering, if the workers have nothing more to take. Thread: any."""
+        if not self._inbox.qsize():
+            self._is_lingering = False
+            self._bell.put(None)
 
     def _read_mailbox(self, session: Session) -> None:
         # Cleared first: what is put into the mailbox from here on wakes the next wait.
@@ -323,7 +346,7 @@ class Supervisor(threading.Thread):
             if len(self._unsettled) or any(session.depths().values()):
                 return False
             # What was sent before the answer is here, but not dispatched yet.
-            session.wait(0)
+            self._receive(session, 0)
         return not len(self._unsettled)
 
     def _survive(self, loss: SessionLost) -> None:
@@ -372,10 +395,10 @@ class Supervisor(threading.Thread):
                 delivery = self._inbox.get_nowait()
                 assert delivery is not None
                 taken.append(delivery)
-        if self._budget is not None:
-            self._budget += len(taken)
-        parked, self._parked = self._parked, []
-        return taken + parked
+        self._budget += len(taken)
+        taken += self._waiting
+        self._waiting.clear()
+        return taken
 
     # -- events ------------------------------------------------------------
 
@@ -387,14 +410,10 @@ class Supervisor(threading.Thread):
 
     def _on_delivery(self, delivery: Delivery) -> None:
         self.stats.received += 1
-        if not self._unsettled.receive(delivery):
-            self.stats.saved += 1
-        elif self._budget == 0:
-            self._parked.append(delivery)
+        if self._unsettled.receive(delivery):
+            self._waiting.append(delivery)
         else:
-            if self._budget is not None:
-                self._budget -= 1
-            self._inbox.put(delivery)
+            self.stats.saved += 1
 
     def _on_outcome(self, outcome: Outcome) -> None:
         self._count(outcome)
@@ -406,10 +425,9 @@ class Supervisor(threading.Thread):
             self._end(error, code)
         elif outcome.verdict is Verdict.NACK and tag is not None and self._ending is None:
             self._hold(tag, outcome.delivery)
-        if self._remaining is not None:
-            self._remaining -= 1
-            if self._remaining == 0:
-                self._end(None, ExitCode.OK)
+        self._remaining -= 1
+        if self._remaining == 0:
+            self._end(None, ExitCode.OK)
 
     def _hold(self, tag: int, delivery: Delivery) -> None:
         """Keep a Nack back, since RabbitMQ would redeliver the message at once."""

@@ -691,13 +691,18 @@ def test_decode_anything(body: bytes, headers: Any, encoding: Any, key: Any, mod
     assert mode != "bytes"
 
 
+def test_decode_white_space() -> None:
+    """White space around JSON is part of JSON."""
+    assert decode(deliver(b' \t{"a": 1}\r\n')).body == {"a": 1}
+
+
 def test_decode_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process out of memory does not take the message for invalid."""
 
     def fail(text: str) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(module, "_parse_json", fail)
+    monkeypatch.setattr(module, "_read_json", fail)
     with pytest.raises(MemoryError):
         decode(deliver())
 

@@ -119,6 +119,8 @@ class FakeConnection:
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.closed = 0
         self.bytes_received = 0
+        #: Bytes that come with each wait, until there are none.
+        self.arrivals: list[int] = []
 
     def open(self, parameters: pika.ConnectionParameters) -> FakeConnection:
         """Negotiate as pika does, with a broker that proposes 60 s."""
@@ -142,6 +144,8 @@ class FakeConnection:
     def process_data_events(self, time_limit: float) -> None:
         self.waits.append(time_limit)
         self._fail()
+        if self.arrivals:
+            self.bytes_received += self.arrivals.pop(0)
 
     def add_callback_threadsafe(self, callback: Callable[[], None]) -> None:
         self._fail()
@@ -409,8 +413,27 @@ def test_wait_heartbeat(
     assert parameters.heartbeat == configured
 
 
+@pytest.mark.parametrize(
+    ("arrivals", "count"), [([99_000, 100_000, 8_000, 99_000], 3), ([100_000] * 99, 10)]
+)
+def test_wait_takes_all(
+    session: Session, connection: FakeConnection, arrivals: list[int], count: int
+) -> None:
+    """While pika reads as much as it does at a time, a wait goes on to read, but not for ever."""
+    connection.arrivals = arrivals
+    session.wait(2.5)
+    assert connection.waits == [2.5] + [0] * (count - 1)
+
+
+def test_wait_counts_read_meanwhile(session: Session, connection: FakeConnection) -> None:
+    """What pika read while it sent something counts as well."""
+    connection.bytes_received += 100_000
+    session.wait(2.5)
+    assert connection.waits == [2.5, 0]
+
+
 @pytest.mark.parametrize("heartbeat", [10, 0])
-def test_check_silent_line(
+def test_wait_silent_line(
     connection: FakeConnection, monkeypatch: pytest.MonkeyPatch, heartbeat: int
 ) -> None:
     """A line is lost that is silent for one and a half heartbeats, where there are any."""
@@ -421,16 +444,16 @@ def test_check_silent_line(
     session.connect()
     now[0] += 14
     connection.bytes_received += 8
-    session.check()
+    session.wait(0)
     now[0] += 14
-    session.check()
+    session.wait(0)
     now[0] += 2
     if heartbeat:
         with pytest.raises(SessionLost, match="nothing heard from the broker for 16 s") as caught:
-            session.check()
+            session.wait(0)
         assert not caught.value.is_channel_closed
         connection.bytes_received += 8
-    session.check()
+    session.wait(0)
 
 
 def test_wait_session_lost(session: Session, connection: FakeConnection) -> None:
@@ -456,18 +479,18 @@ def test_wake_closed(session: Session, connection: FakeConnection) -> None:
     session.wake()
 
 
-def test_check_channel_closed(
+def test_wait_channel_closed(
     session: Session, connection: FakeConnection, channel: FakeChannel
 ) -> None:
     """A closed channel, then a closed connection, is a lost session, though pika raised nothing."""
-    session.check()
+    session.wait(0)
     channel.is_open = False
     with pytest.raises(SessionLost, match="channel") as caught:
-        session.check()
+        session.wait(0)
     assert caught.value.is_channel_closed
     connection.is_open = False
     with pytest.raises(SessionLost, match="connection") as caught:
-        session.check()
+        session.wait(0)
     assert not caught.value.is_channel_closed
 
 

@@ -83,6 +83,7 @@ class FakeSession(Session):
             self.events.get(timeout=seconds)()
             while True:
                 self.events.get_nowait()()
+        self.check()
 
     def wake(self) -> None:
         if not self.is_woken:
@@ -278,6 +279,42 @@ def test_run_settles_in_few_frames(bench: Bench) -> None:
         assert not deadline.wait(0.001)
     go_on.set()
     session.expect(Frame(3, ACK, True))
+
+
+def test_run_lets_quick_callbacks_finish(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One frame acknowledges all that the workers do while the supervisor waits for them."""
+    # Only the workers can end the waiting.
+    monkeypatch.setattr(supervisor_module, "_LINGER", 2 * TIMEOUT)
+
+    def callback(message: Any) -> None:
+        while not bench.supervisor._is_lingering:
+            pass
+
+    names = [f"plum {number}" for number in range(20)]
+    session = bench.start(callback)
+    session.deliver_soon(*names)
+    session.expect(Frame(20, ACK, True))
+
+
+def test_run_slow_callback_delays_nothing(bench: Bench) -> None:
+    """What is finished is acknowledged although more wait for a worker that is busy."""
+    gate = Gate("pear")
+    session = bench.start(gate)
+    session.deliver_soon("apple", "pear", "plum")
+    session.expect(Frame(1, ACK, False))
+    gate.let_out("pear")
+    session.expect(Frame(3, ACK, True))
+
+
+def test_run_hands_out_together(bench: Bench) -> None:
+    """The workers get nothing before all that has come is there."""
+    gate = Gate()
+    session = bench.start(gate)
+    session.deliver_soon("apple")
+    found: SimpleQueue[int] = SimpleQueue()
+    session.events.put(lambda: found.put(bench.supervisor._inbox.qsize() + gate.entered.qsize()))
+    assert get_soon(found) == 0
+    assert get_soon(gate.entered) == "apple"
 
 
 @pytest.mark.parametrize(
@@ -602,6 +639,26 @@ def test_drain_empty(bench: Bench) -> None:
     with pytest.raises(Empty):
         bench.ends.get(timeout=0.3)
     gate.let_out("apple")
+    assert bench.end() == End(None, ExitCode.OK)
+    session.expect(Frame(1, ACK, False), "cancel", "close")
+
+
+def test_drain_delivery_at_last_look(bench: Bench) -> None:
+    """What comes while the empty queues are looked at runs, and at once."""
+    gate = Gate()
+
+    def prepare(session: FakeSession) -> None:
+        def deplete() -> dict[str, int]:
+            if not session.tag:
+                session.deliver_soon("apple")
+            return {"fruit": 0}
+
+        session.depths = deplete  # type: ignore[method-assign]
+
+    bench.prepare = prepare
+    session = bench.start(gate, drain=True)
+    session.wake()
+    assert get_soon(gate.entered) == "apple"
     assert bench.end() == End(None, ExitCode.OK)
     session.expect(Frame(1, ACK, False), "cancel", "close")
 
