@@ -16,6 +16,7 @@ from typing import Callable, NamedTuple, Optional
 from .runner import (
     BATCHED,
     CLIENTS,
+    HANDED,
     OURS,
     PIKA,
     THREADED,
@@ -125,7 +126,7 @@ def run_each(bench: Bench) -> dict[str, list[Run]]:
     """Let every client consume at prefetch 100; three measures use the same runs."""
     clients = [client for client in CLIENTS if bench.has(client)]
     if bench.settings.peers is None:
-        clients = [OURS, PIKA, BATCHED]
+        clients = [OURS, PIKA, BATCHED, HANDED]
     runs = alternate(bench, *(functools.partial(bench.consume_all, name) for name in clients))
     return dict(zip(clients, runs))
 

@@ -23,6 +23,7 @@ from .messages import make_body
 __all__ = [
     "BATCHED",
     "CLIENTS",
+    "HANDED",
     "OURS",
     "PIKA",
     "THREADED",
@@ -43,6 +44,7 @@ OURS = "fmconsume"
 PIKA = "pika"
 THREADED = "pika_threaded"
 BATCHED = "pika_batched"
+HANDED = "pika_batched_threaded"
 C_CLIENT = "rabbitmq_c"
 
 #: The scripts in clients/, and what the tables call them.
@@ -51,6 +53,7 @@ CLIENTS = {
     PIKA: "pika by hand",
     THREADED: "pika, threaded pattern",
     BATCHED: "pika, ack for a batch",
+    HANDED: "pika, batches to a thread",
     "kombu": "kombu",
     "amqpstorm": "AMQPStorm",
     "aio_pika": "aio-pika",
@@ -60,7 +63,7 @@ CLIENTS = {
     C_CLIENT: "rabbitmq-c (C)",
 }
 #: Those that need nothing but what fmconsume needs.
-_NATIVE = (OURS, PIKA, THREADED, BATCHED)
+_NATIVE = (OURS, PIKA, THREADED, BATCHED, HANDED)
 
 #: A client that is so slow gets this part of the messages, so that a run stays short.
 _SHARE = {"fedora_messaging": 1 / 5}

@@ -38,8 +38,8 @@ __all__ = ["Session", "Topology"]
 _HOPELESS = {502, 503, 530, 540}
 #: channel.close codes that may pass once the broker has settled down: not found, resource locked.
 _PASSING = {404, 405}
-#: When so many bytes came, more may be there: pika reads 100 KB before it dispatches what it has.
-#: Less than that, as it counts whole frames. Source: `_MAX_CONSUME_BYTES` in pika 1.3 and 1.4.
+#: When so many bytes came, more are probably there: pika dispatches what it has once it has read
+#: 100 KB, of which it counts whole frames. Source: `_MAX_CONSUME_BYTES` in pika 1.3 and 1.4.
 _PIECE = 64 * 1024
 #: Pieces taken in by one wait at most, so that the workers get something to do.
 _PIECES = 10

@@ -107,7 +107,7 @@ class Supervisor(threading.Thread):
         self._mailbox: SimpleQueue[Outcome | Callable[[], None]] = SimpleQueue()
         #: Rung by the workers while the supervisor lingers, once they have emptied the inbox.
         self._bell: SimpleQueue[None] = SimpleQueue()
-        #: The supervisor waits for the bell. Set here, cleared by whoever rings.
+        #: The supervisor waits for the bell. Set here; cleared here, or by whoever rings.
         self._is_lingering = False
         #: What the supervisor takes back out of the inbox never ran.
         self._inbox, self.workers = hire(options.workers, callback, decode, self.post)
@@ -309,6 +309,9 @@ class Supervisor(threading.Thread):
     def _linger(self, session: Session) -> None:
         """Let quick callbacks empty the inbox, so that one frame acknowledges them all."""
         session.is_woken = True  # Nobody has to wake the session meanwhile.
+        while self._bell.qsize():
+            self._bell.get()  # It rang just after the last lingering was over.
+        # Set first: whoever empties the inbox after the look at it has to ring.
         self._is_lingering = True
         if self._inbox.qsize():
             with suppress(Empty):

@@ -292,6 +292,7 @@ def test_run_lets_quick_callbacks_finish(bench: Bench, monkeypatch: pytest.Monke
 
     names = [f"plum {number}" for number in range(20)]
     session = bench.start(callback)
+    bench.supervisor._bell.put(None)  # As a worker does that is late; it must count for nothing.
     session.deliver_soon(*names)
     session.expect(Frame(20, ACK, True))
 
@@ -303,16 +304,19 @@ def test_run_slow_callback_delays_nothing(bench: Bench) -> None:
     session.deliver_soon("apple", "pear", "plum")
     session.expect(Frame(1, ACK, False))
     gate.let_out("pear")
-    session.expect(Frame(3, ACK, True))
 
 
 def test_run_hands_out_together(bench: Bench) -> None:
     """The workers get nothing before all that has come is there."""
     gate = Gate()
     session = bench.start(gate)
-    session.deliver_soon("apple")
     found: SimpleQueue[int] = SimpleQueue()
-    session.events.put(lambda: found.put(bench.supervisor._inbox.qsize() + gate.entered.qsize()))
+
+    def deliver_and_look() -> None:
+        session.deliver(make_delivery(1, 1, message_id="apple"))
+        found.put(bench.supervisor._inbox.qsize() + gate.entered.qsize())
+
+    session.events.put(deliver_and_look)
     assert get_soon(found) == 0
     assert get_soon(gate.entered) == "apple"
 
@@ -618,14 +622,15 @@ def test_limit_session_lost(bench: Bench) -> None:
     """Messages that were handed out but not begun when a session died do not count."""
     gate = Gate("apple")
     session = bench.start(gate, limit=2)
-    session.deliver_soon("apple", "pear")
+    session.deliver_soon("apple", "pear", "plum")
     get_soon(gate.entered)
     session.lose_soon()
     second = bench.next_session()
-    second.deliver_soon("apple", "pear", redelivered=True)
+    second.deliver_soon("apple", "pear", "plum", redelivered=True)
     gate.let_out("apple")
     assert get_soon(gate.entered) == "pear"
     assert bench.end() == End(None, ExitCode.OK)
+    assert gate.entered.empty()
 
 
 def test_drain_empty(bench: Bench) -> None:
@@ -643,8 +648,9 @@ def test_drain_empty(bench: Bench) -> None:
     session.expect(Frame(1, ACK, False), "cancel", "close")
 
 
-def test_drain_delivery_at_last_look(bench: Bench) -> None:
+def test_drain_delivery_at_last_look(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes while the empty queues are looked at runs, and at once."""
+    monkeypatch.setattr(supervisor_module, "_DRAIN_TURN", 1000.0)
     gate = Gate()
 
     def prepare(session: FakeSession) -> None:
