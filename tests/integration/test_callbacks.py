@@ -215,6 +215,8 @@ def test_callback_background_task_ends_the_loop(broker, queue, run_consumer):
     broker.publish(queue, numbered(1))
     assert ended.wait(20)
     wait_until(lambda: tasks[0].get_loop().is_closed())
+    # Unless somebody asks, it is logged when it is collected as garbage, in some later test.
+    assert isinstance(tasks[0].exception(), SystemExit)
     broker.publish(queue, numbered(1))
     with pytest.raises(RuntimeError, match="loop has ended"):
         running.result()
