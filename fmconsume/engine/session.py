@@ -251,7 +251,7 @@ class Session:
         self._connection.call_later(seconds, action)
 
     def _check(self) -> None:
-        """Make sure that this session lives: pika raises nothing when the broker closes a channel."""
+        """Make sure that it lives: pika raises nothing when the broker closes a channel."""
         if not self._connection.is_open:
             raise SessionLost("the connection is closed")
         if not self._channel.is_open:
