@@ -223,13 +223,19 @@ class Session:
 
     # -- using it ----------------------------------------------------------
 
-    def wait(self, seconds: float) -> None:
+    def tick(self, seconds: float) -> None:
+        """Make sure that something happens every so many seconds, or half a heartbeat."""
+        seconds = min(seconds, self._heartbeat / 2 or seconds)
+        self.call_later(seconds, partial(self.tick, seconds))
+
+    def wait(self, seconds: float | None = None) -> None:
         """Do I/O until something happened, or at most so long; deliver all that has come.
+
+        To wait without a limit is cheaper, as pika makes a timer for each limit.
 
         Raises:
             SessionLost: The connection or the channel is closed, or the line is silent.
         """
-        seconds = min(seconds, self._heartbeat / 2 or seconds)
         with _LOSS:
             for _ in range(_PIECES):
                 self._connection.process_data_events(seconds)

@@ -243,6 +243,7 @@ class Supervisor(threading.Thread):
         self._unsettled.begin(session.number)
         session.deliver = self._on_delivery
         self._session = session
+        session.tick(self._turn_seconds)
         if session.number > 1:
             self._saved_before = self.stats.saved
             session.call_later(_TURN, self._tell_saved)
@@ -292,12 +293,12 @@ class Supervisor(threading.Thread):
 
     def _turn(self, session: Session) -> None:
         """Sleep until something happens, hand out what has come, read the mailbox, settle."""
-        self._receive(session, self._turn_seconds)
+        self._receive(session)
         self._linger(session)
         self._read_mailbox(session)
 
-    def _receive(self, session: Session, seconds: float) -> None:
-        """Wait, and give the workers all that has come together.
+    def _receive(self, session: Session, seconds: float | None = None) -> None:
+        """Wait for the next event, or so long, and give the workers all that has come together.
 
         Given one by one, each would wake a thread that cannot run before the wait is over.
         """

@@ -115,7 +115,7 @@ class FakeConnection:
         self.fake_channel = FakeChannel()
         self.failure: Exception | None = None
         self.wakes = 0
-        self.waits: list[float] = []
+        self.waits: list[float | None] = []
         self.timers: list[tuple[float, Callable[[], None]]] = []
         self.closed = 0
         self.bytes_received = 0
@@ -141,7 +141,7 @@ class FakeConnection:
     def add_on_connection_unblocked_callback(self, callback: Callable[..., None]) -> None:
         self.on_unblocked = callback
 
-    def process_data_events(self, time_limit: float) -> None:
+    def process_data_events(self, time_limit: float | None) -> None:
         self.waits.append(time_limit)
         self._fail()
         if self.arrivals:
@@ -392,24 +392,28 @@ def test_settle_session_lost(
 
 
 def test_wait_time_limit(session: Session, connection: FakeConnection) -> None:
-    """Waiting lasts as long as asked at most."""
+    """Waiting lasts as long as asked at most; without a limit, until something happens."""
     session.wait(2.5)
-    assert connection.waits == [2.5]
+    session.wait()
+    assert connection.waits == [2.5, None]
 
 
 @pytest.mark.parametrize(
     ("configured", "agreed", "longest"), [(None, 60, 30.0), (7, 7, 3.5), (0, 0, 1000.0)]
 )
-def test_wait_heartbeat(
+def test_tick_heartbeat(
     connection: FakeConnection, configured: int | None, agreed: int, longest: float
 ) -> None:
-    """A wait takes half a heartbeat at most, if there are any; the URL goes before the broker."""
+    """Each half heartbeat has a tick, if there are any; the URL goes before the broker."""
     parameters = pika.ConnectionParameters(heartbeat=configured)
     session = Session(1, ADDRESS._replace(parameters=parameters), TOPOLOGY, False)
     session.connect()
-    session.wait(1000.0)
+    session.tick(1000.0)
     assert connection.heartbeat == agreed
-    assert connection.waits == [longest]
+    for number in range(3):
+        seconds, tick = connection.timers[number]
+        assert seconds == longest
+        tick()
     assert parameters.heartbeat == configured
 
 
@@ -421,15 +425,15 @@ def test_wait_takes_all(
 ) -> None:
     """While pika reads as much as it does at a time, a wait goes on to read, but not for ever."""
     connection.arrivals = arrivals
-    session.wait(2.5)
-    assert connection.waits == [2.5] + [0] * (count - 1)
+    session.wait()
+    assert connection.waits == [None] + [0] * (count - 1)
 
 
 def test_wait_counts_read_meanwhile(session: Session, connection: FakeConnection) -> None:
     """What pika read while it sent something counts as well."""
     connection.bytes_received += 100_000
-    session.wait(2.5)
-    assert connection.waits == [2.5, 0]
+    session.wait()
+    assert connection.waits == [None, 0]
 
 
 @pytest.mark.parametrize("heartbeat", [10, 0])

@@ -78,9 +78,12 @@ class FakeSession(Session):
     def consume(self) -> None:
         self.consumers = {"ctag": "fruit"}
 
-    def wait(self, seconds: float) -> None:
+    def tick(self, seconds: float) -> None:
+        self.tick_seconds = seconds
+
+    def wait(self, seconds: float | None = None) -> None:
         with suppress(Empty):
-            self.events.get(timeout=seconds)()
+            self.events.get(timeout=self.tick_seconds if seconds is None else seconds)()
             while True:
                 self.events.get_nowait()()
         self.check()
