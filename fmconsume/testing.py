@@ -101,6 +101,8 @@ def deliver(callback: Callable[..., Any], *messages: Message, body_mode: str = "
             if is_to_run and error is None:
                 outcome = rehearsal.run(delivery)
                 unsettled.conclude(outcome)
+                unsettled.remember(outcome)
+                unsettled.release_all()
                 error = outcome.error
             elif is_to_run:
                 unsettled.take_back([delivery])

@@ -115,6 +115,8 @@ class Supervisor(threading.Thread):
         self._session: Session | None = None
         self._sessions = 0
         self._unsettled = Unsettled(options.remember)
+        #: What has come out of the mailbox and is to be done once the broker has been told.
+        self._agenda: deque[Callable[[], None]] = deque()
         #: Deliveries that the workers do not have: just come, or beyond the limit until the stop.
         self._waiting: deque[Delivery] = deque()
         limit = math.inf if options.limit is None else options.limit
@@ -283,7 +285,7 @@ class Supervisor(threading.Thread):
         self._unsettled.release_all()
         while self._is_waiting_for_callbacks:
             self._turn(session)
-        session.settle(self._unsettled.take_frames())
+        self._settle(session)
 
     def _return_unstarted(self) -> None:
         """Put back in its queue what no worker has begun."""
@@ -326,21 +328,28 @@ class Supervisor(threading.Thread):
             self._bell.put(None)
 
     def _read_mailbox(self, session: Session) -> None:
+        """Settle what the workers have done, and keep account while the broker goes on."""
         # Cleared first: what is put into the mailbox from here on wakes the next wait.
         session.is_woken = False
         while self._mailbox.qsize():
             self._take(self._mailbox.get())
+        self._settle(session)
+        self._do_agenda()
+        self._settle(session)  # Nacks that are not held back.
+        self._watch.tick(session if self._ending is None else None)
+
+    def _settle(self, session: Session) -> None:
         frames = self._unsettled.take_frames()
         if frames:
             session.settle(frames)
             # A session counts as good once it got something done, or lived for a while.
             self._backoff.reset()
-        self._watch.tick(session if self._ending is None else None)
 
     def _take_one(self, seconds: float) -> None:
         """Take one item from the mailbox while there is no session, or give up after a while."""
         with suppress(Empty):
             self._take(self._mailbox.get(timeout=max(0.0, min(seconds, self._turn_seconds))))
+        self._do_agenda()
         self._watch.tick(None)
 
     def _is_drained(self, session: Session) -> bool:
@@ -355,6 +364,7 @@ class Supervisor(threading.Thread):
 
     def _survive(self, loss: SessionLost) -> None:
         """Forget a session and wait before the next one, unless the end has come."""
+        self._do_agenda()
         reason = self._explain(loss)
         self._unsettled.lose(self._take_inbox())
         if self._ending is not None:
@@ -408,9 +418,12 @@ class Supervisor(threading.Thread):
 
     def _take(self, item: Outcome | Callable[[], None]) -> None:
         if isinstance(item, Outcome):
-            self._on_outcome(item)
-        else:
-            item()
+            item = partial(self._on_outcome, item, self._unsettled.conclude(item))
+        self._agenda.append(item)
+
+    def _do_agenda(self) -> None:
+        while self._agenda:
+            self._agenda.popleft()()
 
     def _on_delivery(self, delivery: Delivery) -> None:
         self.stats.received += 1
@@ -419,30 +432,32 @@ class Supervisor(threading.Thread):
         else:
             self.stats.saved += 1
 
-    def _on_outcome(self, outcome: Outcome) -> None:
+    def _on_outcome(self, outcome: Outcome, tag: int | None) -> None:
+        """Keep account of an outcome; the tag is what it settles."""
         self._count(outcome)
         self._watch.see(outcome)
-        tag = self._unsettled.conclude(outcome)
         error = outcome.error
         if error is not None:
             code = error.exit_code if isinstance(error, HaltConsumer) else ExitCode.CALLBACK
             self._end(error, code)
-        elif outcome.verdict is Verdict.NACK and tag is not None and self._ending is None:
+        self._unsettled.remember(outcome)
+        if outcome.verdict is Verdict.NACK and tag is not None:
             self._hold(tag, outcome.delivery)
         self._remaining -= 1
         if self._remaining == 0:
             self._end(None, ExitCode.OK)
 
     def _hold(self, tag: int, delivery: Delivery) -> None:
-        """Keep a Nack back, since RabbitMQ would redeliver the message at once."""
+        """Keep a Nack back for a while, since RabbitMQ would redeliver the message at once."""
         delay = nack_delay(
             self._options.nack_initial,
             self._options.nack_maximum,
             self._unsettled.count_nack(delivery),
         )
-        if delay and self._session is not None:
-            self._unsettled.hold(tag)
+        if delay and self._session is not None and self._ending is None:
             self._session.call_later(delay, partial(self._unsettled.release, tag))
+        else:
+            self._unsettled.release(tag)
 
     def _count(self, outcome: Outcome) -> None:
         name = outcome.name

@@ -95,7 +95,10 @@ class Unsettled:
         return True
 
     def conclude(self, outcome: Outcome) -> int | None:
-        """Take an outcome in.
+        """Take in what the broker is to be told of an outcome; a Nack is held until its release.
+
+        The rest, `remember` or `count_nack`, follows when the broker has been told: in the same
+        order, and before anything else is received or lost.
 
         Returns:
             The tag that it settles in this session, None when there is none.
@@ -103,13 +106,17 @@ class Unsettled:
         delivery, verdict = outcome.delivery, outcome.verdict
         key = delivery[:2]
         del self._running[key]
-        if verdict is not Verdict.NACK:
-            self._memory.finish(delivery, verdict)
         target = self._adopted.pop(key, delivery)
         if target.session != self._session:
             return None
-        self._verdicts[target.tag] = verdict
+        verdicts = self._held if verdict is Verdict.NACK else self._verdicts
+        verdicts[target.tag] = verdict
         return target.tag
+
+    def remember(self, outcome: Outcome) -> None:
+        """Remember the message, if it is finished."""
+        if outcome.verdict is not Verdict.NACK:
+            self._memory.finish(outcome.delivery, outcome.verdict)
 
     def take_back(self, not_started: Iterable[Delivery]) -> None:
         """Return to the broker what was handed out and came back unseen."""
@@ -120,10 +127,6 @@ class Unsettled:
     def count_nack(self, delivery: Delivery) -> int:
         """Count a Nack; give the number of earlier ones of the same message."""
         return self._memory.count_nack(delivery)
-
-    def hold(self, tag: int) -> None:
-        """Keep a verdict back."""
-        self._held[tag] = self._verdicts.pop(tag)
 
     def release(self, tag: int) -> None:
         """Let a verdict go that was held, if it still is."""

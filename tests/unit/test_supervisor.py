@@ -333,7 +333,9 @@ def test_run_other_verdicts(bench: Bench, error: Any, verdict: Verdict, counter:
     gate.errors["apple"] = error
     session = bench.start(gate, nack_initial=0)
     session.deliver_soon("apple", "pear")
-    session.expect(Frame(1, verdict, False), Frame(2, ACK, False))
+    frames = {get_soon(session.calls) for _ in range(2)}
+    assert frames == {Frame(1, verdict, False), Frame(2, ACK, False)}
+    bench.stop()
     assert getattr(bench.supervisor.stats, counter) == 1
 
 
@@ -347,6 +349,7 @@ def test_run_message_invalid(bench: Bench) -> None:
     session = bench.start(decode=decode)
     session.deliver_soon("apple", "pear")
     session.expect(Frame(1, REJECT, False), Frame(2, ACK, False))
+    bench.stop()
     assert bench.supervisor.stats.rejected == 1
 
 
@@ -773,6 +776,41 @@ def test_lost_ack_is_repeated(bench: Bench) -> None:
     second.deliver_soon("apple", redelivered=True)
     second.expect(Frame(1, DROP, False))
     assert gate.entered.empty()
+
+
+def cut_while_settling(session: FakeSession) -> None:
+    """Cut the line at the first frame."""
+
+    def settle(frames: Any) -> None:
+        session.is_lost = True
+        session.check()
+
+    session.settle = settle  # type: ignore[method-assign]
+
+
+def test_lost_while_settling(bench: Bench) -> None:
+    """A message is finished, and counted, although the line is cut before the broker is told."""
+    gate = Gate()
+    bench.prepare = lambda session: cut_while_settling(session) if session.number == 1 else None
+    session = bench.start(gate)
+    session.deliver_soon("apple")
+    assert get_soon(gate.entered) == "apple"
+    second = bench.next_session()
+    second.deliver_soon("apple", redelivered=True)
+    second.expect(Frame(1, ACK, False))
+    bench.stop()
+    assert gate.entered.empty()
+    assert bench.supervisor.stats.acknowledged == bench.supervisor.stats.saved == 1
+
+
+def test_lost_while_settling_the_last(bench: Bench) -> None:
+    """What ends the consumer ends it, although the line is cut before the broker is told."""
+    gate = Gate()
+    gate.errors["apple"] = error = HaltConsumer()
+    bench.prepare = cut_while_settling
+    bench.start(gate).deliver_soon("apple")
+    assert bench.end() == End(error, error.exit_code)
+    assert len(bench.sessions) == 1
 
 
 def test_lost_outcome_of_dead_session(bench: Bench) -> None:

@@ -117,31 +117,37 @@ class Recovery(RuleBasedStateMachine):
         self.running.append((delivery, message))
 
     @precondition(lambda self: self.running)
-    @rule(data=st.data(), verdict=VERDICTS, hold=st.booleans())
-    def conclude(self, data: st.DataObject, verdict: Verdict, hold: bool) -> None:
-        """Let a callback end, perhaps long after its session; a Nack may be held."""
+    @rule(data=st.data(), verdict=VERDICTS, hold=st.booleans(), is_prompt=st.booleans())
+    def conclude(self, data: st.DataObject, verdict: Verdict, hold: bool, is_prompt: bool) -> None:
+        """Let a callback end, perhaps long after its session; a Nack may be held.
+
+        Its verdict may be sent promptly, before all is accounted for.
+        """
         index = data.draw(st.integers(0, len(self.running) - 1))
         delivery, message = self.running.pop(index)
         own = delivery.tag if delivery.session == self.session else None
         expected = self.adopted.pop(delivery[:2], own)
-        tag = self.unsettled.conclude(Outcome(delivery, verdict))
+        outcome = Outcome(delivery, verdict)
+        tag = self.unsettled.conclude(outcome)
         assert tag == expected
         if verdict is not Verdict.NACK:
             message.verdict = verdict
-        if tag is None:
-            return
-        self.pending[tag] = verdict
-        if hold and verdict is Verdict.NACK:
+        if tag is not None:
+            (self.held if verdict is Verdict.NACK else self.pending)[tag] = verdict
+        if is_prompt:
+            self.flush()
+        self.unsettled.remember(outcome)
+        if tag in self.held:
             self.unsettled.count_nack(delivery)
-            self.unsettled.hold(tag)
-            self.held[tag] = self.pending.pop(tag)
+            if not hold:
+                self._release(tag)
 
     @precondition(lambda self: self.inbox)
-    @rule(data=st.data(), verdict=VERDICTS, hold=st.booleans())
-    def work(self, data: st.DataObject, verdict: Verdict, hold: bool) -> None:
+    @rule(data=st.data(), verdict=VERDICTS, hold=st.booleans(), is_prompt=st.booleans())
+    def work(self, data: st.DataObject, verdict: Verdict, hold: bool, is_prompt: bool) -> None:
         """Let a callback begin, and one end."""
         self.start()
-        self.conclude(data, verdict, hold)
+        self.conclude(data, verdict, hold, is_prompt)
 
     @precondition(lambda self: self.session and self.inbox)
     @rule()
@@ -157,7 +163,9 @@ class Recovery(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         """Let a timer go off, even one whose verdict is gone."""
-        tag = data.draw(st.integers(1, self.tag))
+        self._release(data.draw(st.integers(1, self.tag)))
+
+    def _release(self, tag: int) -> None:
         self.unsettled.release(tag)
         if tag in self.held:
             self.pending[tag] = self.held.pop(tag)
@@ -225,6 +233,12 @@ def open_session(remember: int = 10) -> Unsettled:
     return unsettled
 
 
+def finish(unsettled: Unsettled, delivery: Delivery, verdict: Verdict = Verdict.ACK) -> None:
+    """Let a callback end."""
+    unsettled.conclude(Outcome(delivery, verdict))
+    unsettled.remember(Outcome(delivery, verdict))
+
+
 def test_receive_redelivery_of_running() -> None:
     """A callback that outlived its session settles its redelivery, under the new tag."""
     unsettled = open_session()
@@ -242,7 +256,7 @@ def test_receive_not_redelivered() -> None:
     unsettled = open_session()
     first = make_delivery(1, 1)
     unsettled.receive(first)
-    unsettled.conclude(Outcome(first, Verdict.ACK))
+    finish(unsettled, first)
     assert unsettled.receive(make_delivery(1, 2))
 
 
@@ -281,7 +295,7 @@ def test_receive_memory_turned_off() -> None:
     unsettled = open_session(remember=0)
     first = make_delivery(1, 1)
     unsettled.receive(first)
-    unsettled.conclude(Outcome(first, Verdict.ACK))
+    finish(unsettled, first)
     unsettled.lose([])
     unsettled.begin(2)
     assert unsettled.receive(make_delivery(2, 1, redelivered=True))
@@ -293,7 +307,7 @@ def test_conclude_after_callback_changed_message() -> None:
     first = make_delivery(1, 1)
     unsettled.receive(first)
     first.properties.message_id = "changed by the callback"
-    unsettled.conclude(Outcome(first, Verdict.ACK))
+    finish(unsettled, first)
     unsettled.lose([])
     unsettled.begin(2)
     assert not unsettled.receive(make_delivery(2, 1, redelivered=True))
@@ -305,7 +319,7 @@ def test_receive_published_again_and_lost() -> None:
     unsettled.begin(1)
     first = make_delivery(1, 1)
     assert unsettled.receive(first)
-    unsettled.conclude(Outcome(first, Verdict.ACK))
+    finish(unsettled, first)
     again = make_delivery(1, 2)
     assert unsettled.receive(again)
     unsettled.lose([again])
@@ -319,10 +333,10 @@ def test_receive_published_again_and_returned_late() -> None:
     unsettled.begin(1)
     first, again = make_delivery(1, 1), make_delivery(1, 2)
     unsettled.receive(first)
-    unsettled.conclude(Outcome(first, Verdict.ACK))
+    finish(unsettled, first)
     unsettled.receive(again)
     unsettled.lose([])
-    unsettled.conclude(Outcome(again, Verdict.NACK))
+    finish(unsettled, again, Verdict.NACK)
     unsettled.begin(2)
     assert unsettled.receive(make_delivery(2, 1, redelivered=True))
 
@@ -333,7 +347,7 @@ def test_receive_published_again_beside_the_first() -> None:
     unsettled.begin(1)
     first = make_delivery(1, 1)
     unsettled.receive(first)
-    unsettled.conclude(Outcome(first, Verdict.ACK))
+    finish(unsettled, first)
     unsettled.lose([])
     unsettled.begin(2)
     assert unsettled.receive(make_delivery(2, 1))
