@@ -103,10 +103,14 @@ def compare(
     return Figure(name, *medians, unit, ratios, target, note)
 
 
-def alternate(bench: Bench, *measured: Callable[[], Run]) -> list[list[Run]]:
-    """Run all in turn, round after round, forwards and backwards; return the runs of each."""
+def alternate(bench: Bench, *measured: Callable[[], Run], times: int = 1) -> list[list[Run]]:
+    """Run all in turn, round after round, forwards and backwards; return the runs of each.
+
+    Args:
+        times: How many rounds take the place of one; a ratio near its target needs more.
+    """
     runs: list[list[Run]] = [[] for _ in measured]
-    for number in range(bench.settings.rounds):
+    for number in range(bench.settings.rounds * times):
         order = list(zip(measured, runs))
         for measure, results in order if number % 2 == 0 else order[::-1]:
             results.append(measure())
@@ -165,8 +169,9 @@ def cpu(bench: Bench) -> list[Figure]:
 def prefetch(bench: Bench) -> list[Figure]:
     """Messages a second with the default prefetch."""
     clients = (OURS, PIKA, BATCHED)
+    consume = functools.partial(bench.consume_all, prefetch=10, count=_half(bench))
     ours, theirs, batched = alternate(
-        bench, *(functools.partial(bench.consume_all, name, prefetch=10) for name in clients)
+        bench, *(functools.partial(consume, name) for name in clients), times=2
     )
     name = f"prefetch 10 vs {CLIENTS[PIKA]}"
     return [
@@ -182,7 +187,9 @@ def prefetch(bench: Bench) -> list[Figure]:
 def latency(bench: Bench) -> list[Figure]:
     """From publishing to the callback, at 200 messages a second."""
     ours, theirs = alternate(
-        bench, *(functools.partial(_consume_live, bench, name, 200) for name in (OURS, THREADED))
+        bench,
+        *(functools.partial(_consume_live, bench, name, 200) for name in (OURS, THREADED)),
+        times=2,
     )
     return [
         compare(
