@@ -168,9 +168,9 @@ def cpu(bench: Bench) -> list[Figure]:
 
 def prefetch(bench: Bench) -> list[Figure]:
     """Messages a second with the default prefetch."""
-    clients = (OURS, PIKA, BATCHED)
+    clients = (OURS, PIKA, HANDED)
     consume = functools.partial(bench.consume_all, prefetch=10, count=_half(bench))
-    ours, theirs, batched = alternate(
+    ours, theirs, handed = alternate(
         bench, *(functools.partial(consume, name) for name in clients), times=2
     )
     name = f"prefetch 10 vs {CLIENTS[PIKA]}"
@@ -180,7 +180,7 @@ def prefetch(bench: Bench) -> list[Figure]:
             f"CPU, {name}",
             *(" us", [run.cpu_us for run in ours], [run.cpu_us for run in theirs]),
         ),
-        compare(f"prefetch 10 vs {CLIENTS[BATCHED]}", "/s", rates(ours), rates(batched)),
+        compare(f"prefetch 10 vs {CLIENTS[HANDED]}", "/s", rates(ours), rates(handed)),
     ]
 
 
