@@ -91,7 +91,8 @@ class Watch:
         now = monotonic()
         if now < self._next_tick:
             return
-        self._next_tick = now + min(_TICK, self.interval)
+        # Half, so that no turn of the supervisor comes too early to be a tick.
+        self._next_tick = now + min(_TICK, self.interval / 2)
         self._log_overdue(now)
         if session is not None:
             self.enter(*self._flow(session, now))
