@@ -112,7 +112,7 @@ class Observer:
         """Take what became of a delivery."""
 
     def on_tick(self, snapshot: Snapshot) -> None:
-        """Take a look, at most once a second and at least once in `interval`."""
+        """Take a look at least once in `interval`; once a second, or twice in it, at most."""
 
     def on_depths(self, depths: dict[str, int]) -> None:
         """Take the number of ready messages by queue; sent when `depth_interval` is set."""

@@ -448,7 +448,7 @@ class Supervisor(threading.Thread):
             self._end(None, ExitCode.OK)
 
     def _hold(self, tag: int, delivery: Delivery) -> None:
-        """Keep a Nack back for a while, since RabbitMQ would redeliver the message at once."""
+        """Release a Nack after a while, since RabbitMQ would redeliver the message at once."""
         delay = nack_delay(
             self._options.nack_initial,
             self._options.nack_maximum,

@@ -21,7 +21,7 @@ __all__ = ["Watch"]
 
 _log = logging.getLogger(__name__)
 
-#: Shortest time between two ticks, seconds.
+#: Shortest time between two ticks, seconds, unless an observer asks for more of them.
 _TICK = 1.0
 #: A message that is in hand for longer is shown in the state, seconds.
 _SLOW = 60.0
@@ -83,7 +83,7 @@ class Watch:
             observer.on_outcome(outcome)
 
     def tick(self, session: Optional[Session]) -> None:
-        """Look at the flow of messages and at the callbacks, once a second at most.
+        """Look at the flow of messages and at the callbacks, when it is time to.
 
         Args:
             session: The one that consumes, None while none does.
