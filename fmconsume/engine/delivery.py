@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ..exceptions import HaltConsumer
 
 if TYPE_CHECKING:
     from pika.spec import BasicProperties
 
-__all__ = ["Delivery", "Outcome", "Verdict"]
+__all__ = ["ACK", "DROP", "NACK", "REJECT", "Delivery", "Outcome", "Verdict"]
 
 
 class Verdict(enum.Enum):
@@ -23,8 +24,15 @@ class Verdict(enum.Enum):
     REJECT = "rejected"
 
 
-class Delivery(NamedTuple):
+# Looked up in the class, a member takes as long as a call, and this is for every message.
+ACK, NACK, DROP, REJECT = Verdict
+
+
+@dataclass(eq=False)
+class Delivery:
     """One message as the broker delivered it.
+
+    No other is equal to it, be it of the same message.
 
     Source: AMQP 0-9-1, basic.deliver. Tags start at 1 on each channel, so a tag
     means nothing without its session.
@@ -50,7 +58,8 @@ class Delivery(NamedTuple):
         return f"message {self.message_id} from queue {self.queue!r}"
 
 
-class Outcome(NamedTuple):
+@dataclass
+class Outcome:
     """What became of one delivery.
 
     Attributes:
@@ -67,6 +76,7 @@ class Outcome(NamedTuple):
     @property
     def name(self) -> str:
         """What became of it, as the counts call it."""
-        # enum's own name for `value`, without the detour: this runs for every message.
-        is_failure = self.error is not None and not isinstance(self.error, HaltConsumer)
-        return "failed" if is_failure else self.verdict._value_
+        if self.error is None or isinstance(self.error, HaltConsumer):
+            # enum's own name for `value`, without the detour: this runs for every message.
+            return self.verdict._value_
+        return "failed"

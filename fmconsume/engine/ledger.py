@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from .delivery import Verdict
+from .delivery import ACK, Verdict
 
 __all__ = ["Frame", "Ledger"]
 
@@ -59,11 +59,11 @@ class Ledger:
         if not verdicts.keys() <= self._open:
             raise ValueError(f"not outstanding: {sorted(verdicts.keys() - self._open)}")
         self._open.difference_update(verdicts)
-        run = [tag for tag in self._pop_settled() if verdicts.get(tag) is Verdict.ACK]
+        run = [tag for tag in self._pop_settled() if verdicts.get(tag) is ACK]
         covered = set(run)
         frames = [Frame(tag, v, False) for tag, v in verdicts.items() if tag not in covered]
         if run:
-            frames.append(Frame(run[-1], Verdict.ACK, len(run) > 1))
+            frames.append(Frame(run[-1], ACK, len(run) > 1))
         return frames
 
     def _pop_settled(self) -> list[int]:

@@ -27,7 +27,7 @@ from pika.exceptions import (
 
 from ..exceptions import BadDeclaration, PermissionException
 from .address import Address
-from .delivery import Delivery, Verdict
+from .delivery import ACK, NACK, Delivery
 from .failure import SessionLost, connect_error, reason
 from .ledger import Frame
 
@@ -302,9 +302,9 @@ class Session:
         """
         with _LOSS:
             for tag, verdict, multiple in frames:
-                if verdict is Verdict.ACK:
+                if verdict is ACK:
                     self._channel.basic_ack(tag, multiple)
-                elif verdict is Verdict.NACK:
+                elif verdict is NACK:
                     self._channel.basic_nack(tag, multiple, requeue=True)
                 else:
                     self._channel.basic_reject(tag, requeue=False)

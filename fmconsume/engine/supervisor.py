@@ -27,7 +27,7 @@ from ..exceptions import (
 )
 from .address import Address
 from .backoff import Backoff, nack_delay
-from .delivery import Delivery, Outcome, Verdict
+from .delivery import NACK, Delivery, Outcome
 from .failure import SessionLost
 from .opener import Opener
 from .session import Session, Topology
@@ -441,7 +441,7 @@ class Supervisor(threading.Thread):
             code = error.exit_code if isinstance(error, HaltConsumer) else ExitCode.CALLBACK
             self._end(error, code)
         self._unsettled.remember(outcome)
-        if outcome.verdict is Verdict.NACK and tag is not None:
+        if outcome.verdict is NACK and tag is not None:
             self._hold(tag, outcome.delivery)
         self._remaining -= 1
         if self._remaining == 0:

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from .coroutines import CoroutineRunner
-from .delivery import Delivery, Outcome, Verdict
+from .delivery import ACK, NACK, Delivery, Outcome
 from .workers import Pool, Worker
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _Inbox(SimpleQueue[Optional[Delivery]]):
         with suppress(Empty):
             delivery = self.get_nowait()
             if delivery is not None:
-                self._post(Outcome(delivery, Verdict.NACK, error))
+                self._post(Outcome(delivery, NACK, error))
 
 
 class TaskWorker(Worker):
@@ -121,7 +121,7 @@ class TaskWorker(Worker):
             outcome = await self._process(delivery)
         except BaseException as exc:
             # A log handler of the user's, say: a worker must not die without a word.
-            outcome = Outcome(delivery, Verdict.NACK, exc)
+            outcome = Outcome(delivery, NACK, exc)
         self._report(outcome)
         if outcome.error is None:
             self._inbox.serve(self)
@@ -139,9 +139,9 @@ class TaskWorker(Worker):
         except BaseException as exc:
             # SystemExit and KeyboardInterrupt too: they would end the loop itself.
             if self._coroutines.is_closing:
-                return Outcome(delivery, Verdict.NACK, exc)  # It was abandoned, and did not fail.
+                return Outcome(delivery, NACK, exc)  # It was abandoned, and did not fail.
             return self._judge(delivery, exc, started)
-        return Outcome(delivery, Verdict.ACK, None, monotonic() - started)
+        return Outcome(delivery, ACK, None, monotonic() - started)
 
 
 def hire_tasks(

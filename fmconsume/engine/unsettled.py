@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from .delivery import Delivery, Outcome, Verdict
+from .delivery import NACK, Delivery, Outcome, Verdict
 from .ledger import Frame, Ledger
 from .memory import Memory, identity
 
 __all__ = ["Unsettled"]
-
-#: Session and delivery tag.
-_Key = tuple[int, int]
 
 _NO_SESSION = 0
 
@@ -34,9 +31,9 @@ class Unsettled:
         #: Verdicts held back, by tag.
         self._held: dict[int, Verdict] = {}
         #: Handed out to run and without an outcome; some of sessions gone by.
-        self._running: dict[_Key, Delivery] = {}
+        self._running: dict[Delivery, None] = {}
         #: For a callback that outlived its session: the redelivery that its outcome settles.
-        self._adopted: dict[_Key, Delivery] = {}
+        self._adopted: dict[Delivery, Delivery] = {}
         self._memory = Memory(remember)
 
     def __len__(self) -> int:
@@ -50,7 +47,7 @@ class Unsettled:
     @property
     def oldest(self) -> Delivery | None:
         """What was handed out first and has no outcome."""
-        return next(iter(self._running.values()), None)
+        return next(iter(self._running), None)
 
     @property
     def held(self) -> int:
@@ -73,12 +70,12 @@ class Unsettled:
             not_started: What was handed out and came back unseen.
         """
         self._session = _NO_SESSION
-        for delivery in self._running.values():
+        for delivery in self._running:
             if not delivery.redelivered:
                 # A copy of a finished message, published again; its redelivery has to run.
                 self._memory.forget(delivery)
         for delivery in not_started:
-            del self._running[delivery[:2]]
+            del self._running[delivery]
         self._verdicts.clear()
         self._held.clear()
         self._adopted.clear()
@@ -91,7 +88,7 @@ class Unsettled:
         # What was not delivered before is new, even where its like is remembered.
         if delivery.redelivered and self._is_known(delivery):
             return False
-        self._running[delivery[:2]] = delivery
+        self._running[delivery] = None
         return True
 
     def conclude(self, outcome: Outcome) -> int | None:
@@ -104,25 +101,24 @@ class Unsettled:
             The tag that it settles in this session, None when there is none.
         """
         delivery, verdict = outcome.delivery, outcome.verdict
-        key = delivery[:2]
-        del self._running[key]
-        target = self._adopted.pop(key, delivery)
+        del self._running[delivery]
+        target = self._adopted.pop(delivery, delivery)
         if target.session != self._session:
             return None
-        verdicts = self._held if verdict is Verdict.NACK else self._verdicts
+        verdicts = self._held if verdict is NACK else self._verdicts
         verdicts[target.tag] = verdict
         return target.tag
 
     def remember(self, outcome: Outcome) -> None:
         """Remember the message, if it is finished."""
-        if outcome.verdict is not Verdict.NACK:
+        if outcome.verdict is not NACK:
             self._memory.finish(outcome.delivery, outcome.verdict)
 
     def take_back(self, not_started: Iterable[Delivery]) -> None:
         """Return to the broker what was handed out and came back unseen."""
         for delivery in not_started:
-            del self._running[delivery[:2]]
-            self._verdicts[delivery.tag] = Verdict.NACK
+            del self._running[delivery]
+            self._verdicts[delivery.tag] = NACK
 
     def count_nack(self, delivery: Delivery) -> int:
         """Count a Nack; give the number of earlier ones of the same message."""
@@ -154,13 +150,13 @@ class Unsettled:
             self._verdicts[delivery.tag] = verdict
         return verdict is not None
 
-    def _runner_of(self, delivery: Delivery) -> _Key | None:
+    def _runner_of(self, delivery: Delivery) -> Delivery | None:
         """Find the callback of an earlier session that runs this message."""
         if not delivery.message_id:
             return None
         wanted = identity(delivery)
-        for key, running in self._running.items():
-            is_orphan = key[0] != self._session and key not in self._adopted
+        for running in self._running:
+            is_orphan = running.session != self._session and running not in self._adopted
             if is_orphan and identity(running) == wanted:
-                return key
+                return running
         return None

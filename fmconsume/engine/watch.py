@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Callable, Optional
 
-from .delivery import Outcome
+from .delivery import Delivery, Outcome
 from .session import Session
 from .state import Observer, Snapshot, State, Stats
 from .unsettled import Unsettled
@@ -59,8 +59,8 @@ class Watch:
         self.state = State("connecting", "connecting")
         #: When to tick again and when to ask for depths again, monotonic seconds.
         self._next_tick = self._next_depths = 0.0
-        #: Session and tag of each callback whose stack was logged.
-        self._overdue: set[tuple[int, int]] = set()
+        #: What runs in each callback whose stack was logged.
+        self._overdue: set[Delivery] = set()
 
     @property
     def interval(self) -> float:
@@ -120,9 +120,9 @@ class Watch:
         for worker in self._workers:
             current = worker.current
             if current is not None and now - current[1] > self._callback_timeout:
-                late[current[0][:2]] = worker
-        for key in late.keys() - self._overdue:
-            _log.error("past callback_timeout: %s", late[key].describe())
+                late[current[0]] = worker
+        for delivery in late.keys() - self._overdue:
+            _log.error("past callback_timeout: %s", late[delivery].describe())
         self._overdue = set(late)
 
     def _tell_depths(self, session: Session, now: float) -> None:

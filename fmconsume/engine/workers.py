@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from ..exceptions import Drop, HaltConsumer, Nack, ValidationError
 from .coroutines import format_stack
-from .delivery import Delivery, Outcome, Verdict
+from .delivery import ACK, DROP, NACK, REJECT, Delivery, Outcome
 
 if TYPE_CHECKING:
     from ..message import Message
@@ -27,6 +27,18 @@ if TYPE_CHECKING:
 __all__ = ["Pool", "ThreadWorker", "Worker", "hire_threads"]
 
 _log = logging.getLogger(__name__)
+
+#: Forks between the process that imported this and the one that runs now. Counted, so that no
+#: worker has to ask the kernel for its process after each message.
+_forks = 0
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+os.register_at_fork(after_in_child=_count_fork)
 
 
 class Worker(ABC):
@@ -52,7 +64,8 @@ class Worker(ABC):
         self._post = post
         #: Takes each delivery on which the callback failed; set before the start.
         self.keep: Callable[[Delivery, BaseException], None] | None = None
-        self._pid = os.getpid()
+        #: Differs from `_forks` in a child that was forked since.
+        self._forks = _forks
         #: What runs now and since when (monotonic seconds). Set here, read by any thread.
         self.current: tuple[Delivery, float] | None = None
         #: What the callback returned, while that is awaited. Set here, read by any thread.
@@ -89,23 +102,23 @@ class Worker(ABC):
             return self._decode(delivery)
         except ValidationError as exc:
             _log.warning("%s rejected: %s", delivery.name, exc.summary)
-            return Outcome(delivery, Verdict.REJECT)
+            return Outcome(delivery, REJECT)
         except BaseException as exc:
             _log.error("%s could not be decoded, put back: %r", delivery.name, exc)
-            return Outcome(delivery, Verdict.NACK, exc)
+            return Outcome(delivery, NACK, exc)
 
     def _judge(self, delivery: Delivery, exc: BaseException, started: float) -> Outcome:
         """Tell what an exception of the callback's means."""
-        verdict = Verdict.NACK
+        verdict = NACK
         error: BaseException | None = None
         if isinstance(exc, Nack):
             _log.info("%s returned to its queue by the callback", delivery.name)
         elif isinstance(exc, Drop):
             _log.warning("%s dropped by the callback", delivery.name)
-            verdict = Verdict.DROP
+            verdict = DROP
         elif isinstance(exc, HaltConsumer):
             _log.info("%s halted the consumer: %s", delivery.name, exc)
-            verdict, error = (Verdict.NACK if exc.requeue else Verdict.ACK), exc
+            verdict, error = (NACK if exc.requeue else ACK), exc
         else:
             # SystemExit too: a callback that calls sys.exit() did not finish its message.
             _log.error("the callback failed on %s, put back", delivery.name, exc_info=exc)
@@ -127,7 +140,7 @@ class Worker(ABC):
 
     def _end_forked_child(self) -> None:
         """End a child that was forked in the callback; the connection is the parent's alone."""
-        if os.getpid() != self._pid:
+        if _forks != self._forks:
             _log.error("a process forked by the callback returned from it; it ends here")
             os._exit(1)
 
@@ -191,7 +204,7 @@ class ThreadWorker(Worker):
                 outcome = self._process(delivery)
             except BaseException as exc:
                 # A log handler of the user's, say: a worker must not die without a word.
-                outcome = Outcome(delivery, Verdict.NACK, exc)
+                outcome = Outcome(delivery, NACK, exc)
             self._report(outcome)
 
     def _process(self, delivery: Delivery) -> Outcome:
@@ -206,7 +219,7 @@ class ThreadWorker(Worker):
                 self._wait_for(result)
         except BaseException as exc:
             return self._judge(delivery, exc, started)
-        return Outcome(delivery, Verdict.ACK, None, monotonic() - started)
+        return Outcome(delivery, ACK, None, monotonic() - started)
 
 
 def hire_threads(

@@ -346,7 +346,10 @@ def test_on_message_delivers(session: Session, channel: FakeChannel) -> None:
     properties = pika.BasicProperties(message_id="apple")
     channel.on_message["amq.gen-1"](channel, method, properties, b"{}")
     (delivery,) = got
-    assert delivery[:7] == (3, 9, "amq.gen-1", "a.b", True, properties, b"{}")
+    assert (delivery.session, delivery.tag, delivery.queue) == (3, 9, "amq.gen-1")
+    assert (delivery.routing_key, delivery.redelivered) == ("a.b", True)
+    assert (delivery.properties, delivery.body) == (properties, b"{}")
+    assert delivery.message_id == "apple"
 
 
 # -- using it ----------------------------------------------------------------

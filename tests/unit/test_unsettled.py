@@ -45,8 +45,8 @@ class Recovery(RuleBasedStateMachine):
         self.open: dict[int, Message] = {}
         self.inbox: list[tuple[Delivery, Message]] = []
         self.running: list[tuple[Delivery, Message]] = []
-        #: Session and tag of a running callback to the tag of its redelivery.
-        self.adopted: dict[tuple[int, int], int] = {}
+        #: Each running callback to the tag of its redelivery.
+        self.adopted: dict[Delivery, int] = {}
         self.pending: dict[int, Verdict] = {}
         self.held: dict[int, Verdict] = {}
 
@@ -97,7 +97,7 @@ class Recovery(RuleBasedStateMachine):
         runner = next((d for d, m in self.running if m is message and m.id), None)
         runs = self.unsettled.receive(delivery)
         if runner is not None:
-            self.adopted[runner[:2]] = self.tag
+            self.adopted[runner] = self.tag
         elif message.id and message.verdict:
             self.pending[self.tag] = message.verdict
         else:
@@ -126,7 +126,7 @@ class Recovery(RuleBasedStateMachine):
         index = data.draw(st.integers(0, len(self.running) - 1))
         delivery, message = self.running.pop(index)
         own = delivery.tag if delivery.session == self.session else None
-        expected = self.adopted.pop(delivery[:2], own)
+        expected = self.adopted.pop(delivery, own)
         outcome = Outcome(delivery, verdict)
         tag = self.unsettled.conclude(outcome)
         assert tag == expected
