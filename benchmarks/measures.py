@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
@@ -103,17 +104,17 @@ def compare(
     return Figure(name, *medians, unit, ratios, target, note)
 
 
-def alternate(bench: Bench, *measured: Callable[[], Run], times: int = 1) -> list[list[Run]]:
+def alternate(bench: Bench, count: int, *measured: Callable[[str], Run]) -> list[list[Run]]:
     """Run all in turn, round after round, forwards and backwards; return the runs of each.
 
-    Args:
-        times: How many rounds take the place of one; a ratio near its target needs more.
+    In each round all get queues with the same messages, numbered from 0 up to the count.
     """
     runs: list[list[Run]] = [[] for _ in measured]
-    for number in range(bench.settings.rounds * times):
-        order = list(zip(measured, runs))
-        for measure, results in order if number % 2 == 0 else order[::-1]:
-            results.append(measure())
+    for number in range(bench.settings.rounds):
+        with bench.queues(len(measured), range(count)) as queues:
+            order = list(zip(measured, queues, runs))
+            for measure, queue, results in order if number % 2 == 0 else order[::-1]:
+                results.append(measure(queue))
     return runs
 
 
@@ -131,7 +132,8 @@ def run_each(bench: Bench) -> dict[str, list[Run]]:
     clients = [client for client in CLIENTS if bench.has(client)]
     if bench.settings.peers is None:
         clients = [OURS, PIKA, BATCHED, HANDED]
-    runs = alternate(bench, *(functools.partial(bench.consume_all, name) for name in clients))
+    count = bench.settings.count
+    runs = alternate(bench, count, *(_consume(bench, name, count) for name in clients))
     return dict(zip(clients, runs))
 
 
@@ -168,10 +170,10 @@ def cpu(bench: Bench) -> list[Figure]:
 
 def prefetch(bench: Bench) -> list[Figure]:
     """Messages a second with the default prefetch."""
+    count = _half(bench)
     clients = (OURS, PIKA, HANDED)
-    consume = functools.partial(bench.consume_all, prefetch=10, count=_half(bench))
     ours, theirs, handed = alternate(
-        bench, *(functools.partial(consume, name) for name in clients), times=2
+        bench, count, *(_consume(bench, name, count, prefetch=10) for name in clients)
     )
     name = f"prefetch 10 vs {CLIENTS[PIKA]}"
     return [
@@ -187,9 +189,7 @@ def prefetch(bench: Bench) -> list[Figure]:
 def latency(bench: Bench) -> list[Figure]:
     """From publishing to the callback, at 200 messages a second."""
     ours, theirs = alternate(
-        bench,
-        *(functools.partial(_consume_live, bench, name, 200) for name in (OURS, THREADED)),
-        times=2,
+        bench, 0, *(partial(_consume_live, bench, name, 200) for name in (OURS, THREADED))
     )
     return [
         compare(
@@ -203,10 +203,17 @@ def latency(bench: Bench) -> list[Figure]:
     ]
 
 
-def _consume_live(bench: Bench, client: str, rate: float, seconds: int = 5) -> Run:
+def _consume(
+    bench: Bench, client: str, count: int, *options: str, prefetch: int = 100
+) -> Callable[[str], Run]:
+    """Make what lets a client take so many messages from a queue."""
+    return lambda queue: bench.consume(client, queue, count, *options, prefetch=prefetch)
+
+
+def _consume_live(bench: Bench, client: str, rate: float, queue: str, seconds: int = 5) -> Run:
     """Consume at the rate of a publisher, so that hardly any message waits."""
     count = int(rate * seconds)
-    with bench.queue() as queue, bench.started(client, queue, count, prefetch=100) as process:
+    with bench.started(client, queue, count, prefetch=100) as process:
         bench.wait_for_consumer(client, queue, process)
         with bench.flow(queue, count, rate):
             run = finish(client, process, count)
@@ -216,12 +223,8 @@ def _consume_live(bench: Bench, client: str, rate: float, seconds: int = 5) -> R
 
 def workers(bench: Bench) -> list[Figure]:
     """64 workers whose callbacks wait 10 ms."""
-    (runs,) = alternate(
-        bench,
-        lambda: bench.consume_all(
-            *(OURS, "--workers=64", "--wait=0.01"), prefetch=256, count=_half(bench)
-        ),
-    )
+    count, options = _half(bench), ("--workers=64", "--wait=0.01")
+    (runs,) = alternate(bench, count, _consume(bench, OURS, count, *options, prefetch=256))
     ideal = 64 / 0.01
     limits = [min(ideal, 1e6 / run.cpu_us) for run in runs]
     bound = "the workers" if statistics.median(limits) == ideal else "the CPU"
@@ -239,12 +242,11 @@ def coroutines(bench: Bench) -> list[Figure]:
         "100 plain": ("--workers=100", "--wait=0.01"),
         "100 async": ("--workers=100", "--wait=0.01", "--coroutine"),
     }
+    count = _half(bench)
     runs = alternate(
         bench,
-        *(
-            functools.partial(bench.consume_all, OURS, *opts, prefetch=200, count=_half(bench))
-            for opts in options.values()
-        ),
+        count,
+        *(_consume(bench, OURS, count, *opts, prefetch=200) for opts in options.values()),
     )
     plain, coroutine, plain_100, coroutine_100 = map(rates, runs)
     peak = min(run.peak for run in runs[-1])
@@ -316,7 +318,7 @@ def memory(bench: Bench) -> list[Figure]:
     counts = {bench.settings.count: (runs[OURS], runs[PIKA])}
     if bench.settings.is_long:
         million = 1_000_000
-        both = [[bench.consume_all(name, count=million)] for name in (OURS, PIKA)]
+        both = [[bench.consume_all(name, million)] for name in (OURS, PIKA)]
         counts[million] = (both[0], both[1])
     return [
         compare(
@@ -338,12 +340,9 @@ def growth(bench: Bench) -> list[Figure]:
 def _grow_bodies(bench: Bench) -> Figure:
     """Compare 8 KB with 1 KB, plus what the same growth costs pika by hand in bandwidth."""
     kinds = [(client, size) for client in (OURS, PIKA) for size in (1024, 8192)]
+    fill = partial(bench.consume_all, count=_half(bench))
     runs = alternate(
-        bench,
-        *(
-            functools.partial(bench.consume_all, client, size_bytes=size, count=_half(bench))
-            for client, size in kinds
-        ),
+        bench, 0, *(lambda _, kind=kind: fill(kind[0], size_bytes=kind[1]) for kind in kinds)
     )
     small, large, pika_small, pika_large = map(rates, runs)
     expected = [
@@ -359,18 +358,12 @@ def _grow_queues_and_backlog(bench: Bench) -> list[Figure]:
     count = _half(bench)
     backlog = 1_000_000 if bench.settings.is_long else 100_000
     with bench.queue(number % count for number in range(backlog)) as deep:
-
-        def consume_deep() -> Run:
-            before = bench.broker.ready(deep)
-            run = bench.consume(OURS, deep, count)
-            bench.check_depth(OURS, deep, before - count)
-            return run
-
         one, ten, long = alternate(
             bench,
-            lambda: bench.consume_all(OURS, count=count),
-            lambda: _consume_ten(bench, count),
-            consume_deep,
+            count,
+            _consume(bench, OURS, count),
+            lambda _: _consume_ten(bench, count),
+            lambda _: bench.consume(OURS, deep, count),
         )
     return [
         compare("10 queues vs 1", "/s", rates(ten), rates(one), at_least(0.9)),
@@ -383,16 +376,13 @@ def _grow_queues_and_backlog(bench: Bench) -> list[Figure]:
 def _consume_ten(bench: Bench, count: int) -> Run:
     with ExitStack() as stack:
         names = [stack.enter_context(bench.queue(range(first, count, 10))) for first in range(10)]
-        run = bench.consume(OURS, ",".join(names), count)
-        for name in names:
-            bench.check_depth(OURS, name, 0)
-    return run
+        return bench.consume(OURS, ",".join(names), count)
 
 
 def _shrink_backlog(bench: Bench) -> Figure:
     """Let messages come at a steady rate, so that a handful wait."""
     rate = 2000.0
-    (runs,) = alternate(bench, lambda: _consume_live(bench, OURS, rate, seconds=3))
+    (runs,) = alternate(bench, 0, partial(_consume_live, bench, OURS, rate, seconds=3))
     pace = [rate] * len(runs)
     note = f"CPU {statistics.median(run.cpu_us for run in runs):.0f} us a message"
     return compare(

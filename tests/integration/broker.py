@@ -347,6 +347,16 @@ class Broker:
         with self.channel() as channel:
             channel.queue_bind(queue, exchange, routing_key)
 
+    @contextmanager
+    def fanout(self) -> Iterator[str]:
+        """Give an exchange that sends every message to all queues bound to it."""
+        name = f"fanout-{uuid.uuid4()}"
+        with self.channel() as channel:
+            channel.exchange_declare(name, "fanout")
+        yield name
+        with self.channel() as channel:
+            channel.exchange_delete(name)
+
     def delete(self, queue: str) -> None:
         """Delete a queue; one that does not exist is no error."""
         with self.channel() as channel:
