@@ -104,14 +104,23 @@ def compare(
     return Figure(name, *medians, unit, ratios, target, note)
 
 
-def alternate(bench: Bench, count: int, *measured: Callable[[str], Run]) -> list[list[Run]]:
+def alternate(
+    bench: Bench,
+    count: int,
+    *measured: Callable[[str], Run],
+    sizes_bytes: Optional[Sequence[int]] = None,
+) -> list[list[Run]]:
     """Run all in turn, round after round, forwards and backwards; return the runs of each.
 
     In each round all get queues with the same messages, numbered from 0 up to the count.
+
+    Args:
+        sizes_bytes: Of the bodies for each; None is the settings' for all.
     """
     runs: list[list[Run]] = [[] for _ in measured]
+    sizes_bytes = sizes_bytes or [bench.settings.size_bytes] * len(measured)
     for number in range(bench.settings.rounds):
-        with bench.queues(len(measured), range(count)) as queues:
+        with bench.queues(sizes_bytes, range(count)) as queues:
             order = list(zip(measured, queues, runs))
             for measure, queue, results in order if number % 2 == 0 else order[::-1]:
                 results.append(measure(queue))
@@ -339,11 +348,10 @@ def growth(bench: Bench) -> list[Figure]:
 
 def _grow_bodies(bench: Bench) -> Figure:
     """Compare 8 KB with 1 KB, plus what the same growth costs pika by hand in bandwidth."""
-    kinds = [(client, size) for client in (OURS, PIKA) for size in (1024, 8192)]
-    fill = partial(bench.consume_all, count=_half(bench))
-    runs = alternate(
-        bench, 0, *(lambda _, kind=kind: fill(kind[0], size_bytes=kind[1]) for kind in kinds)
-    )
+    count = _half(bench)
+    ours, theirs = (_consume(bench, client, count) for client in (OURS, PIKA))
+    sizes_bytes = (1024, 8192, 1024, 8192)
+    runs = alternate(bench, count, ours, ours, theirs, theirs, sizes_bytes=sizes_bytes)
     small, large, pika_small, pika_large = map(rates, runs)
     expected = [
         1 / (1 / one + 1 / eight_by_hand - 1 / one_by_hand)
@@ -360,8 +368,8 @@ def _grow_queues_and_backlog(bench: Bench) -> list[Figure]:
     with bench.queue(number % count for number in range(backlog)) as deep:
         one, ten, long = alternate(
             bench,
-            count,
-            _consume(bench, OURS, count),
+            0,
+            lambda _: bench.consume_all(OURS, count),
             lambda _: _consume_ten(bench, count),
             lambda _: bench.consume(OURS, deep, count),
         )

@@ -65,6 +65,10 @@ CLIENTS = {
 #: Those that need nothing but what fmconsume needs.
 _NATIVE = (OURS, PIKA, THREADED, BATCHED, HANDED)
 
+#: Seconds from filling queues to consuming. Once RabbitMQ's queues have nothing to do for a
+#: second they put their memory in order; who consumed before that would wait for it meanwhile.
+SETTLE = 1.5
+
 #: A client that is so slow gets this part of the messages, so that a run stays short.
 _SHARE = {"fedora_messaging": 1 / 5}
 
@@ -131,6 +135,8 @@ class Bench:
         self.broker = broker
         self.settings = settings
         self._queues = 0
+        #: When messages were last published, monotonic seconds.
+        self._filled_at = 0.0
 
     def has(self, client: str) -> bool:
         """Tell whether a client can be measured."""
@@ -141,24 +147,25 @@ class Bench:
 
     @contextmanager
     def queues(
-        self, how_many: int, numbers: Iterable[int] = (), size_bytes: int = 0
+        self, sizes_bytes: Sequence[int], numbers: Iterable[int] = ()
     ) -> Iterator[list[str]]:
-        """Give new durable queues, of which each holds messages with these numbers.
+        """Give new durable queues, one for each size, that hold messages with these numbers.
 
-        Each message is published once, to all of them.
+        Each message is published once, to all queues that have its size.
         """
-        size_bytes = size_bytes or self.settings.size_bytes
         with ExitStack() as stack:
-            exchange = stack.enter_context(self.broker.fanout())
-            names = [stack.enter_context(self._queue(exchange)) for _ in range(how_many)]
-            bodies = (make_body(number, size_bytes) for number in numbers)
-            self.broker.publish("org.fedoraproject.bench", bodies, exchange)
+            exchanges = {size: stack.enter_context(self.broker.fanout()) for size in sizes_bytes}
+            names = [stack.enter_context(self._queue(exchanges[size])) for size in sizes_bytes]
+            for size, exchange in exchanges.items():
+                bodies = (make_body(number, size) for number in numbers)
+                self.broker.publish("org.fedoraproject.bench", bodies, exchange)
+            self._filled_at = time.monotonic()
             yield names
 
     @contextmanager
-    def queue(self, numbers: Iterable[int] = (), size_bytes: int = 0) -> Iterator[str]:
+    def queue(self, numbers: Iterable[int] = ()) -> Iterator[str]:
         """Give one such queue."""
-        with self.queues(1, numbers, size_bytes) as (name,):
+        with self.queues([self.settings.size_bytes], numbers) as (name,):
             yield name
 
     @contextmanager
@@ -169,9 +176,9 @@ class Bench:
         yield name
         self.broker.delete(name)
 
-    def consume_all(self, client: str, count: int, size_bytes: int = 0) -> Run:
+    def consume_all(self, client: str, count: int) -> Run:
         """Fill a queue and let a client empty it; raises Void."""
-        with self.queue(range(count), size_bytes) as queue:
+        with self.queue(range(count)) as queue:
             return self.consume(client, queue, count)
 
     def consume(
@@ -183,6 +190,7 @@ class Bench:
             Void: It failed, or a message was missed, repeated or left behind.
         """
         count = int(count * _SHARE.get(client, 1))
+        time.sleep(max(0.0, self._filled_at + SETTLE - time.monotonic()))
         before = self._count_ready(queue)
         with self.started(client, queue, count, *options, prefetch=prefetch) as process:
             run = finish(client, process, count)
