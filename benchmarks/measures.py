@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 import statistics
 import subprocess
@@ -10,7 +9,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Callable, NamedTuple, Optional
 
@@ -112,7 +111,7 @@ def alternate(
 ) -> list[list[Run]]:
     """Run all in turn, round after round, forwards and backwards; return the runs of each.
 
-    In each round all get queues with the same messages, numbered from 0 up to the count.
+    In each round each gets a queue with messages that are numbered from 0 up to the count.
 
     Args:
         sizes_bytes: Of the bodies for each; None is the settings' for all.
@@ -121,6 +120,7 @@ def alternate(
     sizes_bytes = sizes_bytes or [bench.settings.size_bytes] * len(measured)
     for number in range(bench.settings.rounds):
         with bench.queues(sizes_bytes, range(count)) as queues:
+            bench.settle()
             order = list(zip(measured, queues, runs))
             for measure, queue, results in order if number % 2 == 0 else order[::-1]:
                 results.append(measure(queue))
@@ -135,14 +135,14 @@ def rates(runs: Sequence[Run]) -> list[float]:
 # -- measures --------------------------------------------------------------------------
 
 
-@functools.cache
+@cache
 def run_each(bench: Bench) -> dict[str, list[Run]]:
     """Let every client consume at prefetch 100; three measures use the same runs."""
     clients = [client for client in CLIENTS if bench.has(client)]
     if bench.settings.peers is None:
         clients = [OURS, PIKA, BATCHED, HANDED]
     count = bench.settings.count
-    runs = alternate(bench, count, *(_consume(bench, name, count) for name in clients))
+    runs = alternate(bench, count, *(_consumer(bench, name, count) for name in clients))
     return dict(zip(clients, runs))
 
 
@@ -182,7 +182,7 @@ def prefetch(bench: Bench) -> list[Figure]:
     count = _half(bench)
     clients = (OURS, PIKA, HANDED)
     ours, theirs, handed = alternate(
-        bench, count, *(_consume(bench, name, count, prefetch=10) for name in clients)
+        bench, count, *(_consumer(bench, name, count, prefetch=10) for name in clients)
     )
     name = f"prefetch 10 vs {CLIENTS[PIKA]}"
     return [
@@ -212,7 +212,7 @@ def latency(bench: Bench) -> list[Figure]:
     ]
 
 
-def _consume(
+def _consumer(
     bench: Bench, client: str, count: int, *options: str, prefetch: int = 100
 ) -> Callable[[str], Run]:
     """Make what lets a client take so many messages from a queue."""
@@ -233,7 +233,7 @@ def _consume_live(bench: Bench, client: str, rate: float, queue: str, seconds: i
 def workers(bench: Bench) -> list[Figure]:
     """64 workers whose callbacks wait 10 ms."""
     count, options = _half(bench), ("--workers=64", "--wait=0.01")
-    (runs,) = alternate(bench, count, _consume(bench, OURS, count, *options, prefetch=256))
+    (runs,) = alternate(bench, count, _consumer(bench, OURS, count, *options, prefetch=256))
     ideal = 64 / 0.01
     limits = [min(ideal, 1e6 / run.cpu_us) for run in runs]
     bound = "the workers" if statistics.median(limits) == ideal else "the CPU"
@@ -255,7 +255,7 @@ def coroutines(bench: Bench) -> list[Figure]:
     runs = alternate(
         bench,
         count,
-        *(_consume(bench, OURS, count, *opts, prefetch=200) for opts in options.values()),
+        *(_consumer(bench, OURS, count, *opts, prefetch=200) for opts in options.values()),
     )
     plain, coroutine, plain_100, coroutine_100 = map(rates, runs)
     peak = min(run.peak for run in runs[-1])
@@ -349,7 +349,7 @@ def growth(bench: Bench) -> list[Figure]:
 def _grow_bodies(bench: Bench) -> Figure:
     """Compare 8 KB with 1 KB, plus what the same growth costs pika by hand in bandwidth."""
     count = _half(bench)
-    ours, theirs = (_consume(bench, client, count) for client in (OURS, PIKA))
+    ours, theirs = (_consumer(bench, client, count) for client in (OURS, PIKA))
     sizes_bytes = (1024, 8192, 1024, 8192)
     runs = alternate(bench, count, ours, ours, theirs, theirs, sizes_bytes=sizes_bytes)
     small, large, pika_small, pika_large = map(rates, runs)
@@ -365,7 +365,9 @@ def _grow_queues_and_backlog(bench: Bench) -> list[Figure]:
     """Compare ten queues, and one with a long backlog, with one queue."""
     count = _half(bench)
     backlog = 1_000_000 if bench.settings.is_long else 100_000
-    with bench.queue(number % count for number in range(backlog)) as deep:
+    # Numbered from 0 in each round; the last round meets so many, too.
+    numbers = [*range(count)] * (backlog // count + bench.settings.rounds)
+    with bench.queue(numbers) as deep:
         one, ten, long = alternate(
             bench,
             0,
@@ -384,6 +386,7 @@ def _grow_queues_and_backlog(bench: Bench) -> list[Figure]:
 def _consume_ten(bench: Bench, count: int) -> Run:
     with ExitStack() as stack:
         names = [stack.enter_context(bench.queue(range(first, count, 10))) for first in range(10)]
+        bench.settle()
         return bench.consume(OURS, ",".join(names), count)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -64,10 +64,6 @@ CLIENTS = {
 }
 #: Those that need nothing but what fmconsume needs.
 _NATIVE = (OURS, PIKA, THREADED, BATCHED, HANDED)
-
-#: Seconds from filling queues to consuming. Once RabbitMQ's queues have nothing to do for a
-#: second they put their memory in order; who consumed before that would wait for it meanwhile.
-SETTLE = 1.5
 
 #: A client that is so slow gets this part of the messages, so that a run stays short.
 _SHARE = {"fedora_messaging": 1 / 5}
@@ -135,8 +131,6 @@ class Bench:
         self.broker = broker
         self.settings = settings
         self._queues = 0
-        #: When messages were last published, monotonic seconds.
-        self._filled_at = 0.0
 
     def has(self, client: str) -> bool:
         """Tell whether a client can be measured."""
@@ -147,23 +141,24 @@ class Bench:
 
     @contextmanager
     def queues(
-        self, sizes_bytes: Sequence[int], numbers: Iterable[int] = ()
+        self, sizes_bytes: Sequence[int], numbers: Collection[int] = ()
     ) -> Iterator[list[str]]:
         """Give new durable queues, one for each size, that hold messages with these numbers.
 
         Each message is published once, to all queues that have its size.
         """
         with ExitStack() as stack:
-            exchanges = {size: stack.enter_context(self.broker.fanout()) for size in sizes_bytes}
+            exchanges = {
+                size: stack.enter_context(self.broker.fanout()) for size in set(sizes_bytes)
+            }
             names = [stack.enter_context(self._queue(exchanges[size])) for size in sizes_bytes]
             for size, exchange in exchanges.items():
                 bodies = (make_body(number, size) for number in numbers)
                 self.broker.publish("org.fedoraproject.bench", bodies, exchange)
-            self._filled_at = time.monotonic()
             yield names
 
     @contextmanager
-    def queue(self, numbers: Iterable[int] = ()) -> Iterator[str]:
+    def queue(self, numbers: Collection[int] = ()) -> Iterator[str]:
         """Give one such queue."""
         with self.queues([self.settings.size_bytes], numbers) as (name,):
             yield name
@@ -172,13 +167,30 @@ class Bench:
     def _queue(self, exchange: str) -> Iterator[str]:
         self._queues += 1
         name = self.broker.declare(f"bench-{self._queues}")
-        self.broker.bind(name, exchange)
-        yield name
-        self.broker.delete(name)
+        try:
+            self.broker.bind(name, exchange)
+            yield name
+        finally:
+            self.broker.delete(name)
+
+    def settle(self) -> None:
+        """Wait until RabbitMQ is done with the messages that were published.
+
+        Once a queue has been idle for a second it puts its memory in order. Who consumed before
+        would wait for that meanwhile.
+        """
+        time.sleep(1)
+        wait_until(self._is_at_rest)
+
+    def _is_at_rest(self) -> bool:
+        before = self.broker.cpu_seconds()
+        time.sleep(0.3)
+        return self.broker.cpu_seconds() - before < 0.03
 
     def consume_all(self, client: str, count: int) -> Run:
-        """Fill a queue and let a client empty it; raises Void."""
+        """Fill a queue and let a client consume it; raises Void."""
         with self.queue(range(count)) as queue:
+            self.settle()
             return self.consume(client, queue, count)
 
     def consume(
@@ -186,11 +198,12 @@ class Bench:
     ) -> Run:
         """Let a client take so many messages from a queue, or from several with commas between.
 
+        A slow one takes its share of them.
+
         Raises:
             Void: It failed, or a message was missed, repeated or left behind.
         """
         count = int(count * _SHARE.get(client, 1))
-        time.sleep(max(0.0, self._filled_at + SETTLE - time.monotonic()))
         before = self._count_ready(queue)
         with self.started(client, queue, count, *options, prefetch=prefetch) as process:
             run = finish(client, process, count)
@@ -230,8 +243,8 @@ class Bench:
 
     def check_depth(self, client: str, queue: str, expected: int) -> None:
         """Make sure that what the client has seen is acknowledged; raises Void."""
+        time.sleep(0.1)  # What it left unacknowledged is ready again once its connection is gone.
         try:
-            # What a client had beyond its count goes back only once its connection is gone.
             wait_until(lambda: self._count_ready(queue) == expected, timeout=10)
         except TimeoutError as exc:
             left = self._count_ready(queue)

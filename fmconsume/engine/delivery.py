@@ -24,7 +24,8 @@ class Verdict(enum.Enum):
     REJECT = "rejected"
 
 
-# Looked up in the class, a member takes as long as a call, and this is for every message.
+# Looked up in the class, a member takes as long as a call (up to Python 3.11), and this is for
+# every message.
 ACK, NACK, DROP, REJECT = Verdict
 
 
@@ -32,7 +33,7 @@ ACK, NACK, DROP, REJECT = Verdict
 class Delivery:
     """One message as the broker delivered it.
 
-    No other is equal to it, be it of the same message.
+    Compared by identity: a redelivery is another one.
 
     Source: AMQP 0-9-1, basic.deliver. Tags start at 1 on each channel, so a tag
     means nothing without its session.

@@ -113,7 +113,7 @@ class TaskWorker(Worker):
             self._task = self._context.run(self._loop.create_task, self._work(delivery))
 
     def _begin(self) -> None:
-        self._ident = threading.get_ident()
+        self._enter()
         self._inbox.serve(self)
 
     async def _work(self, delivery: Delivery) -> None:

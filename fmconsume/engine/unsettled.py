@@ -30,7 +30,7 @@ class Unsettled:
         self._verdicts: dict[int, Verdict] = {}
         #: Verdicts held back, by tag.
         self._held: dict[int, Verdict] = {}
-        #: Handed out to run and without an outcome; some of sessions gone by.
+        #: Handed out to run and without an outcome, oldest first; some of sessions gone by.
         self._running: dict[Delivery, None] = {}
         #: For a callback that outlived its session: the redelivery that its outcome settles.
         self._adopted: dict[Delivery, Delivery] = {}

@@ -121,8 +121,9 @@ class Watch:
             current = worker.current
             if current is not None and now - current[1] > self._callback_timeout:
                 late[current[0]] = worker
-        for delivery in late.keys() - self._overdue:
-            _log.error("past callback_timeout: %s", late[delivery].describe())
+        for delivery, worker in late.items():
+            if delivery not in self._overdue:
+                _log.error("past callback_timeout: %s", worker.describe())
         self._overdue = set(late)
 
     def _tell_depths(self, session: Session, now: float) -> None:

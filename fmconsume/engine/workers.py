@@ -29,7 +29,8 @@ __all__ = ["Pool", "ThreadWorker", "Worker", "hire_threads"]
 _log = logging.getLogger(__name__)
 
 #: Forks between the process that imported this and the one that runs now. Counted, so that no
-#: worker has to ask the kernel for its process after each message.
+#: worker has to ask the kernel for its process after each message. (A fork that no Python code
+#: made is not seen.)
 _forks = 0
 
 
@@ -64,8 +65,8 @@ class Worker(ABC):
         self._post = post
         #: Takes each delivery on which the callback failed; set before the start.
         self.keep: Callable[[Delivery, BaseException], None] | None = None
-        #: Differs from `_forks` in a child that was forked since.
-        self._forks = _forks
+        #: What `_forks` was when it began to work.
+        self._forks_before = 0
         #: What runs now and since when (monotonic seconds). Set here, read by any thread.
         self.current: tuple[Delivery, float] | None = None
         #: What the callback returned, while that is awaited. Set here, read by any thread.
@@ -84,6 +85,11 @@ class Worker(ABC):
     @abstractmethod
     def join(self, timeout: float) -> None:
         """Wait so many seconds for its end. Thread: any other."""
+
+    def _enter(self) -> None:
+        """Take note of where it works. Thread: the one that it works on."""
+        self._ident = threading.get_ident()
+        self._forks_before = _forks
 
     def describe(self) -> str:
         """Say what runs and where it is now, line by line. Thread: any."""
@@ -140,7 +146,7 @@ class Worker(ABC):
 
     def _end_forked_child(self) -> None:
         """End a child that was forked in the callback; the connection is the parent's alone."""
-        if _forks != self._forks:
+        if _forks != self._forks_before:
             _log.error("a process forked by the callback returned from it; it ends here")
             os._exit(1)
 
@@ -193,7 +199,7 @@ class ThreadWorker(Worker):
 
     def run(self) -> None:
         """Work until the inbox says None, or an outcome ends the consumer."""
-        self._ident = threading.get_ident()
+        self._enter()
         outcome = None
         while outcome is None or outcome.error is None:
             delivery = self._inbox.get()

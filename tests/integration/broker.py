@@ -21,6 +21,7 @@ from typing import IO, Any, NamedTuple, Optional, Union
 from urllib.parse import quote, urlencode
 
 import pika
+import psutil
 from mirakuru.base import ENV_UUID
 from mirakuru.exceptions import ExecutorError, ProcessExitedWithError
 from pika.adapters.blocking_connection import BlockingChannel
@@ -347,15 +348,22 @@ class Broker:
         with self.channel() as channel:
             channel.queue_bind(queue, exchange, routing_key)
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time that the node has used."""
+        times = psutil.Process(int((self.folder / "pid").read_text())).cpu_times()
+        return float(times.user + times.system)
+
     @contextmanager
     def fanout(self) -> Iterator[str]:
         """Give an exchange that sends every message to all queues bound to it."""
         name = f"fanout-{uuid.uuid4()}"
         with self.channel() as channel:
             channel.exchange_declare(name, "fanout")
-        yield name
-        with self.channel() as channel:
-            channel.exchange_delete(name)
+        try:
+            yield name
+        finally:
+            with self.channel() as channel:
+                channel.exchange_delete(name)
 
     def delete(self, queue: str) -> None:
         """Delete a queue; one that does not exist is no error."""

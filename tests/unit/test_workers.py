@@ -304,3 +304,20 @@ def test_run_callback_forks() -> None:
         os._exit(42)
     assert [os.WEXITSTATUS(status) for status in statuses] == [1]
     assert [outcome.verdict for outcome in outcomes] == [ACK]
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_run_in_forked_child() -> None:
+    """A worker belongs to the process that runs it, whichever has made it."""
+    inbox: SimpleQueue[Optional[Delivery]] = SimpleQueue()
+    inbox.put(make_delivery())
+    inbox.put(None)
+    outcomes: list[Outcome] = []
+    worker = ThreadWorker(1, repr, decode_body, outcomes.append, inbox, refuse_to_wait)
+    child = os.fork()
+    if not child:
+        try:
+            worker.run()
+        finally:
+            os._exit(41 + len(outcomes))
+    assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 42
