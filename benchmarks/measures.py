@@ -365,8 +365,8 @@ def _grow_queues_and_backlog(bench: Bench) -> list[Figure]:
     """Compare ten queues, and one with a long backlog, with one queue."""
     count = _half(bench)
     backlog = 1_000_000 if bench.settings.is_long else 100_000
-    # Numbered from 0 in each round; the last round meets so many, too.
-    numbers = [*range(count)] * (backlog // count + bench.settings.rounds)
+    # Each round takes its part, numbered from 0.
+    numbers = [*range(count)] * max(backlog // count, bench.settings.rounds)
     with bench.queue(numbers) as deep:
         one, ten, long = alternate(
             bench,
