@@ -120,7 +120,6 @@ def alternate(
     sizes_bytes = sizes_bytes or [bench.settings.size_bytes] * len(measured)
     for number in range(bench.settings.rounds):
         with bench.queues(sizes_bytes, range(count)) as queues:
-            bench.settle()
             order = list(zip(measured, queues, runs))
             for measure, queue, results in order if number % 2 == 0 else order[::-1]:
                 results.append(measure(queue))
@@ -386,7 +385,6 @@ def _grow_queues_and_backlog(bench: Bench) -> list[Figure]:
 def _consume_ten(bench: Bench, count: int) -> Run:
     with ExitStack() as stack:
         names = [stack.enter_context(bench.queue(range(first, count, 10))) for first in range(10)]
-        bench.settle()
         return bench.consume(OURS, ",".join(names), count)
 
 

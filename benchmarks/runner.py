@@ -131,6 +131,8 @@ class Bench:
         self.broker = broker
         self.settings = settings
         self._queues = 0
+        #: RabbitMQ has nothing more to do for what was published.
+        self._is_at_rest = True
 
     def has(self, client: str) -> bool:
         """Tell whether a client can be measured."""
@@ -155,6 +157,8 @@ class Bench:
             for size, exchange in exchanges.items():
                 bodies = (make_body(number, size) for number in numbers)
                 self.broker.publish("org.fedoraproject.bench", bodies, exchange)
+            if numbers:
+                self._is_at_rest = False
             yield names
 
     @contextmanager
@@ -173,24 +177,9 @@ class Bench:
         finally:
             self.broker.delete(name)
 
-    def settle(self) -> None:
-        """Wait until RabbitMQ is done with the messages that were published.
-
-        Once a queue has been idle for a second it puts its memory in order. Who consumed before
-        would wait for that meanwhile.
-        """
-        time.sleep(1)
-        wait_until(self._is_at_rest)
-
-    def _is_at_rest(self) -> bool:
-        before = self.broker.cpu_seconds()
-        time.sleep(0.3)
-        return self.broker.cpu_seconds() - before < 0.03
-
     def consume_all(self, client: str, count: int) -> Run:
         """Fill a queue and let a client consume it; raises Void."""
         with self.queue(range(count)) as queue:
-            self.settle()
             return self.consume(client, queue, count)
 
     def consume(
@@ -204,11 +193,28 @@ class Bench:
             Void: It failed, or a message was missed, repeated or left behind.
         """
         count = int(count * _SHARE.get(client, 1))
+        self._rest()
         before = self._count_ready(queue)
         with self.started(client, queue, count, *options, prefetch=prefetch) as process:
             run = finish(client, process, count)
         self.check_depth(client, queue, before - count)
         return run
+
+    def _rest(self) -> None:
+        """Wait until RabbitMQ is done with what was published.
+
+        Once a queue has been idle for a second it puts its memory in order. Who consumed before
+        would wait for that meanwhile.
+        """
+        if not self._is_at_rest:
+            time.sleep(1)
+            wait_until(self._is_idle)
+            self._is_at_rest = True
+
+    def _is_idle(self) -> bool:
+        before = self.broker.cpu_seconds()
+        time.sleep(0.3)
+        return self.broker.cpu_seconds() - before < 0.03
 
     @contextmanager
     def started(
@@ -243,8 +249,8 @@ class Bench:
 
     def check_depth(self, client: str, queue: str, expected: int) -> None:
         """Make sure that what the client has seen is acknowledged; raises Void."""
-        time.sleep(0.1)  # What it left unacknowledged is ready again once its connection is gone.
         try:
+            # What it has beyond its count is ready again once its connection is gone.
             wait_until(lambda: self._count_ready(queue) == expected, timeout=10)
         except TimeoutError as exc:
             left = self._count_ready(queue)

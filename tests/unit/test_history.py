@@ -8,15 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from fmconsume.engine.delivery import Outcome, Verdict
+from fmconsume.engine.delivery import ACK, DROP, NACK, REJECT, Outcome, Verdict
 from fmconsume.engine.state import Snapshot, State, Stats
 from fmconsume.exceptions import HaltConsumer
 from fmconsume.service import history as history_module
 from fmconsume.service.history import BOUNDS, STEP, STEPS, History, Recent
 
 from .fakes import make_delivery
-
-ACK, NACK, DROP, REJECT = Verdict
 
 
 @pytest.fixture

@@ -8,10 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmconsume.engine.delivery import Verdict
+from fmconsume.engine.delivery import ACK, DROP, NACK, REJECT, Verdict
 from fmconsume.engine.ledger import Frame, Ledger
-
-ACK, NACK, DROP, REJECT = Verdict
 
 #: A tag to deliver, or a batch of verdicts to settle.
 Step = Union[int, dict[int, Verdict]]

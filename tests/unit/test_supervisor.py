@@ -17,7 +17,7 @@ import pytest
 from fmconsume.engine import supervisor as supervisor_module
 from fmconsume.engine.address import Address
 from fmconsume.engine.backoff import Backoff
-from fmconsume.engine.delivery import Delivery, Verdict
+from fmconsume.engine.delivery import ACK, DROP, NACK, REJECT, Delivery, Verdict
 from fmconsume.engine.failure import SessionLost
 from fmconsume.engine.ledger import Frame
 from fmconsume.engine.session import Session, Topology
@@ -37,8 +37,6 @@ from fmconsume.exceptions import (
 )
 
 from .fakes import TIMEOUT, get_soon, make_delivery, wait_soon
-
-ACK, NACK, DROP, REJECT = Verdict
 
 TOPOLOGY = Topology({}, {"fruit": {}}, [], False, 10, 0)
 FAR, NEAR = (

@@ -14,14 +14,12 @@ from typing import Any, Callable
 import pytest
 
 from fmconsume.engine.coroutines import CoroutineRunner
-from fmconsume.engine.delivery import Delivery, Outcome, Verdict
+from fmconsume.engine.delivery import ACK, DROP, NACK, REJECT, Delivery, Outcome, Verdict
 from fmconsume.engine.tasks import hire_tasks
 from fmconsume.engine.workers import Pool
 from fmconsume.exceptions import ConfigurationException, Drop, HaltConsumer, Nack, ValidationError
 
 from .fakes import TIMEOUT, get_soon, make_delivery
-
-ACK, NACK, DROP, REJECT = Verdict
 
 
 def decode_body(delivery: Delivery) -> Any:

@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 import pytest
 
 from fmconsume.engine import workers
-from fmconsume.engine.delivery import Delivery, Outcome, Verdict
+from fmconsume.engine.delivery import ACK, DROP, NACK, REJECT, Delivery, Outcome, Verdict
 from fmconsume.engine.workers import ThreadWorker
 from fmconsume.exceptions import (
     ConfigurationException,
@@ -23,8 +23,6 @@ from fmconsume.exceptions import (
 )
 
 from .fakes import TIMEOUT, get_soon, make_delivery
-
-ACK, NACK, DROP, REJECT = Verdict
 
 
 def decode_body(delivery: Delivery) -> Any:
