@@ -45,9 +45,11 @@ class Memory:
         if self._size and delivery.message_id:
             key = identity(delivery)
             self._returns.pop(key, None)
-            if len(self._finished[-1]) * _GENERATIONS >= self._size:
-                self._finished.append({})
-            self._finished[-1][key] = verdict
+            newest = self._finished[-1]
+            if len(newest) * _GENERATIONS >= self._size:
+                newest = {}
+                self._finished.append(newest)
+            newest[key] = verdict
 
     def forget(self, delivery: Delivery) -> None:
         """Forget that the message is finished."""

@@ -152,10 +152,13 @@ class Supervisor(threading.Thread):
         """Hand over an outcome or an action. Thread: any."""
         self._mailbox.put(item)
         session = self._session
-        if self._is_lingering:
-            self._ring()
-        elif session is not None:
-            session.wake()
+        if not self._is_lingering:
+            if session is not None:
+                session.wake()
+        elif not self._inbox.qsize():
+            # The workers have nothing more to take.
+            self._is_lingering = False
+            self._bell.put(None)
 
     def stop(self) -> None:
         """Stop gracefully. Thread: any."""
@@ -297,6 +300,10 @@ class Supervisor(threading.Thread):
         """Sleep until something happens, hand out what has come, read the mailbox, settle."""
         self._receive(session)
         self._linger(session)
+        if 2 * len(self._unsettled) < self._topology.prefetch_count:
+            # The broker sends the first of many alone; settled alone, it would part the next too.
+            self._receive(session, 0)
+            self._linger(session)
         self._read_mailbox(session)
 
     def _receive(self, session: Session, seconds: float | None = None) -> None:
@@ -320,12 +327,6 @@ class Supervisor(threading.Thread):
             with suppress(Empty):
                 self._bell.get(timeout=_LINGER)
         self._is_lingering = False
-
-    def _ring(self) -> None:
-        """End the lingering, if the workers have nothing more to take. Thread: any."""
-        if not self._inbox.qsize():
-            self._is_lingering = False
-            self._bell.put(None)
 
     def _read_mailbox(self, session: Session) -> None:
         """Settle what the workers have done, and keep account while the broker goes on."""

@@ -141,14 +141,14 @@ class Worker(ABC):
 
     def _report(self, outcome: Outcome) -> None:
         self.current = self._awaited = None
-        self._end_forked_child()
+        if _forks != self._forks_before:
+            self._end_forked_child()
         self._post(outcome)
 
     def _end_forked_child(self) -> None:
         """End a child that was forked in the callback; the connection is the parent's alone."""
-        if _forks != self._forks_before:
-            _log.error("a process forked by the callback returned from it; it ends here")
-            os._exit(1)
+        _log.error("a process forked by the callback returned from it; it ends here")
+        os._exit(1)
 
 
 class Pool(NamedTuple):

@@ -298,6 +298,23 @@ def test_run_lets_quick_callbacks_finish(bench: Bench, monkeypatch: pytest.Monke
     session.expect(Frame(20, ACK, True))
 
 
+def test_run_settles_with_the_first_what_follows_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message that came ahead of others is acknowledged in one frame with them."""
+    monkeypatch.setattr(supervisor_module, "_LINGER", 2 * TIMEOUT)
+
+    def callback(message: Any) -> None:
+        while not bench.supervisor._is_lingering:
+            pass
+        if message == "apple":
+            session.deliver_soon("pear", "plum")
+
+    session = bench.start(callback)
+    session.deliver_soon("apple")
+    session.expect(Frame(3, ACK, True))
+
+
 def test_run_slow_callback_delays_nothing(bench: Bench) -> None:
     """What is finished is acknowledged although more wait for a worker that is busy."""
     gate = Gate("pear")
