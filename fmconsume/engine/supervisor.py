@@ -300,7 +300,7 @@ class Supervisor(threading.Thread):
         """Sleep until something happens, hand out what has come, read the mailbox, settle."""
         self._receive(session)
         self._linger(session)
-        if 2 * len(self._unsettled) < self._topology.prefetch_count:
+        if 0 < 2 * len(self._unsettled) < self._topology.prefetch_count:
             # The broker sends the first of many alone; settled alone, it would part the next too.
             self._receive(session, 0)
             self._linger(session)
