@@ -249,8 +249,8 @@ class Bench:
 
     def check_depth(self, client: str, queue: str, expected: int) -> None:
         """Make sure that what the client has seen is acknowledged; raises Void."""
+        time.sleep(0.1)  # What it left unacknowledged is ready again once its connection is gone.
         try:
-            # What it has beyond its count is ready again once its connection is gone.
             wait_until(lambda: self._count_ready(queue) == expected, timeout=10)
         except TimeoutError as exc:
             left = self._count_ready(queue)
