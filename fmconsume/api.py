@@ -6,7 +6,6 @@ Any thread may call; signals are handled only when it is the main thread.
 from __future__ import annotations
 
 import inspect
-import logging
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from .engine.supervisor import Options, Supervisor
 from .engine.tasks import hire_tasks
 from .engine.workers import Pool, Worker, hire_threads
 from .exceptions import ExitCode
+from .log import get_logger
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
 from .notes import Notes
 from .publisher import publish
@@ -41,7 +41,7 @@ __all__ = [
     "publish",
 ]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 #: Seconds that threads get to end once there is nothing to wait for.
 _DEADLINE = 5.0

@@ -17,12 +17,13 @@ from . import callbacks
 from .api import Consumer
 from .config import conf
 from .exceptions import ConfigurationException, ConnectionException, ExitCode, HaltConsumer
+from .log import get_logger
 from .settings import select, topology
 from .version import __version__
 
 __all__ = ["main", "parser"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 

@@ -11,7 +11,6 @@ import encodings
 import encodings.aliases
 import functools
 import json
-import logging
 import re
 import reprlib
 import uuid
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Optional, Union
 
 from . import config, schema
 from .exceptions import ConfigurationException, ValidationError
+from .log import get_logger
 from .schema import brief
 from .schema_utils import user_avatar_url
 
@@ -49,7 +49,7 @@ __all__ = [
     "loads",
 ]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 #: Of interest to those who look for it.
 DEBUG = 10

@@ -7,7 +7,6 @@ owns the connection, so that nothing is shared with a consumer.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import threading
 from collections import deque
@@ -23,12 +22,13 @@ from .engine.address import Address
 from .engine.backoff import Backoff
 from .engine.line import Line, Request
 from .exceptions import ConnectionException, PublishTimeout
+from .log import get_logger
 from .message import Message
 from .settings import addresses
 
 __all__ = ["Publisher", "publish"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 #: First and longest delay before another connection, seconds. Somebody is waiting.
 _RETRY = (0.5, 5.0)

@@ -93,15 +93,21 @@ def deliver(callback: Callable[..., Any], *messages: Message, body_mode: str = "
     verdicts: list[Verdict] = []
     error = None
     unsettled = Unsettled(len(messages))
-    unsettled.begin(1)
+    session = 1
+    unsettled.begin(session)
     with Rehearsal(callback, body_mode) as rehearsal:
         for number, message in enumerate(messages, 1):
             delivery = make_delivery(message, number)
+            if message.redelivered:
+                # As it happens: a session is lost, and with the next one the message comes again.
+                unsettled.lose([])
+                unsettled.begin(number)
+                session = number
+            delivery.session = session
             is_to_run = unsettled.receive(delivery)
             if is_to_run and error is None:
                 outcome = rehearsal.run(delivery)
-                unsettled.conclude(outcome)
-                unsettled.remember(outcome)
+                unsettled.remember(outcome, unsettled.conclude(outcome))
                 unsettled.release_all()
                 error = outcome.error
             elif is_to_run:

@@ -6,12 +6,10 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from ..exceptions import HaltConsumer
-
 if TYPE_CHECKING:
     from pika.spec import BasicProperties
 
-__all__ = ["ACK", "DROP", "NACK", "REJECT", "Delivery", "Outcome", "Verdict"]
+__all__ = ["ACK", "DROP", "FAIL", "NACK", "REJECT", "RETURNS", "Delivery", "Outcome", "Verdict"]
 
 
 class Verdict(enum.Enum):
@@ -22,11 +20,15 @@ class Verdict(enum.Enum):
     DROP = "dropped"
     #: The callback never saw the message: it did not decode, or failed its schema.
     REJECT = "rejected"
+    #: The callback failed: back to its queue, in the way that a delivery limit counts.
+    FAIL = "failed"
 
 
 # Looked up in the class, a member takes as long as a call (up to Python 3.11), and this is for
 # every message.
-ACK, NACK, DROP, REJECT = Verdict
+ACK, NACK, DROP, REJECT, FAIL = Verdict
+#: Those with which a message goes back to its queue.
+RETURNS = (NACK, FAIL)
 
 
 @dataclass(eq=False)
@@ -41,6 +43,7 @@ class Delivery:
     Attributes:
         message_id: As it arrived; a callback may change the properties.
         received: When it arrived, monotonic seconds.
+        identity: As `memory.identity` gives it; 0 is none.
     """
 
     session: int
@@ -52,6 +55,7 @@ class Delivery:
     body: bytes
     message_id: str | None
     received: float
+    identity: int = 0
 
     @property
     def name(self) -> str:
@@ -77,7 +81,5 @@ class Outcome:
     @property
     def name(self) -> str:
         """What became of it, as the counts call it."""
-        if self.error is None or isinstance(self.error, HaltConsumer):
-            # enum's own name for `value`, without the detour: this runs for every message.
-            return self.verdict._value_
-        return "failed"
+        # enum's own name for `value`, without the detour: this runs for every message.
+        return self.verdict._value_

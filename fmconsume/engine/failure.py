@@ -36,10 +36,10 @@ class SessionLost(Exception):
     """Raised when a session is over but another one may work.
 
     Attributes:
-        is_channel_closed: Only the channel is closed, the connection is not.
+        is_by_channel: The broker closed the channel or cancelled the consumer, and nothing else.
     """
 
-    is_channel_closed = False
+    is_by_channel = False
 
 
 def connect_error(address: Address, exc: BaseException) -> Exception:

@@ -7,8 +7,10 @@ afterwards. `wake` alone may come from any thread.
 from __future__ import annotations
 
 import copy
+import math
+import re
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from time import monotonic
@@ -25,9 +27,10 @@ from pika.exceptions import (
     ConnectionWrongStateError,
 )
 
-from ..exceptions import BadDeclaration, PermissionException
+from ..exceptions import BadDeclaration, ConsumerCanceled, FmconsumeError, PermissionException
+from ..log import get_logger
 from .address import Address
-from .delivery import ACK, NACK, Delivery
+from .delivery import ACK, FAIL, NACK, Delivery
 from .failure import SessionLost, connect_error, reason
 from .ledger import Frame
 
@@ -36,13 +39,23 @@ __all__ = ["Session", "Topology"]
 #: connection.close codes that the same declaration would meet again.
 #: Source: AMQP 0-9-1, section 1.2 (syntax error, command invalid, not allowed, not implemented).
 _HOPELESS = {502, 503, 530, 540}
-#: channel.close codes that may pass once the broker has settled down: not found, resource locked.
-_PASSING = {404, 405}
+#: channel.close: the queue is not found, which it also is where its node is down.
+_NOT_FOUND = 404
+#: What RabbitMQ says of a queue that is there but cannot be reached now.
+_AWAY = re.compile(r"down or inaccessible|process is (stopped|unavailable)|has crashed")
+#: What RabbitMQ says, with code 541, of a kind of queue that its operators do not permit any more.
+_DEPRECATED = re.compile(r"Feature `(\w+)` is deprecated")
+#: Seconds that the broker gets for an answer, or for what is sent; and for each of the two steps
+#: of a stop, to cancel and to close.
+_DEADLINE, _STOP_DEADLINE = 30.0, 5.0
 #: When so many bytes came, more are probably there: pika dispatches what it has once it has read
 #: 100 KB, of which it counts whole frames. Source: `_MAX_CONSUME_BYTES` in pika 1.3 and 1.4.
 _PIECE = 64 * 1024
 #: Pieces taken in by one wait at most, so that the workers get something to do.
 _PIECES = 10
+
+
+_log = get_logger(__name__)
 
 
 class _Loss:
@@ -54,10 +67,14 @@ class _Loss:
         pass
 
     def __exit__(self, kind: Any, exc: BaseException | None, traceback: Any) -> None:
-        if isinstance(exc, (AMQPError, OSError)):
-            lost = SessionLost(reason(exc))
-            lost.is_channel_closed = isinstance(exc, AMQPChannelError)
-            raise lost from exc
+        if not isinstance(exc, Exception) or isinstance(exc, (SessionLost, FmconsumeError)):
+            return
+        if not isinstance(exc, (AMQPError, OSError)):
+            # A log handler of the program's that failed inside pika, say.
+            _log.error("pika failed in a way that it does not name", exc_info=exc)
+        lost = SessionLost(reason(exc))
+        lost.is_by_channel = isinstance(exc, AMQPChannelError)
+        raise lost from exc
 
 
 _LOSS = _Loss()
@@ -83,23 +100,37 @@ class Topology(NamedTuple):
     prefetch_count: int
     prefetch_size: int
 
+    @property
+    def counting_queues(self) -> set[str]:
+        """The queues that count how often they deliver a message."""
+        return {
+            name
+            for name, queue in self.queues.items()
+            if queue["arguments"].get("x-queue-type") == "quorum"
+        }
+
+    @property
+    def has_single_active_consumer(self) -> bool:
+        """Whether a queue keeps the order of its messages over several consumers."""
+        key = "x-single-active-consumer"
+        return any(queue["arguments"].get(key) for queue in self.queues.values())
+
 
 class Session:
     """A connection and its one channel.
 
     Args:
         number: Tells the deliveries of this session from those of every other.
-        settled_before: An earlier session was good, so the broker knows the topology and
-            what it does not find now may come back.
+        passing: channel.close codes that may pass and refuse nothing for good.
     """
 
     def __init__(
-        self, number: int, address: Address, topology: Topology, settled_before: bool
+        self, number: int, address: Address, topology: Topology, passing: Container[int] = ()
     ) -> None:
         self.number = number
         self.address = address
         self._topology = topology
-        self._settled_before = settled_before
+        self._passing = passing
         #: Takes each Delivery; the supervisor sets it before it waits.
         self.deliver: Callable[[Delivery], None] = lambda delivery: None
         #: A wake is under way; set by any thread, cleared by the supervisor before it reads.
@@ -110,8 +141,10 @@ class Session:
         self.consumers: dict[str, str] = {}
         #: Bytes received when something last came, and when that was, monotonic seconds.
         self._bytes_heard, self._heard_at = 0, monotonic()
-        #: Queue whose consumer the broker has cancelled, if it did.
-        self.cancelled_queue = ""
+        #: When it began to send what pika has not taken yet, monotonic seconds.
+        self._sending_since = math.inf
+        #: Queue whose consumer the broker has cancelled, None while it did not.
+        self._cancelled: str | None = None
         self._connection: pika.BlockingConnection
         self._channel: pika.adapters.blocking_connection.BlockingChannel
 
@@ -129,7 +162,8 @@ class Session:
         parameters.heartbeat = lambda *args: self._negotiate(*args)
         try:
             self._connection = pika.BlockingConnection(parameters)
-            self._channel = self._connection.channel()
+            with self._within(_DEADLINE, "opening a channel"):
+                self._channel = self._connection.channel()
         except (AMQPError, AMQPConnectorException, OSError) as exc:
             raise connect_error(self.address, exc) from exc
         self._connection.add_on_connection_blocked_callback(self._on_blocked)
@@ -163,11 +197,30 @@ class Session:
             self._channel.basic_qos(topology.prefetch_size, topology.prefetch_count)
 
     def consume(self) -> None:
-        """Start a consumer for each queue; deliveries wait until `wait` is called."""
+        """Start a consumer for each queue; deliveries wait until `wait` is called.
+
+        Raises:
+            BadDeclaration, PermissionException: The broker refuses, and would again.
+            SessionLost: The session ended meanwhile.
+        """
         for name in self._names.values():
             with self._refusals("queue", name):
                 tag = self._channel.basic_consume(name, partial(self._on_message, name))
             self.consumers[tag] = name
+
+    def consume_again(self) -> None:
+        """Get a whole prefetch, beside what is unacknowledged now and stays so.
+
+        Source: measured on RabbitMQ 3.10 and 4.3; it counts for each consumer, not for the channel.
+
+        Raises:
+            As `consume`.
+        """
+        with _LOSS, self._within(_DEADLINE, "consuming again"):
+            for tag in list(self.consumers):
+                self._channel.basic_cancel(tag)
+        self.consumers.clear()
+        self.consume()
 
     def _declare_exchange(self, name: str, exchange: Mapping[str, Any]) -> None:
         self._channel.exchange_declare(
@@ -202,7 +255,8 @@ class Session:
     def _refusals(self, obj_type: str, name: str) -> Iterator[None]:
         """Raise what the broker answers as an exception that names the object."""
         try:
-            yield
+            with self._within(_DEADLINE, f"{obj_type} {name!r}"):
+                yield
         except (ChannelClosedByBroker, ConnectionClosedByBroker) as exc:
             raise self._refusal(obj_type, name, exc) from exc
         except AMQPConnectionError as exc:
@@ -214,19 +268,47 @@ class Session:
     def _refusal(self, obj_type: str, name: str, exc: Any) -> Exception:
         if exc.reply_code == 403:
             return PermissionException(obj_type, name, exc.reply_text)
+        deprecated = _DEPRECATED.search(exc.reply_text)
+        if deprecated:
+            return BadDeclaration(obj_type, name, _cure(deprecated[1]))
         is_connection = isinstance(exc, ConnectionClosedByBroker)
         if is_connection and exc.reply_code not in _HOPELESS:
             return SessionLost(reason(exc))
-        if self._settled_before and exc.reply_code in _PASSING:
+        if exc.reply_code in self._passing or _AWAY.search(exc.reply_text):
             return SessionLost(f"{obj_type} {name!r}: {exc.reply_text}")
         return BadDeclaration(obj_type, name, exc.reply_text)
+
+    @contextmanager
+    def _within(self, seconds: float, what: str) -> Iterator[None]:
+        """Give up what blocks inside pika after so many seconds.
+
+        pika waits for an answer without a limit, or as long as its heartbeat allows; what its
+        loop calls meanwhile may end that.
+
+        Raises:
+            SessionLost: The time is up.
+        """
+
+        def give_up() -> None:
+            raise SessionLost(f"no answer from the broker within {seconds:.0f} s: {what}")
+
+        loop = self._wire.ioloop
+        timer = loop.call_later(seconds, give_up)
+        try:
+            yield
+        finally:
+            loop.remove_timeout(timer)
 
     # -- using it ----------------------------------------------------------
 
     def tick(self, seconds: float) -> None:
         """Make sure that something happens every so many seconds, or half a heartbeat."""
         seconds = min(seconds, self._heartbeat / 2 or seconds)
-        self.call_later(seconds, partial(self.tick, seconds))
+        if monotonic() - self._sending_since > _DEADLINE - seconds:
+            raise SessionLost("the broker takes no acknowledgements")
+        # Twice: pika's loop calls also while it blocks, and its connection ends a wait.
+        self._wire.ioloop.call_later(seconds, partial(self.tick, seconds))
+        self.call_later(0.0, _nothing)
 
     def wait(self, seconds: float | None = None) -> None:
         """Do I/O until something happened, or at most so long; deliver all that has come.
@@ -262,7 +344,7 @@ class Session:
             raise SessionLost("the connection is closed")
         if not self._channel.is_open:
             lost = SessionLost("the broker closed the channel")
-            lost.is_channel_closed = True
+            lost.is_by_channel = True
             raise lost
 
     def _listen(self) -> int:
@@ -300,6 +382,7 @@ class Session:
         Raises:
             SessionLost: The session ended first; what was sent may have arrived or not.
         """
+        self._sending_since = monotonic()
         with _LOSS:
             for tag, verdict, multiple in frames:
                 if verdict is ACK:
@@ -307,7 +390,9 @@ class Session:
                 elif verdict is NACK:
                     self._channel.basic_nack(tag, multiple, requeue=True)
                 else:
-                    self._channel.basic_reject(tag, requeue=False)
+                    # RabbitMQ 4.3 counts this, and no basic.nack, towards a delivery limit.
+                    self._channel.basic_reject(tag, requeue=verdict is FAIL)
+        self._sending_since = math.inf
 
     def depths(self) -> dict[str, int]:
         """Ask the broker how many messages are ready in each queue.
@@ -317,9 +402,31 @@ class Session:
         Raises:
             SessionLost: The session ended first.
         """
-        with _LOSS:
+        with _LOSS, self._within(_DEADLINE, "the depths of the queues"):
             answers = [self._channel.queue_declare(q, passive=True) for q in self._names.values()]
         return {answer.method.queue: answer.method.message_count for answer in answers}
+
+    def look_for_queue(self) -> None:
+        """Find out what a cancel by the broker means.
+
+        Source: RabbitMQ cancels where a queue is deleted, where its node goes down, and, from
+        4.3 on, where a quorum queue's delivery is not acknowledged in time.
+
+        Raises:
+            ConsumerCanceled: The queue is gone.
+            SessionLost: It is there, or away with its node.
+        """
+        queue = repr(self._cancelled)
+        lost = SessionLost(f"the broker cancelled the consumer of queue {queue}")
+        lost.is_by_channel = True
+        try:
+            with _LOSS, self._within(_DEADLINE, f"queue {queue}"):
+                self._connection.channel().queue_declare(self._cancelled or "", passive=True)
+        except SessionLost as exc:
+            if _is_gone(exc.__cause__):
+                raise ConsumerCanceled(f"{lost}, and the queue is gone") from exc
+            raise SessionLost(f"{lost}: {exc}") from exc
+        raise lost
 
     # -- ending it ---------------------------------------------------------
 
@@ -327,29 +434,35 @@ class Session:
         """Stop deliveries; what pika still holds goes back to its queue.
 
         Raises:
-            SessionLost: The session ended first.
+            SessionLost: The session ended first, or there was no answer in time.
         """
-        with _LOSS:
+        with _LOSS, self._within(_STOP_DEADLINE, "cancelling the consumers"):
             for tag in list(self.consumers):
                 self._channel.basic_cancel(tag)
 
     def close(self) -> None:
         """Close the channel, whose answer tells that every frame has arrived, and the connection.
 
-        A session that is broken already is only dropped.
+        A session that is broken already is only dropped, and so is one that does not answer.
         """
-        with suppress(AMQPError, OSError, AttributeError):
-            if self._channel.is_open:
-                self._channel.close()
-        with suppress(AMQPError, OSError, AttributeError):
-            if self._connection.is_open:
-                self._connection.close()
+        if not hasattr(self, "_connection"):
+            return
+        with suppress(SessionLost), self._within(_STOP_DEADLINE, "closing"):
+            with suppress(AMQPError, OSError, AttributeError):
+                if self._channel.is_open:
+                    self._channel.close()
+            with suppress(AMQPError, OSError, AttributeError):
+                if self._connection.is_open:
+                    self._connection.close()
 
     def discard(self) -> None:
         """Close without waiting for a line that may be dead; whoever calls may go on."""
-        connection = getattr(self, "_connection", None)
-        if connection is not None and connection.is_open:
-            threading.Thread(target=self.close, name="fmconsume-closer", daemon=True).start()
+        if hasattr(self, "_connection") and self._connection.is_open:
+            closer = threading.Thread(target=self.close, name="fmconsume-closer", daemon=True)
+            try:
+                closer.start()
+            except RuntimeError:  # There is no thread to be had; closing ends soon, too.
+                self.close()
 
     # -- called by pika, inside wait ---------------------------------------
 
@@ -371,13 +484,32 @@ class Session:
         )
 
     def _on_cancel(self, frame: Any) -> None:
-        self.cancelled_queue = repr(self.consumers.get(frame.method.consumer_tag, "?"))
+        self._cancelled = self.consumers.get(frame.method.consumer_tag)
 
     def _on_blocked(self, connection: Any, frame: Any) -> None:
         self.blocked = frame.method.reason or "no reason given"
 
     def _on_unblocked(self, connection: Any, frame: Any) -> None:
         self.blocked = ""
+
+
+def _is_gone(answer: object) -> bool:
+    """Tell a queue that does not exist from one whose node is down."""
+    return (
+        isinstance(answer, ChannelClosedByBroker)
+        and answer.reply_code == _NOT_FOUND
+        and not _AWAY.search(answer.reply_text)
+    )
+
+
+def _cure(feature: str) -> str:
+    """Say in one line what to change where RabbitMQ does not permit a kind of queue."""
+    cures = {
+        "transient_nonexcl_queues": "set durable = true, or exclusive = true",
+        "global_qos": "set qos.prefetch_count only",
+    }
+    cure = cures.get(feature, "see RabbitMQ's list of deprecated features")
+    return f"this RabbitMQ does not permit {feature} any more: {cure}"
 
 
 def _nothing() -> None:

@@ -6,7 +6,6 @@ It is one thread. Other threads call `post`, `stop` and `abandon`, and may read
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections import deque
@@ -25,9 +24,10 @@ from ..exceptions import (
     HaltConsumer,
     PermissionException,
 )
+from ..log import get_logger
 from .address import Address
 from .backoff import Backoff, nack_delay
-from .delivery import NACK, Delivery, Outcome
+from .delivery import RETURNS, Delivery, Outcome
 from .failure import SessionLost
 from .opener import Opener
 from .session import Session, Topology
@@ -38,7 +38,7 @@ from .workers import Pool
 
 __all__ = ["Options", "Supervisor"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 #: Longest sleep in seconds. pika's poller wakes as often by itself, so shorter costs more
 #: and longer saves nothing.
@@ -47,6 +47,13 @@ _TURN = 5.0
 _LINGER = 0.001
 #: Longest sleep while draining, where an empty queue is looked for and not waited for.
 _DRAIN_TURN = 0.2
+#: channel.close codes that may pass: not found, resource locked. Once a session was good both
+#: may, as the broker knows the topology; before that an exclusive queue may be held, for a
+#: minute or so, by a peer that is gone.
+_PASSING, _PASSING_AT_FIRST = {404, 405}, {405}
+_AT_FIRST = 60.0
+#: Nacks that a drain holds at most, beside a prefetch.
+_MOST_HELD = 1000
 
 
 class Options(NamedTuple):
@@ -114,7 +121,7 @@ class Supervisor(threading.Thread):
         #: The one in use. Set here, read by any thread that posts.
         self._session: Session | None = None
         self._sessions = 0
-        self._unsettled = Unsettled(options.remember)
+        self._unsettled = Unsettled(options.remember, topology.counting_queues)
         #: What has come out of the mailbox and is to be done once the broker has been told.
         self._agenda: deque[Callable[[], None]] = deque()
         #: Deliveries that the workers do not have: just come, or beyond the limit until the stop.
@@ -139,7 +146,12 @@ class Supervisor(threading.Thread):
         self._saved_before: int | None = None
         #: Set once, and replaced only by an abandonment.
         self._ending: End | None = None
+        #: Nacks held when the session consumed last, while draining.
+        self._held_before = 0
+        #: The end has come and no more deliveries do, so that what is in hand may be settled.
+        self._is_leaving = False
         self._is_abandoned = False
+        self._born = monotonic()
 
     # -- for other threads -------------------------------------------------
 
@@ -172,21 +184,26 @@ class Supervisor(threading.Thread):
 
     def run(self) -> None:
         """Consume; whatever happens, report the end."""
-        started = monotonic()
+        self._born = monotonic()
         try:
             self._supervise()
         except BaseException as exc:
-            _log.critical("the supervisor failed, which is a bug", exc_info=exc)
             self._ending = End(exc, ExitCode.UNEXPECTED)
-        for _ in self.workers:
-            self._inbox.put(None)
+            _log.critical("the supervisor failed, which is a bug", exc_info=exc)
         assert self._ending is not None
-        reason = _name_of(self._ending.error)
-        seconds = monotonic() - started
         try:
-            self._watch.enter("stopped", f"stopped after {seconds:.1f} s ({reason}): {self.stats}")
+            self._say_how_it_ended(self._ending)
+        except Exception as exc:
+            _log.error("the end could not be told to all who want to know", exc_info=exc)
         finally:
             self._report(self._ending)
+
+    def _say_how_it_ended(self, end: End) -> None:
+        for _ in self.workers:
+            self._inbox.put(None)
+        reason = "asked to stop" if end.error is None else type(end.error).__name__
+        seconds = monotonic() - self._born
+        self._watch.enter("stopped", f"stopped after {seconds:.1f} s ({reason}): {self.stats}")
 
     def _supervise(self) -> None:
         for worker in self.workers:
@@ -209,8 +226,8 @@ class Supervisor(threading.Thread):
         """Open a session with the first address that works; None when told to stop meanwhile.
 
         Raises:
-            SessionLost: No address works now.
-            FmconsumeError: No address works, and one of them refuses for good.
+            SessionLost: No address works now, but one of them may later.
+            FmconsumeError: Every address refuses for good.
         """
         refusals: list[FmconsumeError] = []
         losses: list[SessionLost] = []
@@ -227,13 +244,18 @@ class Supervisor(threading.Thread):
                 self._addresses.remove(address)
                 self._addresses.insert(0, address)
                 return session
-        raise (refusals or losses)[0]
+        if not losses:
+            raise refusals[0]
+        raise SessionLost("; ".join(map(str, [*losses, *refusals])))
 
     def _open_at(self, address: Address) -> Session | None:
         self._watch.enter("connecting", f"connecting to {address.name}")
-        session = Session(self._sessions + 1, address, self._topology, self._sessions > 0)
+        session = Session(self._sessions + 1, address, self._topology, self._passing)
         opener = Opener(session, lambda: self.post(_nothing))
-        opener.start()
+        try:
+            opener.start()
+        except RuntimeError as exc:
+            raise SessionLost(f"{address.name}: no thread to connect with ({exc})") from exc
         while self._ending is None:
             self._take_one(self._turn_seconds)
             with suppress(Empty):
@@ -241,9 +263,16 @@ class Supervisor(threading.Thread):
         opener.abandon()
         return None
 
+    @property
+    def _passing(self) -> set[int]:
+        """Tell which refusals may pass."""
+        if self._sessions:
+            return _PASSING
+        return _PASSING_AT_FIRST if monotonic() - self._born < _AT_FIRST else set()
+
     def _serve(self, session: Session) -> None:
         """Consume until the end, then wind down; raises SessionLost."""
-        self._sessions = session.number
+        self._sessions, self._held_before = session.number, 0
         self.stats.reconnections = self._sessions - 1
         self._unsettled.begin(session.number)
         session.deliver = self._on_delivery
@@ -272,20 +301,29 @@ class Supervisor(threading.Thread):
         self._watch.enter("consuming", f"consuming from {session.name}")
         while self._ending is None:
             self._turn(session)
-            if self._options.drain and self._is_drained(session):
-                self._end(None, ExitCode.OK)
-            if not session.is_consuming:
-                reason = f"the broker cancelled the consumer of queue {session.cancelled_queue}"
-                self._end(ConsumerCanceled(reason), ExitCode.CANCELLED)
+            if self._ending is None and not session.is_consuming:
+                try:
+                    session.look_for_queue()
+                except ConsumerCanceled as exc:
+                    self._end(exc, ExitCode.CANCELLED)
+            if self._ending is None and self._options.drain:
+                self._drain(session)
 
     def _wind_down(self, session: Session) -> None:
-        """Return what never ran, let callbacks finish, settle everything."""
+        """Return what never ran, let callbacks finish, settle everything.
+
+        The broker is told nothing before it has stopped to deliver: it would deliver at once what
+        is returned, to be returned again. Of a queue with a single active consumer this stays
+        the active one until its callbacks are settled, and closing the channel returns the rest.
+        """
         self._watch.enter("stopping", f"stopping: {self._unsettled.running} deliveries in hand")
         self._return_unstarted()
-        session.cancel()
-        # What was dispatched while the broker answered.
-        self._return_unstarted()
-        self._unsettled.release_all()
+        if not self._topology.has_single_active_consumer:
+            session.cancel()
+            # What was dispatched while the broker answered.
+            self._return_unstarted()
+            self._unsettled.release_all()
+        self._is_leaving = True
         while self._is_waiting_for_callbacks:
             self._turn(session)
         self._settle(session)
@@ -294,7 +332,10 @@ class Supervisor(threading.Thread):
         """Put back in its queue what no worker has begun."""
         not_started = self._take_inbox()
         self.stats.requeued += len(not_started)
-        self._unsettled.take_back(not_started)
+        if self._topology.has_single_active_consumer:
+            self._unsettled.leave(not_started)
+        else:
+            self._unsettled.take_back(not_started)
 
     def _turn(self, session: Session) -> None:
         """Sleep until something happens, hand out what has come, read the mailbox, settle."""
@@ -312,7 +353,7 @@ class Supervisor(threading.Thread):
         Given one by one, each would wake a thread that cannot run before the wait is over.
         """
         session.wait(seconds)
-        while self._waiting and self._budget:
+        while self._waiting and self._budget and self._ending is None:
             self._budget -= 1
             self._inbox.put(self._waiting.popleft())
 
@@ -340,6 +381,9 @@ class Supervisor(threading.Thread):
         self._watch.tick(session if self._ending is None else None)
 
     def _settle(self, session: Session) -> None:
+        """Tell the broker, unless it has still to stop delivering."""
+        if self._ending is not None and not self._is_leaving:
+            return
         frames = self._unsettled.take_frames()
         if frames:
             session.settle(frames)
@@ -353,15 +397,32 @@ class Supervisor(threading.Thread):
         self._do_agenda()
         self._watch.tick(None)
 
+    def _drain(self, session: Session) -> None:
+        """End once there is nothing but what was returned, which is held until then."""
+        held, prefetch = self._unsettled.held, self._topology.prefetch_count
+        is_full = 0 < prefetch <= held - self._held_before
+        may_go_on = held < _MOST_HELD and not self._topology.has_single_active_consumer
+        if self._is_drained(session) or (is_full and not may_go_on):
+            if held:
+                _log.warning("drained; %d messages that were returned are left", held)
+            self._end(None, ExitCode.OK)
+        elif is_full:
+            self._held_before = held
+            session.consume_again()
+
     def _is_drained(self, session: Session) -> bool:
-        """Tell whether the queues are empty and nothing is unsettled."""
+        """Tell whether the queues are empty and everything is settled or returned."""
         # Twice: a queue may answer that it is empty before what it gave away has been sent.
         for _ in range(2):
-            if len(self._unsettled) or any(session.depths().values()):
+            if not self._has_only_held or any(session.depths().values()):
                 return False
             # What was sent before the answer is here, but not dispatched yet.
             self._receive(session, 0)
-        return not len(self._unsettled)
+        return self._has_only_held
+
+    @property
+    def _has_only_held(self) -> bool:
+        return len(self._unsettled) == self._unsettled.held
 
     def _survive(self, loss: SessionLost) -> None:
         """Forget a session and wait before the next one, unless the end has come."""
@@ -383,13 +444,17 @@ class Supervisor(threading.Thread):
         Source: RabbitMQ closes the channel of a delivery that is not acknowledged within
         consumer_timeout, also of one that was only prefetched; pika does not tell us why.
         """
-        oldest = self._unsettled.oldest
-        if not loss.is_channel_closed or oldest is None:
+        running, held = self._unsettled.oldest, self._unsettled.oldest_held
+        oldest = min(filter(None, (running, held)), key=lambda each: each.received, default=None)
+        if not loss.is_by_channel or oldest is None:
             return str(loss)
+        cure = f"lower qos.prefetch_count ({self._topology.prefetch_count})"
+        if oldest is held:
+            cure = f"lower nack_delay.max ({self._options.nack_maximum:g} s)"
         return (
             f"{loss}; {oldest.name} is unacknowledged for {monotonic() - oldest.received:.0f} s: "
             "if that is longer than RabbitMQ's consumer_timeout (30 minutes by default), raise "
-            f"it, or lower qos.prefetch_count ({self._topology.prefetch_count})"
+            f"it, or {cure}"
         )
 
     def _tell_saved(self) -> None:
@@ -418,9 +483,20 @@ class Supervisor(threading.Thread):
     # -- events ------------------------------------------------------------
 
     def _take(self, item: Outcome | Callable[[], None]) -> None:
-        if isinstance(item, Outcome):
-            item = partial(self._on_outcome, item, self._unsettled.conclude(item))
-        self._agenda.append(item)
+        """Do what decides over settling at once, and put the rest off."""
+        if not isinstance(item, Outcome):
+            item()
+            return
+        target = self._unsettled.conclude(item)
+        self._agenda.append(partial(self._on_outcome, item, target))
+        error = item.error
+        if error is not None:
+            self._end(
+                error, error.exit_code if isinstance(error, HaltConsumer) else ExitCode.CALLBACK
+            )
+        self._remaining -= 1
+        if self._remaining == 0:
+            self._end(None, ExitCode.OK)
 
     def _do_agenda(self) -> None:
         while self._agenda:
@@ -428,37 +504,37 @@ class Supervisor(threading.Thread):
 
     def _on_delivery(self, delivery: Delivery) -> None:
         self.stats.received += 1
-        if self._unsettled.receive(delivery):
+        if self._is_leaving:
+            self.stats.requeued += 1  # By closing the channel.
+        elif self._unsettled.receive(delivery):
             self._waiting.append(delivery)
         else:
             self.stats.saved += 1
 
-    def _on_outcome(self, outcome: Outcome, tag: int | None) -> None:
-        """Keep account of an outcome; the tag is what it settles."""
+    def _on_outcome(self, outcome: Outcome, target: Delivery) -> None:
+        """Keep account of an outcome; the target is the delivery that it settles."""
         self._count(outcome)
         self._watch.see(outcome)
-        error = outcome.error
-        if error is not None:
-            code = error.exit_code if isinstance(error, HaltConsumer) else ExitCode.CALLBACK
-            self._end(error, code)
-        self._unsettled.remember(outcome)
-        if outcome.verdict is NACK and tag is not None:
-            self._hold(tag, outcome.delivery)
-        self._remaining -= 1
-        if self._remaining == 0:
-            self._end(None, ExitCode.OK)
+        self._unsettled.remember(outcome, target)
+        if outcome.verdict in RETURNS:
+            self._hold(target)
 
-    def _hold(self, tag: int, delivery: Delivery) -> None:
-        """Release a Nack after a while, since RabbitMQ would redeliver the message at once."""
+    def _hold(self, delivery: Delivery) -> None:
+        """Return a message after a while, since RabbitMQ would redeliver it at once."""
         delay = nack_delay(
             self._options.nack_initial,
             self._options.nack_maximum,
-            self._unsettled.count_nack(delivery),
+            self._unsettled.count_return(delivery),
         )
-        if delay and self._session is not None and self._ending is None:
-            self._session.call_later(delay, partial(self._unsettled.release, tag))
-        else:
-            self._unsettled.release(tag)
+        session, release = self._session, partial(self._unsettled.release, delivery.tag)
+        if session is None or session.number != delivery.session:
+            return  # It is in its queue already.
+        if self._ending is None:
+            # What was returned once does not come again in the same drain.
+            if not self._options.drain:
+                session.call_later(delay, release) if delay else release()
+        elif self._is_leaving and not self._topology.has_single_active_consumer:
+            release()
 
     def _count(self, outcome: Outcome) -> None:
         name = outcome.name
@@ -481,10 +557,6 @@ def _refusal_code(error: FmconsumeError) -> ExitCode:
     if isinstance(error, BadDeclaration):
         return ExitCode.DECLARATION
     return ExitCode.PERMISSION if isinstance(error, PermissionException) else ExitCode.HANDSHAKE
-
-
-def _name_of(error: BaseException | None) -> str:
-    return "asked to stop" if error is None else type(error).__name__
 
 
 def _nothing() -> None:

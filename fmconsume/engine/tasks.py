@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from .coroutines import CoroutineRunner
-from .delivery import ACK, NACK, Delivery, Outcome
+from .delivery import ACK, FAIL, NACK, Delivery, Outcome
 from .workers import Pool, Worker
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _Inbox(SimpleQueue[Optional[Delivery]]):
         with suppress(Empty):
             delivery = self.get_nowait()
             if delivery is not None:
-                self._post(Outcome(delivery, NACK, error))
+                self._post(Outcome(delivery, FAIL, error))
 
 
 class TaskWorker(Worker):
@@ -121,7 +121,7 @@ class TaskWorker(Worker):
             outcome = await self._process(delivery)
         except BaseException as exc:
             # A log handler of the user's, say: a worker must not die without a word.
-            outcome = Outcome(delivery, NACK, exc)
+            outcome = Outcome(delivery, FAIL, exc)
         self._report(outcome)
         if outcome.error is None:
             self._inbox.serve(self)

@@ -5,11 +5,11 @@ Pure: no pika, no threads, no clock. The supervisor owns it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
 
-from .delivery import NACK, Delivery, Outcome, Verdict
+from .delivery import NACK, RETURNS, Delivery, Outcome, Verdict
 from .ledger import Frame, Ledger
-from .memory import Memory, identity
+from .memory import Memory, delivery_count, identity
 
 __all__ = ["Unsettled"]
 
@@ -21,17 +21,21 @@ class Unsettled:
 
     Args:
         remember: Finished messages remembered against a second run.
+        counting: Names of the queues that count deliveries themselves (quorum queues).
     """
 
-    def __init__(self, remember: int) -> None:
+    def __init__(self, remember: int, counting: Container[str] = ()) -> None:
         self._session = _NO_SESSION
+        self._counting = counting
         self._ledger = Ledger()
         #: Verdicts that wait to be sent, by tag.
         self._verdicts: dict[int, Verdict] = {}
-        #: Verdicts held back, by tag.
-        self._held: dict[int, Verdict] = {}
+        #: Outcomes whose verdict is held back, by tag, oldest first.
+        self._held: dict[int, Outcome] = {}
         #: Handed out to run and without an outcome, oldest first; some of sessions gone by.
         self._running: dict[Delivery, None] = {}
+        #: Of those the ones of sessions gone by that have no redelivery yet, by identity.
+        self._orphans: dict[int, dict[Delivery, None]] = {}
         #: For a callback that outlived its session: the redelivery that its outcome settles.
         self._adopted: dict[Delivery, Delivery] = {}
         self._memory = Memory(remember)
@@ -54,6 +58,11 @@ class Unsettled:
         """How many verdicts are held back."""
         return len(self._held)
 
+    @property
+    def oldest_held(self) -> Delivery | None:
+        """What was held back first, and still is."""
+        return next((outcome.delivery for outcome in self._held.values()), None)
+
     # -- sessions ----------------------------------------------------------
 
     def begin(self, session: int) -> None:
@@ -70,69 +79,81 @@ class Unsettled:
             not_started: What was handed out and came back unseen.
         """
         self._session = _NO_SESSION
-        for delivery in self._running:
-            if not delivery.redelivered:
-                # A copy of a finished message, published again; its redelivery has to run.
-                self._memory.forget(delivery)
-        for delivery in not_started:
-            del self._running[delivery]
+        self.leave(not_started)
         self._verdicts.clear()
         self._held.clear()
         self._adopted.clear()
+        self._orphans.clear()
+        for delivery in self._running:
+            if delivery.identity:
+                self._orphans.setdefault(delivery.identity, {})[delivery] = None
 
     # -- deliveries --------------------------------------------------------
 
     def receive(self, delivery: Delivery) -> bool:
         """Take a delivery in; tell whether it has to run."""
         self._ledger.deliver(delivery.tag)
+        delivery.identity = identity(delivery)
         # What was not delivered before is new, even where its like is remembered.
-        if delivery.redelivered and self._is_known(delivery):
+        if delivery.redelivered and delivery.identity and self._is_known(delivery):
             return False
         self._running[delivery] = None
         return True
 
-    def conclude(self, outcome: Outcome) -> int | None:
-        """Take in what the broker is to be told of an outcome; a Nack is held until its release.
+    def conclude(self, outcome: Outcome) -> Delivery:
+        """Take in what the broker is to be told of an outcome; a return is held until its release.
 
-        The rest, `remember` or `count_nack`, follows when the broker has been told: in the same
-        order, and before anything else is received or lost.
+        `remember` follows when the broker has been told: in the same order, and before anything
+        else is received or lost.
 
         Returns:
-            The tag that it settles in this session, None when there is none.
+            The delivery that it settles: its own, or the redelivery that it has adopted.
         """
-        delivery, verdict = outcome.delivery, outcome.verdict
+        delivery = outcome.delivery
         del self._running[delivery]
         target = self._adopted.pop(delivery, delivery)
-        if target.session != self._session:
-            return None
-        verdicts = self._held if verdict is NACK else self._verdicts
-        verdicts[target.tag] = verdict
-        return target.tag
+        self._disown(target)
+        if target.session == self._session:
+            if outcome.verdict in RETURNS:
+                self._held[target.tag] = outcome
+            else:
+                self._verdicts[target.tag] = outcome.verdict
+        return target
 
-    def remember(self, outcome: Outcome) -> None:
-        """Remember the message, if it is finished."""
-        if outcome.verdict is not NACK:
-            self._memory.finish(outcome.delivery, outcome.verdict)
+    def remember(self, outcome: Outcome, target: Delivery) -> None:
+        """Remember that the message is finished, or that the broker has it unfinished."""
+        key = outcome.delivery.identity
+        if outcome.verdict in RETURNS:
+            self._memory.owe(key)
+        else:
+            self._memory.finish(key, outcome.verdict, target.session)
 
-    def take_back(self, not_started: Iterable[Delivery]) -> None:
-        """Return to the broker what was handed out and came back unseen."""
+    def leave(self, not_started: Iterable[Delivery]) -> None:
+        """Leave to the broker, which will find out, what was handed out and came back unseen."""
         for delivery in not_started:
             del self._running[delivery]
-            self._verdicts[delivery.tag] = NACK
+            self._memory.owe(delivery.identity)
 
-    def count_nack(self, delivery: Delivery) -> int:
-        """Count a Nack; give the number of earlier ones of the same message."""
-        return self._memory.count_nack(delivery)
+    def take_back(self, not_started: Sequence[Delivery]) -> None:
+        """Return to the broker what was handed out and came back unseen."""
+        self.leave(not_started)
+        self._verdicts.update((delivery.tag, NACK) for delivery in not_started)
+
+    def count_return(self, delivery: Delivery) -> int:
+        """Count a return to the queue; give how often the message was delivered before."""
+        ours = self._memory.count_return(delivery.identity)
+        theirs = delivery_count(delivery) if delivery.queue in self._counting else 0
+        return max(ours, theirs)
 
     def release(self, tag: int) -> None:
         """Let a verdict go that was held, if it still is."""
         if tag in self._held:
-            self._verdicts[tag] = self._held.pop(tag)
+            self._verdicts[tag] = self._held.pop(tag).verdict
 
     def release_all(self) -> None:
         """Let every held verdict go."""
-        self._verdicts.update(self._held)
-        self._held.clear()
+        for tag in list(self._held):
+            self.release(tag)
 
     def take_frames(self) -> list[Frame]:
         """Give what is to be sent now; it counts as sent from here on."""
@@ -140,23 +161,27 @@ class Unsettled:
         return self._ledger.settle(verdicts) if verdicts else []
 
     def _is_known(self, delivery: Delivery) -> bool:
-        """Adopt a redelivery of what runs now, or settle one of what is finished."""
-        runner = self._runner_of(delivery)
-        if runner is not None:
-            self._adopted[runner] = delivery
+        """Adopt a redelivery of what runs now, or settle one of what is finished.
+
+        Of equal messages as many run as the broker had unfinished.
+        """
+        if self._memory.claim(delivery.identity):
+            return False
+        orphans = self._orphans.get(delivery.identity)
+        if orphans:
+            orphan = next(iter(orphans))
+            self._disown(orphan)
+            self._adopted[orphan] = delivery
             return True
-        verdict = self._memory.recall(delivery)
+        verdict = self._memory.recall(delivery.identity, self._session)
         if verdict is not None:
             self._verdicts[delivery.tag] = verdict
         return verdict is not None
 
-    def _runner_of(self, delivery: Delivery) -> Delivery | None:
-        """Find the callback of an earlier session that runs this message."""
-        if not delivery.message_id:
-            return None
-        wanted = identity(delivery)
-        for running in self._running:
-            is_orphan = running.session != self._session and running not in self._adopted
-            if is_orphan and identity(running) == wanted:
-                return running
-        return None
+    def _disown(self, delivery: Delivery) -> None:
+        """Let a delivery wait no more for its redelivery, if it does."""
+        if self._orphans:
+            orphans = self._orphans.get(delivery.identity, {})
+            orphans.pop(delivery, None)
+            if not orphans:
+                self._orphans.pop(delivery.identity, None)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Callable, Optional
 
+from ..log import get_logger
 from .delivery import Delivery, Outcome
 from .session import Session
 from .state import Observer, Snapshot, State, Stats
@@ -19,7 +20,7 @@ from .workers import Worker
 
 __all__ = ["Watch"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 #: Shortest time between two ticks, seconds, unless an observer asks for more of them.
 _TICK = 1.0

@@ -6,7 +6,6 @@ The ones here are threads; those for coroutine functions are in tasks.py.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -18,15 +17,16 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from ..exceptions import Drop, HaltConsumer, Nack, ValidationError
+from ..log import get_logger
 from .coroutines import format_stack
-from .delivery import ACK, DROP, NACK, REJECT, Delivery, Outcome
+from .delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome
 
 if TYPE_CHECKING:
     from ..message import Message
 
 __all__ = ["Pool", "ThreadWorker", "Worker", "hire_threads"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 #: Forks between the process that imported this and the one that runs now. Counted, so that no
 #: worker has to ask the kernel for its process after each message. (A fork that no Python code
@@ -111,7 +111,7 @@ class Worker(ABC):
             return Outcome(delivery, REJECT)
         except BaseException as exc:
             _log.error("%s could not be decoded, put back: %r", delivery.name, exc)
-            return Outcome(delivery, NACK, exc)
+            return Outcome(delivery, FAIL, exc)
 
     def _judge(self, delivery: Delivery, exc: BaseException, started: float) -> Outcome:
         """Tell what an exception of the callback's means."""
@@ -129,7 +129,7 @@ class Worker(ABC):
             # SystemExit too: a callback that calls sys.exit() did not finish its message.
             _log.error("the callback failed on %s, put back", delivery.name, exc_info=exc)
             self._keep(delivery, exc)
-            error = exc
+            verdict, error = FAIL, exc
         return Outcome(delivery, verdict, error, monotonic() - started)
 
     def _keep(self, delivery: Delivery, error: BaseException) -> None:
@@ -210,7 +210,7 @@ class ThreadWorker(Worker):
                 outcome = self._process(delivery)
             except BaseException as exc:
                 # A log handler of the user's, say: a worker must not die without a word.
-                outcome = Outcome(delivery, NACK, exc)
+                outcome = Outcome(delivery, FAIL, exc)
             self._report(outcome)
 
     def _process(self, delivery: Delivery) -> Outcome:

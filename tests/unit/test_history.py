@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fmconsume.engine.delivery import ACK, DROP, NACK, REJECT, Outcome, Verdict
+from fmconsume.engine.delivery import ACK, DROP, FAIL, NACK, REJECT, Outcome, Verdict
 from fmconsume.engine.state import Snapshot, State, Stats
 from fmconsume.exceptions import HaltConsumer
 from fmconsume.service import history as history_module
@@ -57,7 +57,7 @@ def make_snapshot(received: int = 0, broker: str = "") -> Snapshot:
         (NACK, None, "requeued"),
         (DROP, None, "dropped"),
         (REJECT, None, "rejected"),
-        (NACK, ValueError("no"), "failed"),
+        (FAIL, ValueError("no"), "failed"),
         (ACK, HaltConsumer(), "acknowledged"),
         (NACK, HaltConsumer(requeue=True), "requeued"),
     ],

@@ -2,147 +2,244 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable
+import datetime
+import decimal
+from typing import Any, Optional
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pika import BasicProperties
 
-from fmconsume.engine.delivery import Verdict
+from fmconsume.engine.delivery import Delivery, Verdict
 from fmconsume.engine.memory import Memory, identity
 
 from .fakes import make_delivery
 
+ACK, DROP = Verdict.ACK, Verdict.DROP
+MOMENT = datetime.datetime(2026, 1, 1)
 
-@pytest.mark.parametrize("verdict", [Verdict.ACK, Verdict.DROP, Verdict.REJECT])
-def test_recall_finished(verdict: Verdict) -> None:
-    """A finished message is recalled with its own verdict, whatever its tag is now."""
-    memory = Memory(10)
-    memory.finish(make_delivery(1, 1), verdict)
-    assert memory.recall(make_delivery(2, 7, redelivered=True)) is verdict
+
+def with_properties(**properties: Any) -> Delivery:
+    """Make a delivery with these properties, and an id."""
+    delivery = make_delivery()
+    delivery.properties = BasicProperties(message_id="apple", **properties)
+    return delivery
+
+
+# -- identity ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"message_id": "pear"}, {"queue": "veg"}, {"routing_key": "fruit.raw"}, {"body": b"[]"}],
+    [
+        {"message_id": "pear"},
+        {"queue": "veg"},
+        {"routing_key": "fruit.raw"},
+        {"body": b"[]"},
+        {"headers": {"retries": 1}},
+    ],
     ids=lambda change: next(iter(change)),
 )
-def test_recall_other_message(change: dict[str, Any]) -> None:
-    """A message that differs in any part of its identity is another one."""
-    memory = Memory(10)
-    memory.finish(make_delivery(), Verdict.ACK)
-    assert memory.recall(make_delivery(**change)) is None
+def test_identity_other_message(change: dict[str, Any]) -> None:
+    """A message that differs in any part of what was published is another one."""
     assert identity(make_delivery()) != identity(make_delivery(**change))
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"priority": 1},
+        {"timestamp": 1},
+        {"correlation_id": "1"},
+        {"expiration": "1"},
+        {"type": "a"},
+        {"reply_to": "b"},
+        {"app_id": "c"},
+        {"delivery_mode": 2},
+    ],
+    ids=lambda change: next(iter(change)),
+)
+def test_identity_other_properties(change: dict[str, Any]) -> None:
+    """All properties are part of a message's identity."""
+    assert identity(with_properties()) != identity(with_properties(**change))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(-1, -2), (1, 2**61), (1, True), (1, 1.0), ("1", 1), (MOMENT, str(MOMENT)), ([1], [[1]])],
+)
+def test_identity_headers_that_hash_alike(one: Any, other: Any) -> None:
+    """Values that Python calls equal, or hashes alike, make different messages."""
+    assert identity(make_delivery(headers={"n": one})) != identity(
+        make_delivery(headers={"n": other})
+    )
+
+
+NAMES = st.text(max_size=20)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.text(max_size=20)
+    | st.binary()
+    | st.sampled_from([MOMENT, decimal.Decimal("1.5")]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(headers=st.dictionaries(NAMES, VALUES, max_size=4), count=st.integers(0, 100))
+def test_identity_redelivered(headers: dict[str, Any], count: int) -> None:
+    """A redelivery has the identity of the first delivery, whatever the broker counts in it."""
+    counted = {**headers, "x-delivery-count": count, "x-acquired-count": count}
+    found = []
+    for each in (headers, counted):
+        properties = BasicProperties(message_id="apple", headers=each)
+        encoded = b"".join(properties.encode())
+        delivery = make_delivery(redelivered=each is counted)
+        # Read anew, so that no value is the same object in both.
+        delivery.properties = BasicProperties()
+        delivery.properties.decode(encoded)
+        found.append(identity(delivery))
+    assert found[0] == found[1] != 0
+
+
 @pytest.mark.parametrize("message_id", [None, ""])
-def test_finish_without_message_id(message_id: str) -> None:
-    """A message without an id is not remembered."""
+def test_identity_without_message_id(message_id: Optional[str]) -> None:
+    """A message without an id has no identity."""
+    assert identity(make_delivery(message_id=message_id)) == 0
+
+
+# -- finished ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verdict", [ACK, DROP, Verdict.REJECT])
+def test_recall_finished(verdict: Verdict) -> None:
+    """What one session finished is recalled by the next with its own verdict, once."""
     memory = Memory(10)
-    memory.finish(make_delivery(message_id=message_id), Verdict.ACK)
-    assert memory.recall(make_delivery(message_id=message_id)) is None
+    memory.finish(7, verdict, 1)
+    assert memory.recall(7, 1) is None
+    assert memory.recall(7, 2) is verdict
+    assert memory.recall(7, 2) is None
+    assert memory.recall(7, 3) is verdict
+
+
+def test_recall_counts() -> None:
+    """Equal messages are recalled as often as they were finished before."""
+    memory = Memory(10)
+    for session in (1, 1, 2):
+        memory.finish(7, ACK, session)
+    assert [memory.recall(7, 2) for _ in range(3)] == [ACK, ACK, None]
+    assert [memory.recall(7, 3) for _ in range(4)] == [ACK, ACK, ACK, None]
+
+
+def test_finish_late() -> None:
+    """What a session gone by finishes late may come again in the present one."""
+    memory = Memory(10)
+    memory.finish(7, ACK, 2)
+    memory.finish(7, ACK, 1)
+    assert [memory.recall(7, 2) for _ in range(2)] == [ACK, None]
+
+
+def test_recall_does_not_mix() -> None:
+    """To recall one message changes nothing for another that was finished in the same session."""
+    memory = Memory(10)
+    memory.finish(7, ACK, 1)
+    memory.finish(8, ACK, 1)
+    assert memory.recall(7, 2) is ACK
+    assert memory.recall(8, 2) is ACK
+
+
+def test_finish_without_identity() -> None:
+    """A message without an identity is not remembered."""
+    memory = Memory(10)
+    memory.finish(0, ACK, 1)
+    memory.owe(0)
+    assert memory.recall(0, 2) is None
+    assert not memory.claim(0)
 
 
 def test_finish_turned_off() -> None:
     """A memory of size 0 remembers nothing."""
     memory = Memory(0)
-    memory.finish(make_delivery(), Verdict.ACK)
-    assert memory.recall(make_delivery()) is None
-    assert [memory.count_nack(make_delivery()) for _ in range(2)] == [0, 0]
+    memory.finish(7, ACK, 1)
+    memory.owe(7)
+    assert memory.recall(7, 2) is None
+    assert not memory.claim(7)
+    assert [memory.count_return(7) for _ in range(2)] == [0, 0]
 
 
-def finish(memory: Memory, name: str) -> None:
-    """Finish a message of this name."""
-    memory.finish(make_delivery(message_id=name), Verdict.ACK)
-
-
-def give_back(memory: Memory, name: str) -> None:
-    """Nack a message of this name."""
-    memory.count_nack(make_delivery(message_id=name))
-
-
-@given(
-    size=st.integers(1, 20),
-    steps=st.lists(
-        st.tuples(st.sampled_from([finish, give_back]), st.sampled_from("abcdefgh")), max_size=60
-    ),
-)
-def test_finish_among_nacks(
-    size: int, steps: list[tuple[Callable[[Memory, str], None], str]]
-) -> None:
-    """The last to be finished are remembered, however often which messages are returned."""
+@given(size=st.integers(1, 20), keys=st.lists(st.integers(1, 8), max_size=60))
+def test_finish_beyond_size(size: int, keys: list[int]) -> None:
+    """The last ones to be finished are remembered, each as often as it is among them."""
     memory = Memory(size)
-    for step, name in steps:
-        step(memory, name)
-    last = {name: step for step, name in steps}
-    youngest = [name for step, name in steps if step is finish][-size:]
-    for name, step in last.items():
-        recalled = memory.recall(make_delivery(message_id=name))
-        if step is give_back:
-            assert recalled is None
-        elif name in youngest:
-            assert recalled is Verdict.ACK
+    for key in keys:
+        memory.finish(key, ACK, 1)
+    last = keys[-size:]
+    for key in range(1, 9):
+        recalled = [memory.recall(key, 2) for _ in range(len(keys) + 1)]
+        assert recalled.count(ACK) == last.count(key)
 
 
-def test_count_nack_beyond_size() -> None:
+# -- owed -------------------------------------------------------------------------------
+
+
+def test_claim_counts() -> None:
+    """As many redeliveries have to run as the broker has unfinished."""
+    memory = Memory(10)
+    memory.owe(7)
+    memory.owe(7)
+    assert [memory.claim(key) for key in (8, 7, 7, 7)] == [False, True, True, False]
+
+
+def test_owe_beyond_size() -> None:
+    """Where it is forgotten that a message is unfinished, its finished equals are too."""
+    memory = Memory(2)
+    memory.finish(7, ACK, 1)
+    for key in (7, 8, 9):
+        memory.owe(key)
+    assert not memory.claim(7)
+    assert memory.recall(7, 2) is None
+    assert memory.claim(8)
+    assert memory.claim(9)
+
+
+@given(steps=st.lists(st.tuples(st.sampled_from(["finish", "owe"]), st.integers(1, 6))))
+def test_size_bounds_everything(steps: list[tuple[str, int]]) -> None:
+    """No part of the memory grows beyond its size, and none fails when it forgets."""
+    memory = Memory(3)
+    for name, key in steps:
+        if name == "finish":
+            memory.finish(key, ACK, 1)
+        else:
+            memory.owe(key)
+            memory.count_return(key)
+    for store in (memory._finished, memory._order, memory._owed, memory._returns):
+        assert len(store) <= 3
+
+
+# -- returns ----------------------------------------------------------------------------
+
+
+def test_count_return_beyond_size() -> None:
     """The message whose return is longest ago is counted afresh."""
     memory = Memory(2)
-    for name in ("apple", "pear", "apple", "plum"):
-        give_back(memory, name)
-    counts = {each: memory.count_nack(make_delivery(message_id=each)) for each in ("apple", "pear")}
-    assert counts == {"apple": 2, "pear": 0}
+    for key in (1, 2, 1, 3):
+        memory.count_return(key)
+    assert [memory.count_return(1), memory.count_return(2)] == [2, 0]
 
 
-def test_count_nack_after_finish() -> None:
+def test_count_return_after_finish() -> None:
     """A message that was finished meanwhile is counted afresh."""
     memory = Memory(10)
-    give_back(memory, "apple")
-    finish(memory, "apple")
-    assert memory.count_nack(make_delivery(message_id="apple")) == 0
+    memory.count_return(7)
+    memory.finish(7, ACK, 1)
+    assert memory.count_return(7) == 0
 
 
-def test_count_nack_counts() -> None:
+def test_count_return_counts() -> None:
     """Each return of a message counts the ones before it."""
     memory = Memory(10)
-    assert [memory.count_nack(make_delivery(tag=n)) for n in range(1, 4)] == [0, 1, 2]
-    assert memory.count_nack(make_delivery(message_id="pear")) == 0
-
-
-def test_count_nack_is_no_verdict() -> None:
-    """A message that was returned has to run again."""
-    memory = Memory(10)
-    memory.count_nack(make_delivery())
-    assert memory.recall(make_delivery(redelivered=True)) is None
-
-
-@pytest.mark.parametrize("header", ["x-delivery-count", "x-acquired-count"])
-def test_count_nack_quorum_queue(header: str) -> None:
-    """A quorum queue's own count goes before ours."""
-    assert Memory(10).count_nack(make_delivery(headers={header: 5})) == 5
-
-
-@pytest.mark.parametrize("count", ["5", None, 2.5, True])
-def test_count_nack_malformed_header(count: Any) -> None:
-    """A count that is no integer is left out of account."""
-    assert Memory(10).count_nack(make_delivery(headers={"x-delivery-count": count})) == 0
-
-
-def test_forget() -> None:
-    """A message that is forgotten has to run."""
-    memory = Memory(10)
-    memory.finish(make_delivery(), Verdict.ACK)
-    memory.forget(make_delivery(2, 7))
-    assert memory.recall(make_delivery(3, 8, redelivered=True)) is None
-
-
-@pytest.mark.parametrize(("size", "most"), [(1, 9), (2, 9), (80, 90), (100, 117)])
-def test_finish_beyond_size(size: int, most: int) -> None:
-    """The oldest messages are forgotten first: a little more than the size is held, never less."""
-    memory = Memory(size)
-    names = [str(number) for number in range(1000)]
-    for count, name in enumerate(names, 1):
-        finish(memory, name)
-        recent = names[max(0, count - most - 1) : count]
-        held = [memory.recall(make_delivery(message_id=each)) for each in recent]
-        assert None not in held[-size:]
-        assert held.count(Verdict.ACK) <= most
+    assert [memory.count_return(7) for _ in range(3)] == [0, 1, 2]
+    assert memory.count_return(8) == 0

@@ -26,7 +26,7 @@ from fmconsume.engine.delivery import Delivery, Verdict
 from fmconsume.engine.failure import SessionLost
 from fmconsume.engine.ledger import Frame
 from fmconsume.engine.session import Session, Topology
-from fmconsume.exceptions import BadDeclaration, PermissionException
+from fmconsume.exceptions import BadDeclaration, ConsumerCanceled, PermissionException
 
 from .fakes import wait_soon
 
@@ -60,10 +60,13 @@ class FakeChannel:
         self.failures: dict[str, Exception] = {}
         self.consumer_tags: list[str] = []
         self.on_cancel: Callable[[Any], None]
+        #: Called with the name of each method.
+        self.before: Callable[[str], None]
         self.on_message: dict[str, Callable[..., None]] = {}
 
     def _note(self, name: str, *args: Any) -> None:
         self.calls.append((name, *args))
+        self.before(name)
         if name in self.failures:
             raise self.failures[name]
 
@@ -98,6 +101,7 @@ class FakeChannel:
 
     def basic_cancel(self, tag: str) -> None:
         self._note("basic_cancel", tag)
+        self.consumer_tags.remove(tag)
 
     def add_on_cancel_callback(self, callback: Callable[[Any], None]) -> None:
         self.on_cancel = callback
@@ -107,12 +111,36 @@ class FakeChannel:
         self.is_open = False
 
 
+class FakeLoop:
+    """pika's loop, whose timers go off on demand."""
+
+    def __init__(self) -> None:
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> Any:
+        self.timers.append((seconds, action))
+        return self.timers[-1]
+
+    def remove_timeout(self, timer: Any) -> None:
+        if timer in self.timers:  # pika does not mind one that went off.
+            self.timers.remove(timer)
+
+    def fire(self) -> None:
+        """Let the newest timer go off."""
+        self.timers.pop()[1]()
+
+
 class FakeConnection:
-    """Stands in for pika.BlockingConnection."""
+    """Stands in for pika.BlockingConnection, and for the connection inside it."""
 
     def __init__(self) -> None:
         self.is_open = True
+        self.ioloop = FakeLoop()
+        #: The method that the broker does not answer; how long it had to.
+        self.silent_at = ""
+        self.limits: list[float] = []
         self.fake_channel = FakeChannel()
+        self.fake_channel.before = self._stay_silent
         self.failure: Exception | None = None
         self.wakes = 0
         self.waits: list[float | None] = []
@@ -131,8 +159,14 @@ class FakeConnection:
         if self.failure is not None:
             raise self.failure
 
+    def _stay_silent(self, name: str) -> None:
+        if name == self.silent_at:
+            self.limits.append(self.ioloop.timers[-1][0])
+            self.ioloop.fire()
+
     def channel(self) -> FakeChannel:
         self._fail()
+        self._stay_silent("channel")
         return self.fake_channel
 
     def add_on_connection_blocked_callback(self, callback: Callable[..., None]) -> None:
@@ -171,7 +205,7 @@ def connection(monkeypatch: pytest.MonkeyPatch) -> FakeConnection:
 @pytest.fixture
 def session(connection: FakeConnection) -> Session:
     """Make a session that is connected to nothing."""
-    result = Session(3, ADDRESS, TOPOLOGY, False)
+    result = Session(3, ADDRESS, TOPOLOGY)
     result.connect()
     return result
 
@@ -190,42 +224,43 @@ def test_connect_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(session_module.pika, "BlockingConnection", refuse)
     with pytest.raises(SessionLost, match="Connection refused"):
-        Session(1, ADDRESS, TOPOLOGY, False).connect()
+        Session(1, ADDRESS, TOPOLOGY).connect()
 
 
 # -- what pika's exceptions mean while declaring ----------------------------
 
 
-def refusal(error: Exception, *, settled_before: bool = False) -> Exception:
+def refusal(connection: FakeConnection, error: Exception, passing: Any = ()) -> Exception:
     """Give what a session raises for an error while it declares a queue."""
-    session = Session(1, ADDRESS, TOPOLOGY, settled_before)
-    refusals, errors = session._refusals("queue", "fruit"), (SessionLost, PermissionException)
-    with pytest.raises(errors) as caught, refusals:
-        raise error
+    session = Session(1, ADDRESS, TOPOLOGY, passing)
+    session.connect()
+    connection.fake_channel.failures["queue_declare"] = error
+    with pytest.raises((SessionLost, PermissionException)) as caught:
+        session.declare()
     return caught.value
 
 
 @pytest.mark.parametrize("error_class", [ChannelClosedByBroker, ConnectionClosedByBroker])
-@pytest.mark.parametrize("settled_before", [False, True])
-def test_refusals_no_permission(error_class: Any, settled_before: bool) -> None:
+@pytest.mark.parametrize("passing", [(), (404, 405)])
+def test_refusals_no_permission(connection: FakeConnection, error_class: Any, passing: Any) -> None:
     """403 is a lack of permission, whenever and wherever it comes."""
-    error = refusal(error_class(403, "ACCESS_REFUSED"), settled_before=settled_before)
+    error = refusal(connection, error_class(403, "ACCESS_REFUSED"), passing)
     assert type(error) is PermissionException
     assert str(error) == "no permission for queue 'fruit': ACCESS_REFUSED"
 
 
 @pytest.mark.parametrize("code", [404, 405])
-def test_refusals_passing(code: int) -> None:
-    """What is missing or locked is fatal at the first start, and may pass after a good session."""
+def test_refusals_passing(connection: FakeConnection, code: int) -> None:
+    """What is missing or locked is fatal unless it may pass now."""
     error = ChannelClosedByBroker(code, "NOT_FOUND")
-    assert type(refusal(error)) is BadDeclaration
-    later = refusal(error, settled_before=True)
+    assert type(refusal(connection, error, {1})) is BadDeclaration
+    later = refusal(connection, error, {code})
     assert isinstance(later, SessionLost)
     assert "'fruit'" in str(later)
     assert "NOT_FOUND" in str(later)
 
 
-@pytest.mark.parametrize("settled_before", [False, True])
+@pytest.mark.parametrize("passing", [(), (404, 405)])
 @pytest.mark.parametrize(
     "error",
     [
@@ -240,15 +275,15 @@ def test_refusals_passing(code: int) -> None:
     ],
     ids=repr,
 )
-def test_refusals_hopeless(error: Exception, settled_before: bool) -> None:
+def test_refusals_hopeless(connection: FakeConnection, error: Exception, passing: Any) -> None:
     """A declaration that would be refused again is told with the name of what it declares."""
-    result = refusal(error, settled_before=settled_before)
+    result = refusal(connection, error, passing)
     assert type(result) is BadDeclaration
     assert (result.obj_type, result.description) == ("queue", "fruit")
     assert str(result).startswith("cannot declare queue 'fruit': ")
 
 
-@pytest.mark.parametrize("settled_before", [False, True])
+@pytest.mark.parametrize("passing", [(), (404, 405)])
 @pytest.mark.parametrize(
     "error",
     [
@@ -261,9 +296,150 @@ def test_refusals_hopeless(error: Exception, settled_before: bool) -> None:
     ],
     ids=repr,
 )
-def test_refusals_connection_lost(error: Exception, settled_before: bool) -> None:
+def test_refusals_connection_lost(
+    connection: FakeConnection, error: Exception, passing: Any
+) -> None:
     """A connection that ends meanwhile says nothing about the declaration."""
-    assert isinstance(refusal(error, settled_before=settled_before), SessionLost)
+    assert isinstance(refusal(connection, error, passing), SessionLost)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NOT_FOUND - home node 'rabbit@b' of durable queue 'fruit' in vhost '/' is down or "
+        "inaccessible",
+        "NOT_FOUND - queue 'fruit' in vhost '/' process is stopped by supervisor",
+        "NOT_FOUND - queue 'fruit' in vhost '/' has crashed and failed to restart",
+    ],
+)
+def test_refusals_queue_away(connection: FakeConnection, text: str) -> None:
+    """A queue whose node is down is waited for, at the first start too."""
+    assert isinstance(refusal(connection, ChannelClosedByBroker(404, text)), SessionLost)
+
+
+@pytest.mark.parametrize(
+    ("feature", "cure"),
+    [
+        ("transient_nonexcl_queues", "set durable = true, or exclusive = true"),
+        ("something_new", "see RabbitMQ's list of deprecated features"),
+    ],
+)
+def test_refusals_deprecated(connection: FakeConnection, feature: str, cure: str) -> None:
+    """A kind of queue that is not permitted any more is named, with what to change."""
+    text = f"INTERNAL_ERROR - Feature `{feature}` is deprecated.\nBy default, this feature\ncan"
+    result = refusal(connection, ConnectionClosedByBroker(541, text))
+    assert type(result) is BadDeclaration
+    assert str(result) == (
+        f"cannot declare queue 'fruit': this RabbitMQ does not permit {feature} any more: {cure}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("step", "limit"),
+    [("channel", 30.0), ("queue_declare", 30.0), ("basic_consume", 30.0), ("basic_cancel", 5.0)],
+)
+def test_silence_ends(connection: FakeConnection, step: str, limit: float) -> None:
+    """Whatever pika waits for without a limit has one of ours."""
+    session = Session(1, ADDRESS, TOPOLOGY)
+    connection.silent_at = step
+    with pytest.raises(SessionLost, match="no answer from the broker within"):
+        open_and_cancel(session)
+    assert connection.limits == [limit]
+    assert not connection.ioloop.timers
+
+
+def test_close_silent(connection: FakeConnection) -> None:
+    """To close waits for a silent broker no longer than its part of a stop, and says nothing."""
+    session = Session(1, ADDRESS, TOPOLOGY)
+    connection.silent_at = "close"
+    open_and_cancel(session)
+    session.close()
+    assert connection.limits == [5.0]
+
+
+def open_and_cancel(session: Session) -> None:
+    """Take all steps of a session but the last."""
+    session.connect()
+    session.declare()
+    session.consume()
+    session.cancel()
+
+
+def test_look_for_queue_gone(session: Session, channel: FakeChannel) -> None:
+    """A cancel whose queue is not found ends the consumer, naming the queue."""
+    cancel(session, channel)
+    channel.failures["queue_declare"] = ChannelClosedByBroker(404, "NOT_FOUND - no queue 'fruit'")
+    with pytest.raises(ConsumerCanceled, match=r"consumer of queue 'fruit', and the queue is gone"):
+        session.look_for_queue()
+
+
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (None, "the broker cancelled the consumer of queue 'fruit'"),
+        (ChannelClosedByBroker(404, "NOT_FOUND - home node 'b' is down or inaccessible"), "home"),
+        (ChannelClosedByBroker(405, "RESOURCE_LOCKED"), "RESOURCE_LOCKED"),
+        (StreamLostError("reset"), "reset"),
+    ],
+)
+def test_look_for_queue_not_gone(
+    session: Session, channel: FakeChannel, failure: Any, told: str
+) -> None:
+    """A cancel whose queue is there, or only away, costs the session."""
+    cancel(session, channel)
+    if failure:
+        channel.failures["queue_declare"] = failure
+    with pytest.raises(SessionLost, match=told):
+        session.look_for_queue()
+
+
+def cancel(session: Session, channel: FakeChannel) -> None:
+    """Let the broker cancel the consumer of a session."""
+    session.declare()
+    session.consume()
+    channel.on_cancel(SimpleNamespace(method=SimpleNamespace(consumer_tag="tag of fruit")))
+
+
+def test_wait_pika_fails(
+    session: Session, connection: FakeConnection, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What else fails inside pika, such as a log filter of the program's, costs the session."""
+    connection.failure = KeyError("a log filter")
+    with pytest.raises(SessionLost):
+        session.wait()
+    assert "pika failed" in caplog.text
+
+
+def test_settle_line_full(
+    session: Session,
+    connection: FakeConnection,
+    channel: FakeChannel,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A broker that takes no acknowledgements for long enough costs the session."""
+    now = [1000.0]
+    monkeypatch.setattr(session_module, "monotonic", lambda: now[0])
+    session.tick(5.0)
+
+    def block(*args: Any) -> None:
+        for _ in range(10):
+            now[0] += 5.0
+            connection.ioloop.fire()
+
+    channel.basic_ack = block  # type: ignore[method-assign]
+    with pytest.raises(SessionLost, match="takes no acknowledgements"):
+        session.settle([Frame(1, Verdict.ACK, False)])
+    assert now[0] <= 1030.0
+
+
+def test_consume_again(session: Session, channel: FakeChannel) -> None:
+    """Every consumer is replaced by a new one on the same channel."""
+    session.declare()
+    session.consume()
+    channel.calls.clear()
+    session.consume_again()
+    assert [call[0] for call in channel.calls] == ["basic_cancel"] * 2 + ["basic_consume"] * 2
+    assert session.is_consuming
 
 
 # -- making it ---------------------------------------------------------------
@@ -286,7 +462,7 @@ def test_declare_topology(session: Session, channel: FakeChannel) -> None:
 
 def test_declare_passively(connection: FakeConnection, channel: FakeChannel) -> None:
     """Passively nothing is created, except the queue that the broker names."""
-    session = Session(1, ADDRESS, TOPOLOGY._replace(passive=True), False)
+    session = Session(1, ADDRESS, TOPOLOGY._replace(passive=True))
     session.connect()
     session.declare()
     assert [call[-1]["passive"] for call in channel.calls[:3]] == [True, True, False]
@@ -295,7 +471,7 @@ def test_declare_passively(connection: FakeConnection, channel: FakeChannel) -> 
 def test_declare_one_queue_passively(connection: FakeConnection, channel: FakeChannel) -> None:
     """A queue's own setting goes before the one for all."""
     queues = {"fruit": {**TOPOLOGY.queues["fruit"], "passive": True}}
-    session = Session(1, ADDRESS, TOPOLOGY._replace(queues=queues, bindings=[]), False)
+    session = Session(1, ADDRESS, TOPOLOGY._replace(queues=queues, bindings=[]))
     session.connect()
     session.declare()
     assert [call[-1]["passive"] for call in channel.calls[:2]] == [False, True]
@@ -363,6 +539,7 @@ def test_settle_frames(session: Session, channel: FakeChannel) -> None:
             Frame(5, Verdict.NACK, False),
             Frame(6, Verdict.DROP, False),
             Frame(7, Verdict.REJECT, False),
+            Frame(8, Verdict.FAIL, False),
         ]
     )
     assert channel.calls == [
@@ -370,11 +547,12 @@ def test_settle_frames(session: Session, channel: FakeChannel) -> None:
         ("basic_nack", 5, False, True),
         ("basic_reject", 6, False),
         ("basic_reject", 7, False),
+        ("basic_reject", 8, True),
     ]
 
 
 @pytest.mark.parametrize(
-    ("error", "is_channel_closed"),
+    ("error", "is_by_channel"),
     [
         (ChannelWrongStateError("Channel is closed."), True),
         (ChannelClosedByBroker(406, "PRECONDITION_FAILED - delivery acknowledgement"), True),
@@ -385,13 +563,13 @@ def test_settle_frames(session: Session, channel: FakeChannel) -> None:
     ids=repr,
 )
 def test_settle_session_lost(
-    session: Session, channel: FakeChannel, error: Exception, is_channel_closed: bool
+    session: Session, channel: FakeChannel, error: Exception, is_by_channel: bool
 ) -> None:
     """A session that ended is lost; whether only its channel closed is told."""
     channel.failures["basic_ack"] = error
     with pytest.raises(SessionLost) as caught:
         session.settle([Frame(1, Verdict.ACK, False)])
-    assert caught.value.is_channel_closed is is_channel_closed
+    assert caught.value.is_by_channel is is_by_channel
 
 
 def test_wait_time_limit(session: Session, connection: FakeConnection) -> None:
@@ -409,14 +587,16 @@ def test_tick_heartbeat(
 ) -> None:
     """Each half heartbeat has a tick, if there are any; the URL goes before the broker."""
     parameters = pika.ConnectionParameters(heartbeat=configured)
-    session = Session(1, ADDRESS._replace(parameters=parameters), TOPOLOGY, False)
+    session = Session(1, ADDRESS._replace(parameters=parameters), TOPOLOGY)
     session.connect()
     session.tick(1000.0)
     assert connection.heartbeat == agreed
-    for number in range(3):
-        seconds, tick = connection.timers[number]
+    for _ in range(3):
+        ((seconds, _),) = connection.ioloop.timers
         assert seconds == longest
-        tick()
+        connection.timers.clear()
+        connection.ioloop.fire()
+        assert connection.timers, "nothing ends a wait"
     assert parameters.heartbeat == configured
 
 
@@ -447,7 +627,7 @@ def test_wait_silent_line(
     now = [1000.0]
     monkeypatch.setattr(session_module, "monotonic", lambda: now[0])
     parameters = pika.ConnectionParameters(heartbeat=heartbeat)
-    session = Session(1, ADDRESS._replace(parameters=parameters), TOPOLOGY, False)
+    session = Session(1, ADDRESS._replace(parameters=parameters), TOPOLOGY)
     session.connect()
     now[0] += 14
     connection.bytes_received += 8
@@ -458,7 +638,7 @@ def test_wait_silent_line(
     if heartbeat:
         with pytest.raises(SessionLost, match="nothing heard from the broker for 16 s") as caught:
             session.wait(0)
-        assert not caught.value.is_channel_closed
+        assert not caught.value.is_by_channel
         connection.bytes_received += 8
     session.wait(0)
 
@@ -494,11 +674,11 @@ def test_wait_channel_closed(
     channel.is_open = False
     with pytest.raises(SessionLost, match="channel") as caught:
         session.wait(0)
-    assert caught.value.is_channel_closed
+    assert caught.value.is_by_channel
     connection.is_open = False
     with pytest.raises(SessionLost, match="connection") as caught:
         session.wait(0)
-    assert not caught.value.is_channel_closed
+    assert not caught.value.is_by_channel
 
 
 def test_depths_by_queue(session: Session) -> None:
@@ -517,15 +697,6 @@ def test_blocked_while_alarm(session: Session, connection: FakeConnection) -> No
     assert session.blocked
     connection.on_unblocked(connection, frame)
     assert session.blocked == ""
-
-
-def test_on_cancel_names_queue(session: Session, channel: FakeChannel) -> None:
-    """When the broker cancels a consumer, its queue is told."""
-    session.declare()
-    session.consume()
-    assert session.cancelled_queue == ""
-    channel.on_cancel(SimpleNamespace(method=SimpleNamespace(consumer_tag="tag of fruit")))
-    assert session.cancelled_queue == "'fruit'"
 
 
 # -- ending it ---------------------------------------------------------------
@@ -557,7 +728,7 @@ def test_close_channel_first(
 
 def test_close_never_connected() -> None:
     """A session that never connected closes quietly."""
-    Session(1, ADDRESS, TOPOLOGY, False).close()
+    Session(1, ADDRESS, TOPOLOGY).close()
 
 
 def test_close_broken(session: Session, connection: FakeConnection, channel: FakeChannel) -> None:

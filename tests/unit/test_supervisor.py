@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -17,7 +17,7 @@ import pytest
 from fmconsume.engine import supervisor as supervisor_module
 from fmconsume.engine.address import Address
 from fmconsume.engine.backoff import Backoff
-from fmconsume.engine.delivery import ACK, DROP, NACK, REJECT, Delivery, Verdict
+from fmconsume.engine.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Verdict
 from fmconsume.engine.failure import SessionLost
 from fmconsume.engine.ledger import Frame
 from fmconsume.engine.session import Session, Topology
@@ -38,7 +38,9 @@ from fmconsume.exceptions import (
 
 from .fakes import TIMEOUT, get_soon, make_delivery, wait_soon
 
-TOPOLOGY = Topology({}, {"fruit": {}}, [], False, 10, 0)
+PLAIN = Topology({}, {"fruit": {"arguments": {}}}, [], False, 10, 0)
+SINGLE = PLAIN._replace(queues={"fruit": {"arguments": {"x-single-active-consumer": True}}})
+QUORUM = PLAIN._replace(queues={"fruit": {"arguments": {"x-queue-type": "quorum"}}})
 FAR, NEAR = (
     Address("far", pika.ConnectionParameters()),
     Address("near", pika.ConnectionParameters()),
@@ -49,9 +51,9 @@ class FakeSession(Session):
     """A session whose broker is the test."""
 
     def __init__(
-        self, number: int, address: Address, topology: Topology, settled_before: bool
+        self, number: int, address: Address, topology: Topology, passing: Container[int]
     ) -> None:
-        super().__init__(number, address, topology, settled_before)
+        super().__init__(number, address, topology, passing)
         #: Makes connecting block, or fail; set by the test before it starts.
         self.on_connect: Callable[[], None] = lambda: None
         self.on_declare: Callable[[], None] = lambda: None
@@ -63,6 +65,8 @@ class FakeSession(Session):
         self.ready = 0
         self.closed = 0
         self.is_lost = False
+        #: What the broker says of a queue whose consumer it has cancelled.
+        self.cancel_reason: Optional[Exception] = None
         self.tag = 0
 
     # -- for the supervisor ------------------------------------------------
@@ -96,7 +100,14 @@ class FakeSession(Session):
 
     @property
     def is_consuming(self) -> bool:
-        return not self.cancelled_queue
+        return self.cancel_reason is None
+
+    def look_for_queue(self) -> None:
+        assert self.cancel_reason is not None
+        raise self.cancel_reason
+
+    def consume_again(self) -> None:
+        self.calls.put("consume again")
 
     def check(self) -> None:
         if self.is_lost:
@@ -179,6 +190,7 @@ class Bench:
         callback: Callable[[Any], Any] = lambda message: None,
         *,
         addresses: tuple[Address, ...] = (NEAR,),
+        topology: Topology = PLAIN,
         decode: Callable[[Delivery], Any] = lambda delivery: delivery.properties.message_id,
         delay: float = 0.0,
         **options: Any,
@@ -186,7 +198,7 @@ class Bench:
         """Start, and give the first session."""
         self.supervisor = Supervisor(
             addresses,
-            TOPOLOGY,
+            topology,
             Options(**options),
             callback,
             decode,
@@ -495,7 +507,7 @@ def test_run_callback_fails(bench: Bench) -> None:
     get_soon(gate.entered)
     gate.let_out("apple")
     assert bench.end() == End(error, ExitCode.CALLBACK)
-    session.expect(Frame(1, NACK, False), "cancel", Frame(2, NACK, False), "close")
+    session.expect("cancel", Frame(2, NACK, False), Frame(1, FAIL, False), "close")
     assert gate.entered.empty()
     assert bench.supervisor.stats.failed == 1
     bench.join()
@@ -509,7 +521,7 @@ def test_run_callback_halts(bench: Bench, requeue: bool, verdict: Verdict) -> No
     session = bench.start(gate)
     session.deliver_soon("apple")
     assert bench.end() == End(error, 7)
-    session.expect(Frame(1, verdict, False), "cancel", "close")
+    session.expect("cancel", Frame(1, verdict, False), "close")
 
 
 def test_run_first_error_wins(bench: Bench) -> None:
@@ -520,10 +532,12 @@ def test_run_first_error_wins(bench: Bench) -> None:
     session.deliver_soon("apple", "pear")
     assert {get_soon(gate.entered), get_soon(gate.entered)} == {"apple", "pear"}
     gate.let_out("apple")
-    session.expect(Frame(1, NACK, False), "cancel")
+    session.expect("cancel")
     gate.let_out("pear")
     assert bench.end() == End(gate.errors["apple"], ExitCode.CALLBACK)
-    session.expect(Frame(2, ACK, False), "close")
+    frames = {get_soon(session.calls), get_soon(session.calls)}
+    assert frames == {Frame(1, FAIL, False), Frame(2, ACK, False)}
+    session.expect("close")
 
 
 def test_run_error_after_stop(bench: Bench) -> None:
@@ -537,18 +551,135 @@ def test_run_error_after_stop(bench: Bench) -> None:
     session.expect("cancel")
     gate.let_out("apple")
     assert bench.end() == End(None, ExitCode.OK)
-    session.expect(Frame(1, NACK, False), "close")
+    session.expect(Frame(1, FAIL, False), "close")
 
 
-def test_run_cancelled_by_broker(bench: Bench) -> None:
-    """A cancel by the broker ends the consumer, naming the queue."""
+def test_run_cancelled_queue_gone(bench: Bench) -> None:
+    """A cancel by the broker ends the consumer where the queue is gone; what runs is settled."""
+    gate, gone = Gate("apple"), ConsumerCanceled("the queue is gone")
+    session = bench.start(gate)
+    session.deliver_soon("apple")
+    get_soon(gate.entered)
+    session.events.put(lambda: setattr(session, "cancel_reason", gone))
+    session.expect("cancel")
+    gate.let_out("apple")
+    assert bench.end() == End(gone, ExitCode.CANCELLED)
+    session.expect(Frame(1, ACK, False), "close")
+
+
+def test_run_cancelled_queue_there(bench: Bench) -> None:
+    """Where the queue is there, a cancel costs the session, and what runs adopts its redelivery."""
+    gate = Gate("apple")
+    session = bench.start(gate)
+    session.deliver_soon("apple")
+    get_soon(gate.entered)
+    session.events.put(lambda: setattr(session, "cancel_reason", SessionLost("cancelled")))
+    session.expect("discard")
+    second = bench.next_session()
+    second.deliver_soon("apple", redelivered=True)
+    gate.let_out("apple")
+    second.expect(Frame(1, ACK, False))
+    assert gate.entered.empty()
+
+
+def test_run_single_active_consumer(bench: Bench) -> None:
+    """With a single active consumer a stop neither cancels nor returns anything.
+
+    What came meanwhile does not run, and what was to be returned is left to the closing channel.
+    """
+    gate = Gate("apple", "pear")
+    gate.errors["pear"] = Nack()
+    session = bench.start(gate, topology=SINGLE, workers=2)
+    session.deliver_soon("apple", "pear", "plum")
+    assert {get_soon(gate.entered), get_soon(gate.entered)} == {"apple", "pear"}
+    stopped = Event()
+    bench.supervisor.stop()
+    bench.supervisor.post(stopped.set)
+    wait_soon(stopped)
+    session.deliver_soon("quince")
+    gate.let_out("pear")
+    gate.let_out("apple")
+    assert bench.end() == End(None, ExitCode.OK)
+    session.expect(Frame(1, ACK, False), "close")
+    assert gate.entered.empty()
+    assert bench.supervisor.stats.requeued == 3
+
+
+def test_run_no_thread_to_reconnect(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no thread can be started to connect with, it is tried again."""
     session = bench.start()
-    session.events.put(lambda: setattr(session, "cancelled_queue", "'fruit'"))
-    end = bench.end()
-    assert isinstance(end.error, ConsumerCanceled)
-    assert "'fruit'" in str(end.error)
-    assert end.exit_code == ExitCode.CANCELLED
-    session.expect("cancel", "close")
+    failing = [RuntimeError("can't start new thread")]
+    start = supervisor_module.Opener.start
+
+    def start_or_fail(opener: Any) -> None:
+        if failing:
+            raise failing.pop()
+        start(opener)
+
+    monkeypatch.setattr(supervisor_module.Opener, "start", start_or_fail)
+    session.lose_soon()
+    bench.next_session()  # It never opens: no thread.
+    third = bench.next_session()
+    third.deliver_soon("apple")
+    third.expect(Frame(1, ACK, False))
+
+
+class Broken(logging.Handler):
+    """A log handler that fails in a way that logging does not catch."""
+
+    def handle(self, record: logging.LogRecord) -> Any:
+        raise ValueError("I/O operation on closed file")
+
+
+@pytest.fixture
+def broken_log() -> Iterator[None]:
+    """Let every line of the log fail."""
+    handler, logger = Broken(), logging.getLogger("fmconsume")
+    logger.addHandler(handler)
+    yield
+    logger.removeHandler(handler)
+
+
+@pytest.mark.usefixtures("broken_log")
+def test_run_log_fails(bench: Bench) -> None:
+    """No log handler that fails can end the consumer, nor keep its end from being told."""
+    session = bench.start()
+    session.lose_soon()
+    second = bench.next_session()
+    second.deliver_soon("apple")
+    second.expect(Frame(1, ACK, False))
+    assert bench.stop() == End(None, ExitCode.OK)
+
+
+@pytest.mark.usefixtures("broken_log")
+@pytest.mark.parametrize("place", ["on_connect", "wait"])
+def test_run_supervisor_and_log_fail(bench: Bench, place: str) -> None:
+    """A failure of the supervisor itself is reported although nothing can be logged."""
+    error = KeyError("a bug")
+
+    def fail(*args: Any) -> None:
+        raise error
+
+    bench.prepare = lambda session: setattr(session, place, fail)
+    bench.start()
+    assert bench.end() == End(error, ExitCode.UNEXPECTED)
+
+
+def test_run_observer_fails_at_the_end(bench: Bench) -> None:
+    """The end is reported although an observer fails."""
+    session = bench.start()
+    session.deliver_soon("apple")
+    session.expect(Frame(1, ACK, False))
+
+    def fail(state: Any) -> None:
+        raise OSError("no space left on device")
+
+    observer = Observer()
+    observer.on_state = fail  # type: ignore[method-assign]
+    bench.supervisor._watch._observers = [observer]
+    bench.supervisor._ending = End(None, ExitCode.OK)
+    session.wake()
+    assert bench.end().exit_code in (ExitCode.OK, ExitCode.UNEXPECTED)
 
 
 @pytest.mark.parametrize(
@@ -690,6 +821,37 @@ def test_drain_delivery_at_last_look(bench: Bench, monkeypatch: pytest.MonkeyPat
     session.expect(Frame(1, ACK, False), "cancel", "close")
 
 
+def test_drain_returned(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """A drain does not wait for what was returned once; it goes on beside a full prefetch."""
+    names = [f"apple {number}" for number in range(11)]
+
+    def callback(message: Any) -> None:
+        if message != "pear":
+            raise Nack
+
+    session = bench.start(callback, drain=True, nack_initial=0.0)
+    session.ready = 1
+    session.deliver_soon(*names[:10])
+    session.expect("consume again")
+    session.deliver_soon(names[10], "pear")
+    session.expect(Frame(12, ACK, False))
+    session.ready = 0
+    session.wake()
+    assert bench.end() == End(None, ExitCode.OK)
+    session.expect("cancel", *(Frame(tag, NACK, False) for tag in range(1, 12)), "close")
+    assert "drained; 11 messages that were returned are left" in caplog.text
+
+
+def test_drain_returned_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A drain ends where more is returned than it can hold."""
+    monkeypatch.setattr(supervisor_module, "_MOST_HELD", 10)
+    session = bench.start(nack_all, drain=True)
+    session.ready = 1000
+    session.deliver_soon(*map(str, range(10)))
+    assert bench.end() == End(None, ExitCode.OK)
+    session.expect("cancel")
+
+
 # -- Nack backoff -------------------------------------------------------------
 
 
@@ -747,6 +909,26 @@ def test_nack_held_session_lost(bench: Bench) -> None:
     second = bench.next_session()
     bench.stop()
     second.expect("cancel", "close")
+
+
+@pytest.mark.parametrize(("count", "delay"), [(3, 80.0), (-5000, 10.0), ("3", 10.0), (True, 10.0)])
+def test_nack_counted_by_the_broker(bench: Bench, count: Any, delay: float) -> None:
+    """What a quorum queue counts makes the delay longer, never shorter than what is known here."""
+    session = bench.start(nack_all, nack_initial=10.0, nack_maximum=100.0, topology=QUORUM)
+    session.events.put(
+        lambda: session.deliver(
+            make_delivery(1, 1, redelivered=True, headers={"x-delivery-count": count})
+        )
+    )
+    assert settle_timer(session)[0] == delay
+
+
+def test_nack_counted_by_the_publisher(bench: Bench) -> None:
+    """In a queue that does not count, the header is the publisher's and counts for nothing."""
+    session = bench.start(nack_all, nack_initial=10.0, nack_maximum=100.0)
+    headers = {"x-delivery-count": 3}
+    session.events.put(lambda: session.deliver(make_delivery(redelivered=True, headers=headers)))
+    assert settle_timer(session)[0] == 10.0
 
 
 def test_nack_not_held(bench: Bench) -> None:
@@ -871,7 +1053,7 @@ def test_lost_says_what_is_next(bench: Bench, caplog: pytest.LogCaptureFixture) 
 
 
 def test_lost_settled_before(bench: Bench) -> None:
-    """Only a session after a good one may take what is missing for passing."""
+    """Only a session after a good one takes what is missing for passing."""
     failures = [SessionLost("not yet"), None, None]
 
     def prepare(session: FakeSession) -> None:
@@ -883,7 +1065,7 @@ def test_lost_settled_before(bench: Bench) -> None:
     good = bench.next_session()
     good.lose_soon()
     bench.next_session()
-    assert [session._settled_before for session in bench.sessions] == [False, False, True]
+    assert [session._passing for session in bench.sessions] == [{405}, {405}, {404, 405}]
     assert [session.number for session in bench.sessions] == [1, 1, 2]
 
 
@@ -924,11 +1106,10 @@ def test_failover_refused_by_one(bench: Bench) -> None:
     assert bench.stop() == End(None, ExitCode.OK)
 
 
-def test_failover_none_works(bench: Bench) -> None:
-    """When no address works they are tried again; a refusal by one of them counts for all."""
-    errors: list[Exception] = [SessionLost("down"), SessionLost("down"), SessionLost("down")]
+def test_failover_none_works(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """While an address is only lost all are tried again, and the log says what each answers."""
     refusal = ConnectionException(reason="go away")
-    errors.append(refusal)
+    errors = [SessionLost("down"), refusal, refusal, refusal]
 
     def prepare(session: FakeSession) -> None:
         error = errors[len(bench.sessions) - 1]
@@ -938,3 +1119,10 @@ def test_failover_none_works(bench: Bench) -> None:
     bench.start(addresses=(FAR, NEAR))
     assert bench.end() == End(refusal, ExitCode.HANDSHAKE)
     assert [session.address.name for session in bench.sessions] == ["far", "near", "far", "near"]
+    assert "not consuming: down; go away; reconnecting" in caplog.text
+
+
+def test_run_locked_for_too_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A queue that another connection holds at the first start is waited for, not for ever."""
+    monkeypatch.setattr(supervisor_module, "_AT_FIRST", 0.0)
+    assert not bench.start()._passing

@@ -16,7 +16,7 @@ from fmconsume import Drop, HaltConsumer, Message, Nack, api, publish
 from fmconsume.exceptions import ValidationError
 from fmconsume.testing import Told, Verdict, deliver, mock_sends
 
-ACK, NACK, DROP, REJECT = Verdict
+ACK, NACK, DROP, REJECT, FAIL = Verdict
 
 
 class Ripe(Message):
@@ -146,7 +146,7 @@ def test_deliver_failure() -> None:
         by_number(message)
 
     told = deliver(callback, *numbered(0, 4, 0, 0))
-    assert told.verdicts == [ACK, NACK, NACK, NACK]
+    assert told.verdicts == [ACK, FAIL, NACK, NACK]
     assert isinstance(told.error, KeyError)
     assert seen == [0, 4]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Optional
+import sys
+from collections import Counter
+from typing import Any, Optional
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fmconsume.engine.delivery import Delivery, Outcome, Verdict
+from fmconsume.engine.delivery import RETURNS, Delivery, Outcome, Verdict
 from fmconsume.engine.ledger import Frame
 from fmconsume.engine.unsettled import Unsettled
 
@@ -18,25 +21,35 @@ VERDICTS = st.sampled_from([Verdict.NACK, *Verdict])
 
 
 class Message:
-    """One message at the broker."""
+    """One message at the broker; others may be its equals to the letter."""
 
     def __init__(self, message_id: Optional[str]) -> None:
         self.id = message_id
         #: Whether the broker has delivered it before.
         self.was_delivered = False
-        #: Its final verdict, once a callback has finished it.
-        self.verdict: Optional[Verdict] = None
+        #: Whether a callback of ours has run for it to the end.
+        self.is_done = False
 
 
 class Recovery(RuleBasedStateMachine):
-    """A broker, a line that may be cut, and the workers, around one Unsettled."""
+    """A broker, a line that may be cut, workers and another consumer, around one Unsettled.
 
-    @initialize(ids=st.lists(st.booleans(), min_size=1, max_size=6))
-    def publish(self, ids: list[bool]) -> None:
-        """Fill the queue with messages, some without an id."""
+    The model knows which message is which; the account knows only what a delivery shows.
+    """
+
+    @initialize(
+        ids=st.lists(st.sampled_from(["a", "a", "b", "c", "d", None]), min_size=1, max_size=8)
+    )
+    def publish(self, ids: list[Optional[str]]) -> None:
+        """Fill the queue with messages, some equal and some without an id."""
         self.unsettled = Unsettled(remember=100)
-        self.ready = [Message(f"m{n}" if has_id else None) for n, has_id in enumerate(ids)]
+        self.ready = [Message(each) for each in ids]
+        #: How many there are of each kind, and how often one was run to the end, by anybody.
+        self.copies: Counter[Optional[str]] = Counter(ids)
+        self.runs: Counter[Optional[str]] = Counter()
         self.gone: list[Message] = []
+        #: What another consumer has.
+        self.elsewhere: list[Message] = []
         self.session = self.last_session = 0
         self.tag = 0
         self.is_cut = False
@@ -45,10 +58,6 @@ class Recovery(RuleBasedStateMachine):
         self.open: dict[int, Message] = {}
         self.inbox: list[tuple[Delivery, Message]] = []
         self.running: list[tuple[Delivery, Message]] = []
-        #: Each running callback to the tag of its redelivery.
-        self.adopted: dict[Delivery, int] = {}
-        self.pending: dict[int, Verdict] = {}
-        self.held: dict[int, Verdict] = {}
 
     # -- sessions ----------------------------------------------------------
 
@@ -71,9 +80,36 @@ class Recovery(RuleBasedStateMachine):
         back = data.draw(st.lists(st.sampled_from(self.gone), unique=True)) if self.gone else []
         self.gone = [message for message in self.gone if message not in back]
         self.ready += [*self.out.values(), *back]
-        for store in (self.inbox, self.out, self.open, self.adopted, self.pending, self.held):
+        for store in (self.inbox, self.out, self.open):
             store.clear()
         self.session = 0
+
+    # -- another consumer --------------------------------------------------
+
+    @precondition(lambda self: self.ready)
+    @rule(data=st.data())
+    def hand_to_another(self, data: st.DataObject) -> None:
+        """Deliver a message elsewhere."""
+        message = data.draw(st.sampled_from(self.ready))
+        self.ready.remove(message)
+        message.was_delivered = True
+        self.elsewhere.append(message)
+
+    @precondition(lambda self: self.elsewhere)
+    @rule(data=st.data(), is_done=st.booleans())
+    def come_from_another(self, data: st.DataObject, is_done: bool) -> None:
+        """Let the other consumer finish its message, or die.
+
+        What it returns unfinished and what this one finished before cannot be told apart where
+        they are equal, so only a message that has no equal is returned.
+        """
+        message = data.draw(st.sampled_from(self.elsewhere))
+        self.elsewhere.remove(message)
+        if is_done or self.copies[message.id] > 1:
+            self.runs[message.id] += 1
+            self.gone.append(message)
+        else:
+            self.ready.append(message)
 
     # -- deliveries --------------------------------------------------------
 
@@ -87,60 +123,44 @@ class Recovery(RuleBasedStateMachine):
             self._deliver(message)
 
     def _deliver(self, message: Message) -> None:
-        """Deliver a message; it runs unless a callback has it, or has finished it."""
         self.tag += 1
         delivery = make_delivery(
             self.session, self.tag, redelivered=message.was_delivered, message_id=message.id
         )
         message.was_delivered = True
         self.out[self.tag] = self.open[self.tag] = message
-        runner = next((d for d, m in self.running if m is message and m.id), None)
-        runs = self.unsettled.receive(delivery)
-        if runner is not None:
-            self.adopted[runner] = self.tag
-        elif message.id and message.verdict:
-            self.pending[self.tag] = message.verdict
-        else:
-            assert runs
+        if self.unsettled.receive(delivery):
             self.inbox.append((delivery, message))
-            return
-        assert not runs
 
     @precondition(lambda self: self.inbox)
     @rule()
     def start(self) -> None:
-        """Let a worker take the oldest delivery; no message with an id runs twice."""
+        """Let a worker take the oldest delivery."""
         delivery, message = self.inbox.pop(0)
-        if message.id:
-            assert message.verdict is None, "it was finished already"
+        if message.id and self.copies[message.id] == 1:
+            assert not message.is_done, "it was finished already"
             assert all(m is not message for _, m in self.running), "it runs already"
         self.running.append((delivery, message))
 
     @precondition(lambda self: self.running)
     @rule(data=st.data(), verdict=VERDICTS, hold=st.booleans(), is_prompt=st.booleans())
     def conclude(self, data: st.DataObject, verdict: Verdict, hold: bool, is_prompt: bool) -> None:
-        """Let a callback end, perhaps long after its session; a Nack may be held.
+        """Let a callback end, perhaps long after its session; a return may be held.
 
         Its verdict may be sent promptly, before all is accounted for.
         """
         index = data.draw(st.integers(0, len(self.running) - 1))
         delivery, message = self.running.pop(index)
-        own = delivery.tag if delivery.session == self.session else None
-        expected = self.adopted.pop(delivery, own)
+        if verdict not in RETURNS:
+            message.is_done = True
+            self.runs[message.id] += 1
         outcome = Outcome(delivery, verdict)
-        tag = self.unsettled.conclude(outcome)
-        assert tag == expected
-        if verdict is not Verdict.NACK:
-            message.verdict = verdict
-        if tag is not None:
-            (self.held if verdict is Verdict.NACK else self.pending)[tag] = verdict
+        target = self.unsettled.conclude(outcome)
         if is_prompt:
             self.flush()
-        self.unsettled.remember(outcome)
-        if tag in self.held:
-            self.unsettled.count_nack(delivery)
-            if not hold:
-                self._release(tag)
+        self.unsettled.remember(outcome, target)
+        if not hold:
+            self.unsettled.release(target.tag)
 
     @precondition(lambda self: self.inbox)
     @rule(data=st.data(), verdict=VERDICTS, hold=st.booleans(), is_prompt=st.booleans())
@@ -154,7 +174,6 @@ class Recovery(RuleBasedStateMachine):
     def take_back(self) -> None:
         """Return what no worker has begun."""
         self.unsettled.take_back([delivery for delivery, _ in self.inbox])
-        self.pending.update((delivery.tag, Verdict.NACK) for delivery, _ in self.inbox)
         self.inbox.clear()
 
     # -- settling ----------------------------------------------------------
@@ -163,47 +182,38 @@ class Recovery(RuleBasedStateMachine):
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
         """Let a timer go off, even one whose verdict is gone."""
-        self._release(data.draw(st.integers(1, self.tag)))
-
-    def _release(self, tag: int) -> None:
-        self.unsettled.release(tag)
-        if tag in self.held:
-            self.pending[tag] = self.held.pop(tag)
+        self.unsettled.release(data.draw(st.integers(1, self.tag)))
 
     @rule()
     def release_all(self) -> None:
         """Let every held verdict go."""
         self.unsettled.release_all()
-        self.pending.update(self.held)
-        self.held.clear()
 
     @rule()
     def flush(self) -> None:
         """Send all that can be sent; it arrives unless the line is cut."""
         for frame in self.unsettled.take_frames():
-            for tag in self._covered(frame):
-                assert self.pending.pop(tag) is frame.verdict
+            assert frame.tag in self.open, "a tag of another session, or one settled before"
+            covered = [t for t in self.open if t == frame.tag or (frame.multiple and t < frame.tag)]
+            for tag in covered:
                 message = self.open.pop(tag)
                 if not self.is_cut:
-                    self._settle_at_broker(tag, message, frame.verdict)
-        assert not self.pending, "what could be sent was held back"
-
-    def _covered(self, frame: Frame) -> list[int]:
-        assert frame.tag in self.open, "a tag of another session, or one settled before"
-        return [t for t in self.open if t == frame.tag or (frame.multiple and t < frame.tag)]
-
-    def _settle_at_broker(self, tag: int, message: Message, verdict: Verdict) -> None:
-        del self.out[tag]
-        (self.ready if verdict is Verdict.NACK else self.gone).append(message)
+                    del self.out[tag]
+                    (self.ready if frame.verdict in RETURNS else self.gone).append(message)
 
     # -- always ------------------------------------------------------------
+
+    @invariant()
+    def nothing_is_lost(self) -> None:
+        """Of each kind no more is gone than was run."""
+        if hasattr(self, "gone"):
+            assert Counter(message.id for message in self.gone) <= self.runs
 
     @invariant()
     def counts_agree(self) -> None:
         """Nothing outstanding is forgotten, nothing is counted twice."""
         if hasattr(self, "unsettled"):
             assert self.unsettled.running == len(self.inbox) + len(self.running)
-            assert self.unsettled.held == len(self.held)
             if self.session:
                 assert len(self.unsettled) == len(self.open)
 
@@ -211,19 +221,19 @@ class Recovery(RuleBasedStateMachine):
         """Stop gracefully from wherever this is: everything outstanding gets settled."""
         if getattr(self, "session", 0):
             self.take_back()
-            self.release_all()
+            self.unsettled.release_all()
             for delivery, message in self.running:
-                tag = self.unsettled.conclude(Outcome(delivery, Verdict.ACK))
-                if tag is not None:
-                    self.pending[tag] = Verdict.ACK
-                    assert self.open[tag] is message
+                self.runs[message.id] += 1
+                self.unsettled.conclude(Outcome(delivery, Verdict.ACK))
+            self.running.clear()
             self.flush()
+            self.nothing_is_lost()
             assert not self.open
             assert len(self.unsettled) == self.unsettled.running == self.unsettled.held == 0
 
 
 TestRecovery = Recovery.TestCase
-TestRecovery.settings = settings(max_examples=200, stateful_step_count=50)
+TestRecovery.settings = settings(max_examples=300, stateful_step_count=50)
 
 
 def open_session(remember: int = 10) -> Unsettled:
@@ -235,8 +245,8 @@ def open_session(remember: int = 10) -> Unsettled:
 
 def finish(unsettled: Unsettled, delivery: Delivery, verdict: Verdict = Verdict.ACK) -> None:
     """Let a callback end."""
-    unsettled.conclude(Outcome(delivery, verdict))
-    unsettled.remember(Outcome(delivery, verdict))
+    outcome = Outcome(delivery, verdict)
+    unsettled.remember(outcome, unsettled.conclude(outcome))
 
 
 def test_receive_redelivery_of_running() -> None:
@@ -247,7 +257,7 @@ def test_receive_redelivery_of_running() -> None:
     unsettled.lose([])
     unsettled.begin(2)
     assert not unsettled.receive(make_delivery(2, 1, redelivered=True))
-    assert unsettled.conclude(Outcome(first, Verdict.DROP)) == 1
+    assert unsettled.conclude(Outcome(first, Verdict.DROP)).tag == 1
     assert unsettled.take_frames() == [Frame(1, Verdict.DROP, False)]
 
 
@@ -277,8 +287,8 @@ def test_receive_two_copies_outlive_session() -> None:
     unsettled.begin(2)
     for tag in (1, 2):
         assert not unsettled.receive(make_delivery(2, tag, redelivered=True))
-    settled = {unsettled.conclude(Outcome(copy, Verdict.ACK)) for copy in copies}
-    assert settled == {1, 2}
+    settled = [unsettled.conclude(Outcome(copy, Verdict.ACK)) for copy in copies]
+    assert [(each.session, each.tag) for each in settled] == [(2, 1), (2, 2)]
 
 
 def test_receive_without_message_id() -> None:
@@ -352,3 +362,116 @@ def test_receive_published_again_beside_the_first() -> None:
     unsettled.begin(2)
     assert unsettled.receive(make_delivery(2, 1))
     assert not unsettled.receive(make_delivery(2, 2, redelivered=True))
+
+
+def lose(unsettled: Unsettled, session: int, *not_started: Delivery) -> None:
+    """Replace the session by the next one."""
+    unsettled.lose(not_started)
+    unsettled.begin(session)
+
+
+def receive_again(unsettled: Unsettled, session: int, count: int) -> list[bool]:
+    """Receive equal redeliveries; give for each whether it has to run."""
+    return [
+        unsettled.receive(make_delivery(session, tag, redelivered=True))
+        for tag in range(1, count + 1)
+    ]
+
+
+def test_receive_finished_in_this_session() -> None:
+    """What this very session finished cannot come again in it: a redelivery is another copy."""
+    unsettled = open_session()
+    first = make_delivery(1, 1)
+    unsettled.receive(first)
+    finish(unsettled, first)
+    assert unsettled.receive(make_delivery(1, 2, redelivered=True))
+
+
+@pytest.mark.parametrize("verdict", [Verdict.ACK, Verdict.DROP, Verdict.REJECT])
+def test_receive_finished_again_and_again(verdict: Verdict) -> None:
+    """A finished message is settled with its own verdict after each loss, once for each session."""
+    unsettled = open_session()
+    first = make_delivery(1, 1)
+    unsettled.receive(first)
+    finish(unsettled, first, verdict)
+    for session in (2, 3, 4):
+        lose(unsettled, session)
+        assert receive_again(unsettled, session, 1) == [False]
+        assert unsettled.take_frames() == [Frame(1, verdict, False)]
+    assert unsettled.receive(make_delivery(4, 2, redelivered=True))
+
+
+def test_receive_equal_messages() -> None:
+    """Of equal messages as many run as were unfinished, and no more than were finished do not."""
+    unsettled = open_session()
+    copies = [make_delivery(1, tag) for tag in range(1, 6)]
+    for copy in copies:
+        unsettled.receive(copy)
+    for copy in copies[:2]:
+        finish(unsettled, copy)
+    lose(unsettled, 2, *copies[2:])
+    assert receive_again(unsettled, 2, 6) == [True, True, True, False, False, True]
+
+
+def test_receive_equal_message_returned() -> None:
+    """A returned message runs again although its equal was finished by an earlier session."""
+    unsettled = open_session()
+    first = make_delivery(1, 1)
+    unsettled.receive(first)
+    finish(unsettled, first)
+    lose(unsettled, 2)
+    second = make_delivery(2, 1)
+    unsettled.receive(second)
+    finish(unsettled, second, Verdict.NACK)
+    assert receive_again(unsettled, 2, 2) == [True, False]
+
+
+def test_receive_dead_lettered() -> None:
+    """What went through a dead-letter exchange is another message than the one it was."""
+    unsettled = open_session()
+    first = make_delivery(1, 1)
+    unsettled.receive(first)
+    finish(unsettled, first)
+    lose(unsettled, 2)
+    headers = {"x-death": [{"queue": "fruit", "reason": "expired", "count": 1}]}
+    assert unsettled.receive(make_delivery(2, 1, redelivered=True, headers=headers))
+
+
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_receive_takes_no_longer_for_many(is_finished: bool) -> None:
+    """A redelivery costs the same however much is in hand."""
+    unsettled, count = open_session(remember=10_000), 10_000
+    equal = [make_delivery(1, tag) for tag in range(1, count + 1)]
+    for delivery in equal:
+        unsettled.receive(delivery)
+    for delivery in equal if is_finished else []:
+        finish(unsettled, delivery)
+    lose(unsettled, 2)
+    steps = 0
+
+    def count_step(*args: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        return count_step
+
+    again = [make_delivery(2, tag, redelivered=True) for tag in range(1, count + 1)]
+    before = sys.gettrace()
+    sys.settrace(count_step)
+    for delivery in again:
+        assert not unsettled.receive(delivery)
+    sys.settrace(before)
+    assert steps < 200 * count
+
+
+def test_count_return_malformed() -> None:
+    """Counts that no broker writes count for nothing."""
+    unsettled = Unsettled(10, {"fruit"})
+    for value in ("5", None, 2.5, True, -5000):
+        delivery = make_delivery(redelivered=True, headers={"x-delivery-count": value})
+        assert unsettled.count_return(delivery) == 0
+
+
+def test_count_return_first_delivery() -> None:
+    """A count on a message that was never delivered before is the publisher's."""
+    unsettled = Unsettled(10, {"fruit"})
+    assert unsettled.count_return(make_delivery(headers={"x-delivery-count": 5})) == 0

@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 import pytest
 
 from fmconsume.engine import workers
-from fmconsume.engine.delivery import ACK, DROP, NACK, REJECT, Delivery, Outcome, Verdict
+from fmconsume.engine.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome, Verdict
 from fmconsume.engine.workers import ThreadWorker
 from fmconsume.exceptions import (
     ConfigurationException,
@@ -132,7 +132,7 @@ def test_run_callback_halts_by_careless_subclass() -> None:
 def test_run_callback_fails(error: BaseException) -> None:
     """Any other exception requeues the message, is reported itself, and ends the worker."""
     (outcome,) = work(raising(error), make_delivery(tag=1), make_delivery(tag=2))
-    assert (outcome.delivery.tag, outcome.verdict) == (1, NACK)
+    assert (outcome.delivery.tag, outcome.verdict) == (1, FAIL)
     assert outcome.error is error
 
 
@@ -162,7 +162,7 @@ def test_run_decoding_fails(error: BaseException) -> None:
         raise error
 
     (outcome,) = work(refuse_to_wait, make_delivery(tag=1), make_delivery(tag=2), decode=decode)
-    assert (outcome.delivery.tag, outcome.verdict) == (1, NACK)
+    assert (outcome.delivery.tag, outcome.verdict) == (1, FAIL)
     assert outcome.error is error
 
 
