@@ -3,7 +3,7 @@
 Pure: no pika, no threads, no clock. The supervisor owns it.
 
 A message is known by its identity: a number for everything that was published, so that two
-messages that were published alike have the same one. They are counted, never told apart.
+messages that were published alike have the same one and cannot be told apart.
 """
 
 from __future__ import annotations
@@ -62,40 +62,18 @@ def delivery_count(delivery: Delivery) -> int:
 
 
 class _Past(NamedTuple):
-    """How often messages of one identity were finished.
-
-    Attributes:
-        session: The last in which one was.
-        here: Those of that session.
-        before: Those of earlier sessions.
-    """
+    """What became of the one message of its identity, and the last session that settled it."""
 
     verdict: Verdict
     session: int
-    here: int
-    before: int
-
-    def add(self, verdict: Verdict, session: int) -> _Past:
-        """Count one more; its session may be an earlier one."""
-        if session < self.session:
-            return self._replace(before=self.before + 1)
-        if session == self.session:
-            return self._replace(verdict=verdict, here=self.here + 1)
-        return _Past(verdict, session, 1, self.here + self.before)
-
-    def drop(self) -> _Past | None:
-        """Count the oldest one no more."""
-        if self.before:
-            return self._replace(before=self.before - 1)
-        return self._replace(here=self.here - 1) if self.here > 1 else None
-
-    def unsettled(self, session: int) -> int:
-        """Give how many of them the broker may deliver again to this session."""
-        return self.before + (0 if session == self.session else self.here)
 
 
 class Memory:
     """Verdicts of the last finished messages, and how often others were returned.
+
+    A redelivery is settled unseen only where one message of its identity is known, which is
+    finished. Where there were several, nobody can tell a finished one, whose acknowledgement was
+    lost, from one that was on its way when the session was lost: they all run.
 
     Args:
         size: How many messages of each kind are remembered; 0 turns it off.
@@ -103,13 +81,14 @@ class Memory:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._finished: dict[int, _Past] = {}
-        #: The identities of what is counted in `_finished`, oldest first.
+        #: By identity; where there were several messages, how often it is in `_order`.
+        self._finished: dict[int, _Past | int] = {}
+        #: Identities in the order in which they were finished, oldest first.
         self._order: deque[int] = deque()
         #: What most messages of a session have: one for all of them.
-        self._usual = _Past(Verdict.ACK, 0, 1, 0)
-        #: How many of an identity the broker has unfinished, the one that came last at the end.
-        self._owed: OrderedDict[int, int] = OrderedDict()
+        self._usual = _Past(Verdict.ACK, 0)
+        #: Identities of what the broker has unfinished, the one that came last at the end.
+        self._owed: OrderedDict[int, None] = OrderedDict()
         #: How often each message was returned, the one returned last at the end.
         self._returns: OrderedDict[int, int] = OrderedDict()
 
@@ -120,53 +99,62 @@ class Memory:
         if self._returns:
             self._returns.pop(key, None)
         past = self._finished.get(key)
-        self._finished[key] = past.add(verdict, session) if past else self._new(verdict, session)
-        self._order.append(key)
-        if len(self._order) > self._size:
-            self._forget_one(self._order.popleft())
+        if past is None and key not in self._owed:
+            self._finished[key] = self._new(verdict, session)
+        else:
+            self._finished[key] = 1 + (past if isinstance(past, int) else past is not None)
+        self._append(key)
 
     def _new(self, verdict: Verdict, session: int) -> _Past:
         usual = self._usual
         if usual.session != session or usual.verdict is not verdict:
-            usual = self._usual = _Past(verdict, session, 1, 0)
+            usual = self._usual = _Past(verdict, session)
         return usual
 
-    def _forget_one(self, key: int) -> None:
-        past = self._finished.pop(key, None)
-        left = past.drop() if past else None
-        if left is not None:
-            self._finished[key] = left
+    def _append(self, key: int) -> None:
+        self._order.append(key)
+        if len(self._order) > self._size:
+            oldest = self._order.popleft()
+            past = self._finished.pop(oldest)
+            if isinstance(past, int) and past > 1:
+                self._finished[oldest] = past - 1
 
     def owe(self, key: int) -> None:
-        """Remember that the broker has a message unfinished: the next redelivery has to run."""
+        """Remember that the broker has a message unfinished."""
         if self._size and key:
-            self._owed[key] = self._owed.pop(key, 0) + 1
+            self.meet(key)
+            self._owed[key] = None
+            self._owed.move_to_end(key)
             if len(self._owed) > self._size:
-                forgotten, _ = self._owed.popitem(last=False)
-                # Its redelivery has to run, even where equal ones are finished.
-                self._finished.pop(forgotten, None)
+                self._see_several(self._owed.popitem(last=False)[0])
+
+    def meet(self, key: int) -> None:
+        """Take note of an unfinished message, beside which another one makes several."""
+        if key in self._finished or key in self._owed:
+            self._see_several(key)
+
+    def _see_several(self, key: int) -> None:
+        past = self._finished.get(key)
+        if not isinstance(past, int):
+            self._finished[key] = 1
+            if past is None:
+                self._append(key)
 
     def recall(self, key: int, session: int) -> Verdict | None:
         """Give the verdict that settles a redelivery, None when it has to run.
 
-        As many run as are unfinished at the broker. Beyond that, each message that an earlier
-        session finished settles one.
+        A session settles what an earlier one finished. What it has settled itself cannot come
+        again to it, so that there are several.
         """
+        self._owed.pop(key, None)
         past = self._finished.get(key)
-        if past is None or not past.unsettled(session):
+        if not isinstance(past, _Past):
             return None
-        # From here on this session has settled it.
-        here = past.here if session == past.session else 0
-        before = past.unsettled(session) - 1
-        self._finished[key] = _Past(past.verdict, session, here + 1, before)
+        if past.session == session:
+            self._see_several(key)
+            return None
+        self._finished[key] = self._new(past.verdict, session)
         return past.verdict
-
-    def claim(self, key: int) -> bool:
-        """Tell whether a redelivery is one that the broker had unfinished, and count it off."""
-        owed = self._owed.pop(key, 0)
-        if owed > 1:
-            self._owed[key] = owed - 1
-        return owed > 0
 
     def count_return(self, key: int) -> int:
         """Count a message's return to its queue; give the number of earlier ones."""

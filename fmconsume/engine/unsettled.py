@@ -85,6 +85,7 @@ class Unsettled:
         self._adopted.clear()
         self._orphans.clear()
         for delivery in self._running:
+            self._memory.meet(delivery.identity)
             if delivery.identity:
                 self._orphans.setdefault(delivery.identity, {})[delivery] = None
 
@@ -163,10 +164,8 @@ class Unsettled:
     def _is_known(self, delivery: Delivery) -> bool:
         """Adopt a redelivery of what runs now, or settle one of what is finished.
 
-        Of equal messages as many run as the broker had unfinished.
+        Which of several equal messages an orphan adopts makes no difference.
         """
-        if self._memory.claim(delivery.identity):
-            return False
         orphans = self._orphans.get(delivery.identity)
         if orphans:
             orphan = next(iter(orphans))

@@ -45,14 +45,20 @@ def faults(folder: Path, broker: Broker, scale: float, rng: random.Random) -> It
                 lambda w=workers, k=kind: in_process.crash(fresh(), times(20), w, rng, k),
             )
         yield Fault("reset", lambda b=both: in_process.reset(broker, times(100), *b))
+        yield Fault("equal", lambda b=both: in_process.reset_equal(broker, times(20), *b))
+        yield Fault("republished", lambda b=both: in_process.republished(broker, times(20), *b))
         yield Fault("silent", lambda b=both: in_process.stall(broker, times(5), *b))
         yield Fault("slow", lambda b=both: in_process.slow(broker, times(5), *b))
         yield Fault(
             "administrator", lambda b=both: in_process.close_connection(broker, times(20), *b)
         )
-        yield Fault(
-            "timeout", lambda b=both: endings.acknowledgement_timeout(fresh(), times(5), *b)
-        )
+        for kind in ("classic", "quorum"):
+            yield Fault(
+                f"timeout-{kind}",
+                lambda w=workers, k=kind: endings.acknowledgement_timeout(
+                    fresh(), times(5), w, rng, k
+                ),
+            )
         yield Fault("deleted", lambda b=both: endings.queue_deleted(broker, *b))
         for refusal in endings.REFUSALS:
             yield Fault("refused", lambda b=both, r=refusal: endings.user_refused(broker, r, *b))
@@ -68,6 +74,7 @@ def faults(folder: Path, broker: Broker, scale: float, rng: random.Random) -> It
             "shared", lambda b=both: processes.consumers_share(broker, fresh(), times(10), *b)
         )
         yield Fault("cluster", lambda b=both: endings.node_killed(fresh(), times(5), *b))
+        yield Fault("home", lambda b=both: endings.home_node_down(fresh(), times(3), *b))
         yield Fault("cpu", lambda b=both: in_process.hold_cpu(broker, times(2), *b))
         yield Fault("hostile", lambda b=both: soak.hostile_input(broker, times(100_000), *b))
     yield Fault("leaks", lambda: soak.many_reconnections(broker, times(300), 1, rng))

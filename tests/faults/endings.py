@@ -23,6 +23,7 @@ from .scene import Account, Row, Runner, publish, running, unique
 __all__ = [
     "acknowledgement_timeout",
     "blocked",
+    "home_node_down",
     "memory_alarm",
     "node_killed",
     "queue_contradicts",
@@ -155,17 +156,23 @@ def memory_alarm(broker: Broker, workers: int, rng: random.Random) -> Row:
     return account.enter_into(row)
 
 
-def acknowledgement_timeout(folder: Path, rounds: int, workers: int, rng: random.Random) -> Row:
-    """Let a callback outlive RabbitMQ's consumer_timeout; it runs once and is settled."""
-    row = Row("channel closed by the acknowledgement timeout", workers, rounds, rounds)
+def acknowledgement_timeout(
+    folder: Path, rounds: int, workers: int, rng: random.Random, queue_type: str = "classic"
+) -> Row:
+    """Let a callback outlive RabbitMQ's consumer_timeout; it runs once and is settled.
+
+    The broker closes the channel, or, from 4.3 on for a quorum queue, cancels the consumer.
+    """
+    row = Row(f"acknowledgement timeout ({queue_type} queue)", workers, rounds, rounds)
     account = Account(lambda message: time.sleep(4))
     # RabbitMQ looks once in a channel_tick_interval, a minute by default.
     settings = "[{rabbit, [{consumer_timeout, 1500}, {channel_tick_interval, 500}]}]."
     with Broker(folder, advanced=settings) as broker:
-        queue = broker.declare(unique("timeout"))
+        arguments = {"x-queue-type": queue_type}
+        queue = broker.declare(unique("timeout"), x_queue_type=queue_type)
         publish(broker, queue, range(rounds))
         prefetch = {"prefetch_count": workers, "prefetch_size": 0}
-        with running(broker.url(), queue, account, workers, qos=prefetch) as runner:
+        with running(broker.url(), queue, account, workers, arguments, qos=prefetch) as runner:
             wait_until(lambda: account.has_all(rounds), 20 + 8 * rounds)
             wait_until(lambda: broker.depth(queue) == (0, 0), 60)
             assert runner.consumer.stats.reconnections, row
@@ -192,6 +199,31 @@ def node_killed(folder: Path, rounds: int, workers: int, rng: random.Random) -> 
                 serving.kill()
                 wait_until(lambda n=number + 1: account.has_all(n * batch), 120)
                 serving.start()
+            row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
+    return account.enter_into(row)
+
+
+def home_node_down(folder: Path, rounds: int, workers: int, rng: random.Random) -> Row:
+    """Stop the node of a classic queue under a consumer that is connected to another one.
+
+    RabbitMQ cancels the consumer, and says of the queue that it is not found.
+    """
+    batch = 50
+    row = Row("home node of a classic queue down", workers, rounds, rounds * batch)
+    account = Account(lambda message: time.sleep(rng.random() * 0.004))
+    with _cluster(folder) as nodes:
+        home, other = nodes[1], nodes[0]
+        queue = home.declare(unique("home"))
+        with running(other.url(heartbeat=5), queue, account, workers) as runner:
+            for number in range(rounds):
+                runner.wait_for_state("consuming", 60)
+                publish(home, queue, range(number * batch, (number + 1) * batch))
+                some = (number + rng.random() / 2) * batch
+                wait_until(lambda goal=some: len(account.finished) > goal, 120)
+                home.stop()
+                assert "down or inaccessible" in runner.wait_for_state("waiting", 60)
+                home.start()
+                wait_until(lambda n=number + 1: account.has_all(n * batch), 120)
             row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
     return account.enter_into(row)
 

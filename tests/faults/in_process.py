@@ -11,9 +11,18 @@ from tests.integration.broker import Broker
 from tests.integration.proxy import Proxy
 from tests.waiting import wait_until
 
-from .scene import Account, Row, busy, publish, running, unique
+from .scene import Account, EqualAccount, Row, busy, publish, publish_equal, running, unique
 
-__all__ = ["close_connection", "crash", "hold_cpu", "reset", "slow", "stall"]
+__all__ = [
+    "close_connection",
+    "crash",
+    "hold_cpu",
+    "republished",
+    "reset",
+    "reset_equal",
+    "slow",
+    "stall",
+]
 
 
 def crash(
@@ -45,6 +54,51 @@ def crash(
 def reset(broker: Broker, rounds: int, workers: int, rng: random.Random) -> Row:
     """Cut the line again and again while messages flow."""
     return _disturb(broker, rounds, workers, rng, "connection reset", lambda proxy: proxy.cut())
+
+
+def reset_equal(broker: Broker, rounds: int, workers: int, rng: random.Random) -> Row:
+    """Cut the line again and again while messages flow that are equal to the letter."""
+    batch = 100
+    row = Row("equal messages, connection reset", workers, rounds, rounds * batch)
+    # Of what was in hand at a cut nobody can tell which acknowledgements the broker had.
+    account = EqualAccount(10 * rounds, busy(0.004, rng))
+    queue = broker.declare(unique("equal"))
+    with Proxy(broker) as proxy, running(proxy.url(), queue, account, workers) as runner:
+        for number in range(rounds):
+            publish_equal(broker, queue, batch)
+            some = (number + rng.random()) * batch
+            wait_until(lambda goal=some: len(account.finished) > goal, 120)
+            proxy.cut()
+        wait_until(lambda: account.has_all(row.messages), 60)
+        wait_until(lambda: broker.depth(queue) == (0, 0))
+    broker.delete(queue)
+    return account.enter_into(row)
+
+
+def republished(broker: Broker, rounds: int, workers: int, rng: random.Random) -> Row:
+    """Cut the line while callbacks publish each message once more, to be retried."""
+    batch = 50
+    row = Row("retries by publishing, connection reset", workers, rounds, 2 * rounds * batch)
+    account = Account(busy(0.004, rng))
+    queue = broker.declare(unique("retried"))
+
+    def retry(message: Message) -> None:
+        if COPIES not in message.properties.headers:
+            with configured(amqp_url=broker.url(), topic_prefix=""):
+                publish_again(message, "")
+        account.finished.append(len(account.finished))
+
+    with Proxy(broker) as proxy, running(proxy.url(), queue, retry, workers) as runner:
+        for number in range(rounds):
+            publish(broker, queue, range(number * batch, (number + 1) * batch))
+            some = (number + rng.random()) * 2 * batch
+            wait_until(lambda goal=some: len(account.finished) > goal, 120)
+            proxy.cut()
+        wait_until(lambda: len(account.finished) >= row.messages, 60)
+        wait_until(lambda: broker.depth(queue) == (0, 0))
+        row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
+    broker.delete(queue)
+    return account.enter_into(row)
 
 
 def close_connection(broker: Broker, rounds: int, workers: int, rng: random.Random) -> Row:

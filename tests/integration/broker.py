@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import random
 import re
 import socket
@@ -91,7 +92,12 @@ def free_port() -> int:
 
 
 def find_server() -> Path:
-    """Return the path of the real rabbitmq-server script."""
+    """Return the path of the real rabbitmq-server script, or the one that $RABBITMQ_SERVER names.
+
+    rabbitmqctl is expected beside it.
+    """
+    if os.environ.get("RABBITMQ_SERVER"):
+        return Path(os.environ["RABBITMQ_SERVER"])
     for pattern in _SERVERS:
         for server in sorted(Path("/").glob(pattern)):
             return server

@@ -34,6 +34,12 @@ def test_reset(broker: Broker, rng: random.Random, workers: int) -> None:
 
 
 @WORKERS
+def test_reset_equal(broker: Broker, rng: random.Random, workers: int) -> None:
+    """Of equal messages each runs once, however often the line is cut."""
+    check(in_process.reset_equal(broker, 3, workers, rng))
+
+
+@WORKERS
 def test_stall(broker: Broker, rng: random.Random, workers: int) -> None:
     """A line that goes silent is noticed within two heartbeat intervals."""
     check(in_process.stall(broker, 1, workers, rng))
@@ -110,6 +116,11 @@ def test_consumers_share(broker: Broker, tmp_path: Path, rng: random.Random) -> 
 def test_node_killed(tmp_path: Path, rng: random.Random) -> None:
     """A node of a cluster is killed; consuming resumes on another, and nothing is lost."""
     check(endings.node_killed(tmp_path, 1, 8, rng))
+
+
+def test_home_node_down(tmp_path: Path, rng: random.Random) -> None:
+    """A classic queue whose node is down is waited for."""
+    check(endings.home_node_down(tmp_path, 1, 1, rng))
 
 
 @WORKERS

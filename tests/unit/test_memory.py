@@ -116,38 +116,73 @@ def test_identity_without_message_id(message_id: Optional[str]) -> None:
 
 @pytest.mark.parametrize("verdict", [ACK, DROP, Verdict.REJECT])
 def test_recall_finished(verdict: Verdict) -> None:
-    """What one session finished is recalled by the next with its own verdict, once."""
+    """What one session finished settles a redelivery to each later one, with its own verdict."""
     memory = Memory(10)
     memory.finish(7, verdict, 1)
-    assert memory.recall(7, 1) is None
-    assert memory.recall(7, 2) is verdict
-    assert memory.recall(7, 2) is None
-    assert memory.recall(7, 3) is verdict
+    for session in (2, 3, 4):
+        assert memory.recall(7, session) is verdict
 
 
-def test_recall_counts() -> None:
-    """Equal messages are recalled as often as they were finished before."""
-    memory = Memory(10)
-    for session in (1, 1, 2):
-        memory.finish(7, ACK, session)
-    assert [memory.recall(7, 2) for _ in range(3)] == [ACK, ACK, None]
-    assert [memory.recall(7, 3) for _ in range(4)] == [ACK, ACK, ACK, None]
-
-
-def test_finish_late() -> None:
-    """What a session gone by finishes late may come again in the present one."""
-    memory = Memory(10)
-    memory.finish(7, ACK, 2)
-    memory.finish(7, ACK, 1)
-    assert [memory.recall(7, 2) for _ in range(2)] == [ACK, None]
-
-
-def test_recall_does_not_mix() -> None:
-    """To recall one message changes nothing for another that was finished in the same session."""
+def test_recall_finished_in_this_session() -> None:
+    """What a session has finished, or settled, cannot come to it again: there are several."""
     memory = Memory(10)
     memory.finish(7, ACK, 1)
-    memory.finish(8, ACK, 1)
+    memory.finish(8, ACK, 2)
     assert memory.recall(7, 2) is ACK
+    for key in (7, 8):
+        assert memory.recall(key, 2) is None
+        assert memory.recall(key, 3) is None
+
+
+def test_recall_of_several() -> None:
+    """Where there were several messages of an identity, none settles another."""
+    memory = Memory(10)
+    memory.finish(7, ACK, 1)
+    memory.finish(7, ACK, 2)
+    memory.finish(8, ACK, 1)
+    assert memory.recall(7, 3) is None
+    assert memory.recall(8, 3) is ACK
+
+
+@pytest.mark.parametrize("is_owed_first", [True, False])
+def test_recall_of_one_beside_an_unfinished_one(is_owed_first: bool) -> None:
+    """One that is finished does not settle one that the broker has unfinished."""
+    memory = Memory(10)
+    steps = [lambda: memory.owe(7), lambda: memory.finish(7, ACK, 1)]
+    for step in steps if is_owed_first else reversed(steps):
+        step()
+    assert memory.recall(7, 2) is None
+    assert memory.recall(7, 3) is None
+
+
+def test_recall_of_several_unfinished() -> None:
+    """Of two that the broker had unfinished, the first to be finished does not settle the other."""
+    memory = Memory(10)
+    memory.owe(7)
+    memory.owe(7)
+    assert memory.recall(7, 2) is None
+    memory.finish(7, ACK, 2)
+    assert memory.recall(7, 3) is None
+
+
+def test_recall_unfinished_then_finished() -> None:
+    """One that was unfinished for a while, and then was finished, is one."""
+    memory = Memory(10)
+    for session in (1, 2, 3):
+        memory.owe(7)
+        assert memory.recall(7, session + 1) is None
+    memory.finish(7, ACK, 4)
+    assert memory.recall(7, 5) is ACK
+
+
+def test_meet() -> None:
+    """One that runs beside a finished one makes several; alone it is one."""
+    memory = Memory(10)
+    memory.finish(7, ACK, 1)
+    for key in (7, 8):
+        memory.meet(key)
+    memory.finish(8, ACK, 1)
+    assert memory.recall(7, 2) is None
     assert memory.recall(8, 2) is ACK
 
 
@@ -156,8 +191,8 @@ def test_finish_without_identity() -> None:
     memory = Memory(10)
     memory.finish(0, ACK, 1)
     memory.owe(0)
+    memory.meet(0)
     assert memory.recall(0, 2) is None
-    assert not memory.claim(0)
 
 
 def test_finish_turned_off() -> None:
@@ -166,57 +201,45 @@ def test_finish_turned_off() -> None:
     memory.finish(7, ACK, 1)
     memory.owe(7)
     assert memory.recall(7, 2) is None
-    assert not memory.claim(7)
     assert [memory.count_return(7) for _ in range(2)] == [0, 0]
 
 
 @given(size=st.integers(1, 20), keys=st.lists(st.integers(1, 8), max_size=60))
 def test_finish_beyond_size(size: int, keys: list[int]) -> None:
-    """The last ones to be finished are remembered, each as often as it is among them."""
+    """The last ones to be finished are remembered, and whether there were several."""
     memory = Memory(size)
     for key in keys:
         memory.finish(key, ACK, 1)
-    last = keys[-size:]
     for key in range(1, 9):
-        recalled = [memory.recall(key, 2) for _ in range(len(keys) + 1)]
-        assert recalled.count(ACK) == last.count(key)
-
-
-# -- owed -------------------------------------------------------------------------------
-
-
-def test_claim_counts() -> None:
-    """As many redeliveries have to run as the broker has unfinished."""
-    memory = Memory(10)
-    memory.owe(7)
-    memory.owe(7)
-    assert [memory.claim(key) for key in (8, 7, 7, 7)] == [False, True, True, False]
+        is_single = keys.count(key) == 1 and key in keys[-size:]
+        if is_single or keys[-size:].count(key) != 1:
+            assert memory.recall(key, 2) is (ACK if is_single else None)
 
 
 def test_owe_beyond_size() -> None:
-    """Where it is forgotten that a message is unfinished, its finished equals are too."""
+    """Where it is forgotten that a message is unfinished, its equals still do not settle it."""
     memory = Memory(2)
-    memory.finish(7, ACK, 1)
     for key in (7, 8, 9):
         memory.owe(key)
-    assert not memory.claim(7)
+    memory.finish(7, ACK, 1)
     assert memory.recall(7, 2) is None
-    assert memory.claim(8)
-    assert memory.claim(9)
 
 
-@given(steps=st.lists(st.tuples(st.sampled_from(["finish", "owe"]), st.integers(1, 6))))
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["finish", "owe", "meet", "recall"]), st.integers(1, 6))
+    )
+)
 def test_size_bounds_everything(steps: list[tuple[str, int]]) -> None:
     """No part of the memory grows beyond its size, and none fails when it forgets."""
     memory = Memory(3)
-    for name, key in steps:
-        if name == "finish":
-            memory.finish(key, ACK, 1)
-        else:
-            memory.owe(key)
-            memory.count_return(key)
+    for session, (name, key) in enumerate(steps):
+        memory.count_return(key)
+        arguments = {"finish": (key, ACK, session), "recall": (key, session)}
+        getattr(memory, name)(*arguments.get(name, (key,)))
     for store in (memory._finished, memory._order, memory._owed, memory._returns):
         assert len(store) <= 3
+    assert set(memory._finished) == set(memory._order)
 
 
 # -- returns ----------------------------------------------------------------------------
