@@ -26,6 +26,7 @@ from .engine.certificate import validity
 from .engine.failure import connect_error, reason
 from .engine.session import Topology
 from .exceptions import ConnectionException, ExitCode
+from .redaction import hide_passwords, redact_value
 from .settings import addresses
 
 __all__ = ["Row", "advise", "check", "examine"]
@@ -72,17 +73,22 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
     """
     if not inspect.isclass(callback):
         instantiate(callback)
-    rows = [
+    found = [
         Row("configuration", conf.path, "valid"),
         Row("callback", getattr(callback, "__qualname__", repr(callback)), "imported"),
         *examine(topology, conf["tls"]),
+    ]
+    # A URL may stand where a file or a queue should.
+    rows = [
+        row._replace(name=redact_value(row.name), status=hide_passwords(row.status))
+        for row in found
     ]
     width = max(len(row.name) for row in rows)
     for row in rows:
         mark = "!" if row.exit_code else " "
         print(f"{mark} {row.kind:13}  {row.name:{width}}  {row.status}")
     for text in advise(topology, workers, conf["callback_timeout"]):
-        print(f"  advice: {text}")
+        print(f"  advice: {hide_passwords(text)}")
     return next((row.exit_code for row in rows if row.exit_code), ExitCode.OK)
 
 

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from .exceptions import ConfigurationException
+from .redaction import redact, redact_value
 from .version import __version__
 
-__all__ = ["DEFAULTS", "LazyConfig", "check_bindings", "check_queues", "conf", "redact"]
+__all__ = ["DEFAULTS", "LazyConfig", "check_bindings", "check_queues", "conf"]
 
 _DEFAULT_PATH = "/etc/fedora-messaging/config.toml"
 _VARIABLES = ("FMCONSUME_CONF", "FEDORA_MESSAGING_CONF")
@@ -71,20 +72,6 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def redact(url: str) -> str:
-    """Replace the passwords in an AMQP URL by ***, however malformed it is.
-
-    In doubt too much is hidden: an unquoted password may hold any character.
-    """
-    scheme, rest = re.findall(r"(?is)^(amqps?://)?(.*)", url)[0]
-    # pika takes the password of a private key in there.
-    rest = re.sub(r"(ssl_options=)[^&]+", r"\1***", rest)
-    user_info, at, host = rest.rpartition("@") if "@" in rest else (rest, "", "")
-    user, _, password = user_info.partition(":")
-    is_port = not at and (user.startswith("[") or re.match(r"\d*([/?#]|$)", password))
-    return f"{scheme}{rest}" if is_port or not password else f"{scheme}{user}:***{at}{host}"
-
-
 class _Place(NamedTuple):
     """Where in the configuration a value stands, and the problems found so far."""
 
@@ -118,7 +105,7 @@ def _describe(value: object) -> str:
     if value is _MISSING:
         return "nothing"
     if isinstance(value, str):
-        return repr(redact(value) if re.search("@|//", value) else value)
+        return repr(redact_value(value))
     if value is None or isinstance(value, (int, float)):
         return repr(value)
     name = {"dict": "table"}.get(type(value).__name__, type(value).__name__)

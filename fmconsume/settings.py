@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .config import DEFAULTS, check_bindings, check_queues, conf, redact
+from .config import DEFAULTS, check_bindings, check_queues, conf
 from .engine.address import Address, parse_address
 from .engine.session import Topology
 from .exceptions import ConfigurationException
+from .redaction import redact
 
 __all__ = ["addresses", "select", "topology"]
 

@@ -15,6 +15,7 @@ from pika.exceptions import (
 )
 
 from ..exceptions import ConnectionException
+from ..redaction import hide_passwords
 from .address import Address
 
 __all__ = ["SessionLost", "connect_error", "reason"]
@@ -40,6 +41,9 @@ class SessionLost(Exception):
     """
 
     is_channel_closed = False
+
+    def __init__(self, text: str) -> None:
+        super().__init__(hide_passwords(text))
 
 
 def connect_error(address: Address, exc: BaseException) -> Exception:

@@ -26,6 +26,7 @@ from pika.exceptions import (
 )
 
 from ..exceptions import BadDeclaration, PermissionException
+from ..redaction import hide_passwords
 from .address import Address
 from .delivery import ACK, NACK, Delivery
 from .failure import SessionLost, connect_error, reason
@@ -283,7 +284,7 @@ class Session:
     @property
     def name(self) -> str:
         """Its queues and its broker, as the log calls them."""
-        return f"{', '.join(self.consumers.values())} at {self.address.name}"
+        return hide_passwords(f"{', '.join(self.consumers.values())} at {self.address.name}")
 
     @property
     def is_consuming(self) -> bool:
