@@ -1,6 +1,6 @@
-"""The dates of a certificate, which Python's ssl module shows only of one that a peer sent.
+"""What Python's ssl module does not tell of the files of TLS: dates, and a key that is encrypted.
 
-Pure: any thread may call.
+Pure but for reading files: any thread may call.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ def validity(pem: str) -> tuple[datetime, datetime]:
     """Give the moments between which the first certificate of a PEM file is valid.
 
     Raises:
-        ValueError: There is no certificate in it.
+        ValueError: There is no certificate in it, or one that is damaged.
     """
     begin, end = pem.find(ssl.PEM_HEADER), pem.find(ssl.PEM_FOOTER)
     if begin < 0 or end < begin:
         raise ValueError("it holds no certificate in PEM format")
-    ((_, certificate),) = _elements(
-        ssl.PEM_cert_to_DER_cert(pem[begin : end + len(ssl.PEM_FOOTER)])
-    )
+    try:
+        return _read_dates(ssl.PEM_cert_to_DER_cert(pem[begin : end + len(ssl.PEM_FOOTER)]))
+    except Exception as exc:  # Whatever indexing, decoding and unpacking raise over garbage.
+        raise ValueError("the certificate in it is damaged or cut off") from exc
+
+
+def _read_dates(der: bytes) -> tuple[datetime, datetime]:
+    ((_, certificate),) = _elements(der)
     _, to_be_signed = next(_elements(certificate))
     _serial, _algorithm, _issuer, (_, dates), *_ = (
         element for element in _elements(to_be_signed) if element[0] != _VERSION
@@ -51,4 +56,4 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _time(tag: int, text: bytes) -> datetime:
-    return datetime.strptime(text.decode(), _TIMES[tag]).replace(tzinfo=timezone.utc)
+    return datetime.strptime(text.decode("ascii"), _TIMES[tag]).replace(tzinfo=timezone.utc)
