@@ -23,7 +23,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedBy
 from .callbacks import instantiate
 from .config import conf
 from .engine.certificate import validity
-from .engine.failure import connect_error, reason
+from .engine.failure import SessionLost, connect_error, make_parameters, reason
 from .engine.session import Topology
 from .exceptions import ConnectionException, ExitCode
 from .redaction import hide_passwords, redact_value
@@ -105,9 +105,11 @@ def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
     refused = []
     for address in brokers:
         try:
-            connection = pika.BlockingConnection(address.parameters)
-        except (AMQPError, AMQPConnectorException, OSError) as exc:
-            text = str(connect_error(address, exc)).replace(f"{address.name}: ", "")
+            connection = pika.BlockingConnection(make_parameters(address))
+        except (SessionLost, AMQPError, AMQPConnectorException, OSError) as exc:
+            text = str(
+                exc if isinstance(exc, SessionLost) else connect_error(address, exc)
+            ).replace(f"{address.name}: ", "")
             refused.append(Row("broker", address.name, text, ExitCode.HANDSHAKE))
         else:
             # It is enough that one of them answers.
@@ -123,7 +125,8 @@ def _look_at_certificate(key: str, path: str) -> Row:
     try:
         begin, end = validity(Path(path).read_text(encoding="latin-1"))
     except (OSError, ValueError) as exc:
-        return row._replace(status=str(exc), exit_code=ExitCode.HANDSHAKE)
+        text = getattr(exc, "strerror", None) or str(exc)
+        return row._replace(status=text, exit_code=ExitCode.HANDSHAKE)
     now = datetime.now(timezone.utc)
     if now < begin:
         text = f"not valid before {begin:%Y-%m-%d %H:%M} UTC"

@@ -21,6 +21,7 @@ from pika.adapters.select_connection import IOLoop
 from .config import conf
 from .engine.address import Address
 from .engine.backoff import Backoff
+from .engine.failure import SessionLost
 from .engine.line import Line, Request
 from .exceptions import ConnectionException, PublishTimeout
 from .message import Message
@@ -157,7 +158,10 @@ class Publisher:
     def _connect(self) -> None:
         address = self._addresses[len(self._errors)]
         _log.debug("connecting to %s to publish", address.name)
-        self._line = Line(address, self._loop, self)
+        try:
+            self._line = Line(address, self._loop, self)
+        except SessionLost as exc:
+            self.on_end(exc, [])
 
     def on_open(self) -> None:
         """Prefer the address from now on."""

@@ -5,11 +5,14 @@ Pure but for reading files: any thread may call.
 
 from __future__ import annotations
 
+import ast
 import ssl
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["validity"]
+__all__ = ["load_pair", "url_options", "validity"]
 
 #: DER tags and time formats. Source: RFC 5280, sections 4.1 and 4.1.2.5.
 _VERSION = 0xA0
@@ -57,3 +60,41 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _time(tag: int, text: bytes) -> datetime:
     return datetime.strptime(text.decode("ascii"), _TIMES[tag]).replace(tzinfo=timezone.utc)
+
+
+def load_pair(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
+    """Load a certificate and its key, which OpenSSL would ask a password for on the terminal.
+
+    Args:
+        keyfile: None where the certificate's file holds the key too.
+
+    Raises:
+        ValueError: The key is encrypted, malformed, or that of another certificate.
+        OSError: A file cannot be read.
+    """
+    try:
+        context.load_cert_chain(certfile, keyfile, _refuse_to_ask)
+    except ssl.SSLError as exc:
+        if exc.reason == "KEY_VALUES_MISMATCH":
+            raise ValueError(f"it is not the key of the certificate in {certfile}") from exc
+        raise ValueError("no certificate with its key in PEM format") from exc
+
+
+def _refuse_to_ask() -> str:
+    raise ValueError("it is encrypted, and nobody is there to type a password; decrypt it")
+
+
+def url_options(url: str) -> dict[str, Any]:
+    """Give the TLS settings in an AMQP URL, which go before those of [tls].
+
+    Raises:
+        ValueError: They are malformed.
+    """
+    texts = parse_qs(urlsplit(url).query).get("ssl_options", ["None"])
+    try:
+        options = ast.literal_eval(texts[0]) or {}
+    except Exception as exc:  # Among others SyntaxError and RecursionError.
+        raise ValueError("its ssl_options are no Python literal") from exc
+    if not isinstance(options, dict):
+        raise ValueError("its ssl_options are no dict")
+    return options

@@ -1,6 +1,6 @@
 """What pika's exceptions mean: a refusal that would be met again, or a loss that may pass.
 
-Pure: any thread may call.
+Any thread may call.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import ssl
 
+import pika
 from pika.exceptions import (
     AuthenticationError,
     ChannelClosedByBroker,
@@ -18,7 +19,7 @@ from ..exceptions import ConnectionException
 from ..redaction import hide_passwords
 from .address import Address
 
-__all__ = ["SessionLost", "connect_error", "reason"]
+__all__ = ["SessionLost", "connect_error", "make_parameters", "reason"]
 
 #: connection.close codes that refuse the user or the virtual host.
 _REFUSED = {403, 530}
@@ -44,6 +45,19 @@ class SessionLost(Exception):
 
     def __init__(self, text: str) -> None:
         super().__init__(hide_passwords(text))
+
+
+def make_parameters(address: Address) -> pika.URLParameters:
+    """Make the parameters of one connection from what is on the disk now.
+
+    Raises:
+        SessionLost: A file is of no use now. It was when the address was made, and
+            replacing certificates takes a moment.
+    """
+    try:
+        return address.parameters()
+    except (ConnectionException, OSError, ValueError) as exc:
+        raise SessionLost(f"{address.name}: {exc}") from exc
 
 
 def connect_error(address: Address, exc: BaseException) -> Exception:

@@ -18,7 +18,7 @@ from pika.spec import Basic
 
 from ..exceptions import PublishForbidden, PublishReturned, ValidationError
 from .address import Address
-from .failure import SessionLost, connect_error, reason
+from .failure import SessionLost, connect_error, make_parameters, reason
 
 __all__ = ["Line", "Owner", "Request"]
 
@@ -61,6 +61,9 @@ class Line:
 
     A channel carries one message at a time, so that what the broker says of the channel
     (by closing it) is said of that message and of no other.
+
+    Raises:
+        SessionLost: A certificate is of no use now.
     """
 
     def __init__(self, address: Address, loop: IOLoop, owner: Owner) -> None:
@@ -72,7 +75,7 @@ class Line:
         self._idle: list[Any] = []
         self._busy: dict[Any, Request] = {}
         self._connection = pika.SelectConnection(
-            address.parameters, self._on_open, self._on_open_error, self._on_close, loop
+            make_parameters(address), self._on_open, self._on_open_error, self._on_close, loop
         )
 
     @property

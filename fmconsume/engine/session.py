@@ -6,7 +6,6 @@ afterwards. `wake` alone may come from any thread.
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,7 +28,7 @@ from ..exceptions import BadDeclaration, PermissionException
 from ..redaction import hide_passwords
 from .address import Address
 from .delivery import ACK, NACK, Delivery
-from .failure import SessionLost, connect_error, reason
+from .failure import SessionLost, connect_error, make_parameters, reason
 from .ledger import Frame
 
 __all__ = ["Session", "Topology"]
@@ -125,9 +124,10 @@ class Session:
             ConnectionException: The broker refuses, and would again.
             SessionLost: It cannot be reached now.
         """
-        parameters = copy.copy(self.address.parameters)
+        parameters = make_parameters(self.address)
+        wanted = parameters.heartbeat
         # A function and not the method: pika copies its parameters deeply.
-        parameters.heartbeat = lambda *args: self._negotiate(*args)
+        parameters.heartbeat = lambda *args: self._negotiate(wanted, *args)
         try:
             self._connection = pika.BlockingConnection(parameters)
             self._channel = self._connection.channel()
@@ -137,9 +137,8 @@ class Session:
         self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._channel.add_on_cancel_callback(self._on_cancel)
 
-    def _negotiate(self, wire: pika.connection.Connection, proposed: int) -> int:
+    def _negotiate(self, wanted: Any, wire: pika.connection.Connection, proposed: int) -> int:
         """Agree on a heartbeat, and keep what counts the bytes."""
-        wanted: Any = self.address.parameters.heartbeat
         self._heartbeat: int = proposed if wanted is None else wanted
         self._wire: Any = wire
         return self._heartbeat

@@ -7,6 +7,7 @@ import copy
 import io
 import logging
 import re
+import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -719,3 +720,18 @@ def test_demo_consumes_a_durable_queue() -> None:
     assert demo["callback"] == "fmconsume.example:printer"
     assert demo["queues"]["demo"]["durable"]
     assert demo["bindings"] == [{"queue": "demo", "exchange": "amq.topic", "routing_keys": ["#"]}]
+
+
+def test_load_url_files_untouched(load: Load) -> None:
+    """Files that a URL names are not read by loading: an encrypted key would ask for a password."""
+    options = "{'ca_certs': 'not/there', 'certfile': 'not/there', 'keyfile': 'not/there'}"
+    url = f"amqps://u:p@h/?ssl_options={options}&heartbeat=5"
+    with mock.patch.object(ssl.SSLContext, "load_cert_chain", side_effect=AssertionError):
+        assert load(f'amqp_url = "{url}"')["amqp_url"] == url
+
+
+@pytest.mark.parametrize("options", ["{", "5", "[" * 500, "{'a':1}&heartbeat=often"])
+def test_load_url_options_malformed(load: Load, options: str) -> None:
+    """TLS settings in a URL that mean nothing are a problem of the URL."""
+    with pytest.raises(ConfigurationException, match="amqp_url: found "):
+        load(f'amqp_url = "amqps://h/?ssl_options={options}"')

@@ -28,7 +28,7 @@ from fmconsume.engine.address import Address
 from fmconsume.engine.failure import SessionLost, connect_error, reason
 from fmconsume.exceptions import ConnectionException
 
-ADDRESS = Address("amqp://ann@h:5672 (virtual host '/')", pika.ConnectionParameters())
+ADDRESS = Address("amqp://ann@h:5672 (virtual host '/')", pika.URLParameters)
 
 REFUSED_LOGIN = ConnectionClosedByBroker(403, "ACCESS_REFUSED - Login was refused")
 NO_VHOST = ConnectionClosedByBroker(530, "NOT_ALLOWED - vhost nowhere not found")

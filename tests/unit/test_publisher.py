@@ -110,7 +110,7 @@ def test_take_connects_once(idle: Publisher, lines: list[FakeLine]) -> None:
     """The first request makes a line, those that come while it opens wait for it."""
     assert not lines
     take(idle, make_request(), make_request())
-    assert [line.address.parameters.host for line in lines] == ["one"]
+    assert [line.address.parameters().host for line in lines] == ["one"]
 
 
 def test_on_open_sends_in_order(idle: Publisher, lines: list[FakeLine]) -> None:
@@ -154,9 +154,9 @@ def test_on_end_tries_next_address(idle: Publisher, lines: list[FakeLine]) -> No
     idle.on_end(SessionLost("one is down"), [])
     open_line(idle, lines[1])
     idle.on_end(SessionLost("two went away"), lines[1].sent)
-    assert [line.address.parameters.host for line in lines] == ["one", "two", "one"]
+    assert [line.address.parameters().host for line in lines] == ["one", "two", "one"]
     open_line(idle, lines[2])
-    assert idle._addresses[0].parameters.host == "one"
+    assert idle._addresses[0].parameters().host == "one"
 
 
 def test_on_end_unconfirmed_goes_first(idle: Publisher, lines: list[FakeLine]) -> None:
@@ -177,7 +177,7 @@ def test_on_end_rests(idle: Publisher, lines: list[FakeLine]) -> None:
     take(idle, make_request())
     assert len(lines) == 2
     idle._resume()
-    assert [line.address.parameters.host for line in lines] == ["one", "two", "one"]
+    assert [line.address.parameters().host for line in lines] == ["one", "two", "one"]
 
 
 def test_on_end_nobody_waits(idle: Publisher, lines: list[FakeLine]) -> None:

@@ -40,8 +40,8 @@ from .fakes import TIMEOUT, get_soon, make_delivery, wait_soon
 
 TOPOLOGY = Topology({}, {"fruit": {}}, [], False, 10, 0)
 FAR, NEAR = (
-    Address("far", pika.ConnectionParameters()),
-    Address("near", pika.ConnectionParameters()),
+    Address("far", pika.URLParameters),
+    Address("near", pika.URLParameters),
 )
 
 
