@@ -31,6 +31,14 @@ _ALERT = re.compile(r"\[SSL: \w*ALERT_\w+\] ([^(]*)")
 #: What pika stumbles over, such as a timestamp in the headers that is out of range; it then drops
 #: the connection.
 _UNREADABLE = re.compile(r"Stream connection lost: (?!\w*(Connection|SSL|Pipe|Timeout|OS))\w+\(")
+#: What OpenSSL refuses only where it is strict, as Python has it since version 3.13.
+#: Source: X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA and those after it in OpenSSL 3's x509_vfy.h.
+_STRICT = range(80, 94)
+_STRICT_HINT = (
+    "; Python 3.13 and later hold certificates to RFC 5280: make the authority's anew, with "
+    "basicConstraints = critical,CA:TRUE, keyUsage = critical,keyCertSign,cRLSign and "
+    "subjectKeyIdentifier, and sign the broker's with it, with authorityKeyIdentifier"
+)
 _CLOSED_WHILE_OPENING = re.compile(r"ConnectionClosedByBroker: \((?P<code>\d+)\) (?P<text>.*)")
 
 
@@ -70,6 +78,8 @@ def connect_error(address: Address, exc: BaseException) -> Exception:
     text = f"{address.name}: {reason(cause)}"
     if isinstance(cause, _NO_LINE):
         return SessionLost(text)
+    if getattr(cause, "verify_code", 0) in _STRICT:
+        return ConnectionException(reason=text + _STRICT_HINT)
     if isinstance(cause, (ssl.SSLError, AuthenticationError)):
         return ConnectionException(reason=text)
     if isinstance(cause, ConnectionClosedByBroker) and _is_refusal(
