@@ -23,7 +23,7 @@ from .engine.address import Address
 from .engine.backoff import Backoff
 from .engine.failure import SessionLost
 from .engine.line import Line, Request
-from .exceptions import ConnectionException, PublishTimeout
+from .exceptions import ConnectionException, PublishException, PublishTimeout
 from .message import Message
 from .settings import addresses
 
@@ -55,6 +55,7 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
         PublishForbidden: The user may not publish there.
         PublishTimeout: Time is up. What was not sent by then will not be sent; what
             was sent may have arrived.
+        PublishException: This process can have no thread, or no file, for a connection now.
         ConnectionException: The broker refuses the connection.
     """
     deadline = monotonic() + timeout
@@ -96,8 +97,16 @@ class Publisher:
         self._trouble = ""
 
     def start(self) -> None:
-        """Start the thread. Thread: any."""
-        self._thread.start()
+        """Start the thread. Thread: any.
+
+        Raises:
+            RuntimeError: This process can have no more threads; the publisher is gone.
+        """
+        try:
+            self._thread.start()
+        except BaseException:
+            self.discard()
+            raise
 
     def send(self, request: Request) -> None:
         """Publish and wait for the answer. Thread: any."""
@@ -135,7 +144,8 @@ class Publisher:
             _log.critical("the publisher failed, which is a bug", exc_info=exc)
             self._trouble = f"the publisher failed: {exc!r}"
         # The next to publish gets a new one.
-        _publishers.pop(os.getpid(), None)
+        if _publishers.get(os.getpid()) is self:
+            del _publishers[os.getpid()]
         self._loop.close()
 
     def _take(self, request: Request) -> None:
@@ -231,14 +241,24 @@ def _publisher() -> Publisher:
     pid = os.getpid()
     found = _publishers.get(pid)
     if found is None:
-        made = Publisher(addresses())
-        # Two threads that come at the same time get the same one.
+        made = _start_publisher()
+        # It runs before others can find it: without a thread it would leave them without an
+        # answer. Two threads that come at the same time get the same one.
         found = _publishers.setdefault(pid, made)
-        if found is made:
-            made.start()
-        else:
-            made.discard()
+        if found is not made:
+            made.close()
     return found
+
+
+def _start_publisher() -> Publisher:
+    brokers = addresses()
+    try:
+        made = Publisher(brokers)
+        made.start()
+    except (OSError, RuntimeError) as exc:
+        reason = f"cannot publish now: {exc}; look at the process's limits of threads and files"
+        raise PublishException(reason) from exc
+    return made
 
 
 @atexit.register

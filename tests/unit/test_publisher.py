@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from time import monotonic
@@ -17,7 +18,12 @@ from fmconsume.config import DEFAULTS
 from fmconsume.engine.address import Address, parse_address
 from fmconsume.engine.failure import SessionLost
 from fmconsume.engine.line import Request
-from fmconsume.exceptions import ConnectionException, PublishTimeout, ValidationError
+from fmconsume.exceptions import (
+    ConnectionException,
+    PublishException,
+    PublishTimeout,
+    ValidationError,
+)
 from fmconsume.publisher import Publisher
 
 from .fakes import TIMEOUT, get_soon, restored_configuration
@@ -275,5 +281,32 @@ def test_publish_after_a_bug(
             publish(Message(), timeout=0.2)
     assert "which is a bug" in caplog.text
     assert not publishers
+    with pytest.raises(PublishTimeout, match="refused"):
+        publish(Message(), timeout=0.2)
+
+
+def test_publish_without_thread(publishers: dict[int, Publisher]) -> None:
+    """Where no thread can be started the call says so at once, and the next one tries again."""
+    before = threading.stack_size(2**46)  # So much memory has no machine.
+    try:
+        with pytest.raises(PublishException, match=r"cannot publish now: can't start new thread"):
+            publish(Message())
+    finally:
+        threading.stack_size(before)
+    assert not publishers
+    with pytest.raises(PublishTimeout, match="refused"):
+        publish(Message(), timeout=0.2)
+
+
+def test_publish_without_files(publishers: dict[int, Publisher]) -> None:
+    """So does one for which no file can be opened."""
+    message = Message()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(PublishException, match=r"cannot publish now: .*Too many open files"):
+            publish(message)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with pytest.raises(PublishTimeout, match="refused"):
         publish(Message(), timeout=0.2)
