@@ -22,7 +22,8 @@ from .config import conf
 from .engine.address import Address
 from .engine.backoff import Backoff
 from .engine.failure import SessionLost
-from .engine.line import Line, Request
+from .engine.line import Line
+from .engine.request import Request
 from .exceptions import ConnectionException, PublishException, PublishTimeout
 from .message import Message
 from .settings import addresses
@@ -44,12 +45,14 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
     same message id, while there is time: it may arrive twice.
 
     Args:
-        message: It is validated first. Its topic gets the configured topic_prefix.
+        message: It is validated first. Its topic gets the configured topic_prefix. Its body is
+            JSON, which has no NaN and no Infinity; its headers are what AMQP has, which
+            pika gives no floats.
         exchange: Name of the exchange; None takes the configured publish_exchange.
         timeout: Seconds for all of it, connecting included.
 
     Raises:
-        ValidationError: The message is invalid; nothing was sent.
+        ValidationError: The message is invalid, or cannot be encoded; nothing was sent.
         ConfigurationException: The configuration, or a schema, cannot be used.
         PublishReturned: The broker does not take the message, or has no such exchange.
         PublishForbidden: The user may not publish there.
@@ -60,13 +63,19 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
     """
     deadline = monotonic() + timeout
     message.validate()
-    _send(message, conf["publish_exchange"] if exchange is None else exchange, deadline)
+    request = Request(
+        conf["publish_exchange"] if exchange is None else exchange,
+        message._encoded_routing_key,
+        message._encoded_body,
+        message.properties,
+        deadline,
+    )
+    _send(message, request)
 
 
-def _send(message: Message, exchange: str, deadline: float) -> None:
+def _send(message: Message, request: Request) -> None:
     """Send a valid message; fmconsume.testing puts another function in place of this one."""
-    routing_key, body = message._encoded_routing_key, message._encoded_body
-    _publisher().send(Request(exchange, routing_key, body, message.properties, deadline))
+    _publisher().send(request)
 
 
 class Publisher:

@@ -18,7 +18,7 @@ FLOORS = (
     "engine/__init__ service/__init__",
     "exceptions",
     "config schema schema_utils engine/delivery engine/address callbacks",
-    "message engine/ledger engine/memory engine/state engine/failure",
+    "message engine/ledger engine/memory engine/state engine/failure engine/request",
     "engine/unsettled engine/workers engine/session engine/line service/systemd service/history",
     "engine/opener engine/tasks engine/watch example settings service/metrics service/page",
     "engine/supervisor service/monitoring publisher rehearsal checking",

@@ -17,7 +17,7 @@ from fmconsume import Message, publish, publisher
 from fmconsume.config import DEFAULTS
 from fmconsume.engine.address import Address, parse_address
 from fmconsume.engine.failure import SessionLost
-from fmconsume.engine.line import Request
+from fmconsume.engine.request import Request
 from fmconsume.exceptions import (
     ConnectionException,
     PublishException,
@@ -25,6 +25,7 @@ from fmconsume.exceptions import (
     ValidationError,
 )
 from fmconsume.publisher import Publisher
+from fmconsume.testing import deliver, mock_sends
 
 from .fakes import TIMEOUT, get_soon, restored_configuration
 
@@ -310,3 +311,53 @@ def test_publish_without_files(publishers: dict[int, Publisher]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     with pytest.raises(PublishTimeout, match="refused"):
         publish(Message(), timeout=0.2)
+
+
+def test_connect_certificate_gone(
+    idle: Publisher, lines: list[FakeLine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address whose certificate is of no use now is passed over, as one that does not answer."""
+    first, second = idle._addresses
+
+    def make(address: Address, loop: Any, owner: Publisher) -> FakeLine:
+        if address is first:
+            raise SessionLost("one: cannot use client.pem")
+        return FakeLine(address, loop, owner)
+
+    monkeypatch.setattr(publisher, "Line", make)
+    take(idle, make_request())
+    assert [line.address for line in lines] == [second]
+    assert idle._explain() == "one: cannot use client.pem"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), [{"deep": float("inf")}]])
+def test_publish_body_not_json(publishers: dict[int, Publisher], value: Any) -> None:
+    """JSON has no NaN and no Infinity: a body with one is invalid, and nothing connects."""
+    with pytest.raises(ValidationError, match="not JSON: Out of range float values"):
+        publish(Message(body={"n": value}))
+    assert not publishers
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Message(body={"n": float("nan")}), Message(headers={"n": 2.5})],
+    ids=["body", "header"],
+)
+def test_mock_sends_not_encodable(message: Message) -> None:
+    """What could not be sent is refused where sending is mocked, too."""
+    with mock_sends() as sent, pytest.raises(ValidationError):
+        publish(message)
+    assert not sent
+
+
+def test_mock_sends_received() -> None:
+    """A received message that is published again is the one that a test expects."""
+
+    def callback(message: Message) -> None:
+        publish(message)
+        publish(message)
+        assert message.headers == original.headers
+
+    original = Message(topic="fruit.ripe", body={"n": 1})
+    with mock_sends(original, original):
+        assert deliver(callback, original).error is None
