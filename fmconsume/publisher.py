@@ -44,6 +44,9 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
     A message whose confirmation was lost with the connection is sent again, with the
     same message id, while there is time: it may arrive twice.
 
+    A message that was received goes out as another one: its header x-fmconsume-copies, an
+    integer, tells how often it was published again. The received message itself stays as it is.
+
     Args:
         message: It is validated first. Its topic gets the configured topic_prefix. Its body is
             JSON, which has no NaN and no Infinity; its headers are what AMQP has, which
@@ -67,7 +70,7 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
         conf["publish_exchange"] if exchange is None else exchange,
         message._encoded_routing_key,
         message._encoded_body,
-        message.properties,
+        message._outgoing_properties(),
         deadline,
     )
     _send(message, request)
