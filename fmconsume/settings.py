@@ -35,7 +35,7 @@ def addresses() -> list[Address]:
 def _address(url: str, source: _Source) -> Address:
     try:
         look_up = partial(source.look_up, url)
-        return parse_address(url, source.tls, conf["client_properties"], look_up)
+        return parse_address(*look_up(), conf["client_properties"], look_up)
     except (ValueError, OSError) as exc:
         raise ConfigurationException(f"amqp_url {redact(url)!r}, [tls]: {exc}") from exc
 
@@ -59,7 +59,9 @@ class _Source:
 
         Thread: any.
         """
-        if self._config is not None and self._config.is_outdated:
+        if self._config is None:
+            return url, self.tls
+        if self._config.is_outdated:
             self._read(self._config.absolute_path)
         same = [each for each in self.urls if _place(each) == _place(url)]
         return (same or [url])[0], self.tls

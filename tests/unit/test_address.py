@@ -95,6 +95,14 @@ def test_parse_address_malformed(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("url", ["amqp://a:se/cret@h", "amqp://a:12/cret@h", "amqp://a:[cret@h"])
+def test_parse_address_unquoted_password(url: str) -> None:
+    """A password that is not quoted is told as such, and no part of it is shown as a port."""
+    with pytest.raises(ValueError, match="must be quoted") as caught:
+        parse(url)
+    assert "cret" not in "".join(traceback.format_exception(None, caught.value, None))
+
+
 def test_parse_address_user_without_password() -> None:
     """A user without a password is told as such."""
     with pytest.raises(ValueError, match="no password"):

@@ -154,6 +154,14 @@ def test_addresses_tls_changed(write: Callable[[str, str], str], conf: LazyConfi
         address.parameters()
 
 
+def test_addresses_of_changed_file(write: Callable[[str, str], str], conf: LazyConfig) -> None:
+    """Who comes after the change, as a first publish may, has nothing to do with the old paths."""
+    gone = '[tls]\nca_cert = "/nowhere/ca.pem"'
+    conf.load_config(write("a.toml", f'amqp_url = "amqps://a:b@one"\n{gone}'))
+    write("a.toml", 'amqp_url = "amqps://a:renewed@one"')
+    assert passwords(addresses()) == ["renewed"]
+
+
 @pytest.mark.parametrize(
     "text",
     [
