@@ -23,9 +23,10 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedBy
 from .callbacks import instantiate
 from .config import conf
 from .engine.certificate import validity
-from .engine.failure import connect_error, reason
+from .engine.failure import SessionLost, connect_error, make_parameters, reason
 from .engine.session import Topology
 from .exceptions import ConnectionException, ExitCode
+from .redaction import hide_passwords, redact_value
 from .settings import addresses
 
 __all__ = ["Row", "advise", "check", "examine"]
@@ -72,17 +73,22 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
     """
     if not inspect.isclass(callback):
         instantiate(callback)
-    rows = [
+    found = [
         Row("configuration", conf.path, "valid"),
         Row("callback", getattr(callback, "__qualname__", repr(callback)), "imported"),
         *examine(topology, conf["tls"]),
+    ]
+    # A URL may stand where a file or a queue should.
+    rows = [
+        row._replace(name=redact_value(row.name), status=hide_passwords(row.status))
+        for row in found
     ]
     width = max(len(row.name) for row in rows)
     for row in rows:
         mark = "!" if row.exit_code else " "
         print(f"{mark} {row.kind:13}  {row.name:{width}}  {row.status}")
     for text in advise(topology, workers, conf["callback_timeout"]):
-        print(f"  advice: {text}")
+        print(f"  advice: {hide_passwords(text)}")
     return next((row.exit_code for row in rows if row.exit_code), ExitCode.OK)
 
 
@@ -99,9 +105,11 @@ def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
     refused = []
     for address in brokers:
         try:
-            connection = pika.BlockingConnection(address.parameters)
-        except (AMQPError, AMQPConnectorException, OSError) as exc:
-            text = str(connect_error(address, exc)).replace(f"{address.name}: ", "")
+            connection = pika.BlockingConnection(make_parameters(address))
+        except (SessionLost, AMQPError, AMQPConnectorException, OSError) as exc:
+            text = str(
+                exc if isinstance(exc, SessionLost) else connect_error(address, exc)
+            ).replace(f"{address.name}: ", "")
             refused.append(Row("broker", address.name, text, ExitCode.HANDSHAKE))
         else:
             # It is enough that one of them answers.
@@ -117,7 +125,8 @@ def _look_at_certificate(key: str, path: str) -> Row:
     try:
         begin, end = validity(Path(path).read_text(encoding="latin-1"))
     except (OSError, ValueError) as exc:
-        return row._replace(status=str(exc), exit_code=ExitCode.HANDSHAKE)
+        text = getattr(exc, "strerror", None) or str(exc)
+        return row._replace(status=text, exit_code=ExitCode.HANDSHAKE)
     now = datetime.now(timezone.utc)
     if now < begin:
         text = f"not valid before {begin:%Y-%m-%d %H:%M} UTC"

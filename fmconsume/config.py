@@ -13,10 +13,12 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
+from .engine.certificate import url_options
 from .exceptions import ConfigurationException
+from .redaction import redact, redact_value
 from .version import __version__
 
-__all__ = ["DEFAULTS", "LazyConfig", "check_bindings", "check_queues", "conf", "redact"]
+__all__ = ["DEFAULTS", "LazyConfig", "check_bindings", "check_queues", "conf"]
 
 _DEFAULT_PATH = "/etc/fedora-messaging/config.toml"
 _VARIABLES = ("FMCONSUME_CONF", "FEDORA_MESSAGING_CONF")
@@ -71,20 +73,6 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-def redact(url: str) -> str:
-    """Replace the passwords in an AMQP URL by ***, however malformed it is.
-
-    In doubt too much is hidden: an unquoted password may hold any character.
-    """
-    scheme, rest = re.findall(r"(?is)^(amqps?://)?(.*)", url)[0]
-    # pika takes the password of a private key in there.
-    rest = re.sub(r"(ssl_options=)[^&]+", r"\1***", rest)
-    user_info, at, host = rest.rpartition("@") if "@" in rest else (rest, "", "")
-    user, _, password = user_info.partition(":")
-    is_port = not at and (user.startswith("[") or re.match(r"\d*([/?#]|$)", password))
-    return f"{scheme}{rest}" if is_port or not password else f"{scheme}{user}:***{at}{host}"
-
-
 class _Place(NamedTuple):
     """Where in the configuration a value stands, and the problems found so far."""
 
@@ -118,7 +106,7 @@ def _describe(value: object) -> str:
     if value is _MISSING:
         return "nothing"
     if isinstance(value, str):
-        return repr(redact(value) if re.search("@|//", value) else value)
+        return repr(redact_value(value))
     if value is None or isinstance(value, (int, float)):
         return repr(value)
     name = {"dict": "table"}.get(type(value).__name__, type(value).__name__)
@@ -218,10 +206,10 @@ def _is_url(value: object) -> bool:
     if "@" in value.partition("://")[2].partition("/")[2].partition("?")[0]:
         return False  # A password with a slash that is not quoted; its end would pass for a vhost.
     try:
-        pika.URLParameters(value)
-    except OSError:
-        return True  # A file named by ssl_options; connecting tells what is wrong with it.
-    except Exception:  # Whatever int(), literal_eval() and the rest raise.
+        url_options(value)
+        # Without the files named by ssl_options: connecting tells what is wrong with them.
+        pika.URLParameters(re.sub(r"(?<=[?&])ssl_options=[^&]*", "", value))
+    except Exception:  # Whatever int() and the rest raise.
         return False
     return True
 
@@ -393,6 +381,15 @@ def _read(path: str, note: Optional[str]) -> dict[str, Any]:
         raise ConfigurationException(f"{path} is not valid TOML: {exc}") from exc
 
 
+def _mark(path: str) -> object:
+    """Give what changes with a file, None where there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 class LazyConfig(dict[str, Any]):
     """A dict that reads the configuration file when it is first used in any way."""
 
@@ -400,6 +397,12 @@ class LazyConfig(dict[str, Any]):
     loaded = False
     #: Path of that file, whether it exists or not.
     path = ""
+    #: The same for those who read it again, when the directory may be another one.
+    absolute_path = ""
+    #: What it said, checked; a program may have changed the values since.
+    as_loaded: Mapping[str, Any] = types.MappingProxyType({})
+    #: By what a change of the file shows.
+    _mark: object = None
 
     def load_config(self, config_path: Optional[str] = None) -> LazyConfig:
         """Read the file, again if need be.
@@ -412,12 +415,20 @@ class LazyConfig(dict[str, Any]):
             ConfigurationException: It cannot be read, or has problems: all are named.
         """
         path, note = _find(config_path)
+        # Before it is read, so that a change meanwhile shows.
+        mark = _mark(path)
         settings = {key.lower(): value for key, value in _read(path, note).items()}
         config = _checked(_check_config, settings, "", path)
         # Last and at once: a failure leaves everything as it was.
         dict.update(self, copy.deepcopy(config))
         self.path, self.loaded = path, True
+        self.as_loaded, self._mark, self.absolute_path = config, mark, os.path.abspath(path)
         return self
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the file has changed since it was loaded. Thread: any."""
+        return _mark(self.absolute_path) != self._mark
 
     def validate(self) -> None:
         """Check the present values, which a program may have changed since they were loaded.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import Any, Optional
 
+from .redaction import hide_passwords, redact_value
+
 __all__ = [
     "BadDeclaration",
     "ConfigurationException",
@@ -37,8 +39,8 @@ class ConfigurationException(FmconsumeError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = hide_passwords(message)
+        super().__init__(self.message)
 
 
 class ValidationError(FmconsumeError):
@@ -59,8 +61,13 @@ class ConnectionException(FmconsumeError):
     """
 
     def __init__(self, *args: Any, reason: Optional[str] = None) -> None:
-        super().__init__(*(args or (() if reason is None else (reason,))))
-        self.reason = reason if reason is not None else (str(args[0]) if args else None)
+        if reason is None and args:
+            reason = str(args[0])
+        self.reason = None if reason is None else hide_passwords(reason)
+        super().__init__(*(args or (() if reason is None else (self.reason,))))
+
+    def __str__(self) -> str:
+        return hide_passwords(super().__str__())
 
 
 class PermissionException(FmconsumeError):
@@ -84,14 +91,16 @@ class PermissionException(FmconsumeError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"no permission for {self.obj_type} {str(self.description)!r}: {self.reason}"
+        name = redact_value(str(self.description))
+        return hide_passwords(f"no permission for {self.obj_type} {name!r}: {self.reason}")
 
 
 class BadDeclaration(PermissionException):
     """Raised when the broker refuses to declare a queue, an exchange or a binding."""
 
     def __str__(self) -> str:
-        return f"cannot declare {self.obj_type} {str(self.description)!r}: {self.reason}"
+        name = redact_value(str(self.description))
+        return hide_passwords(f"cannot declare {self.obj_type} {name!r}: {self.reason}")
 
 
 class ConsumeException(FmconsumeError):
@@ -155,7 +164,7 @@ class PublishException(FmconsumeError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return str(self.reason)
+        return hide_passwords(str(self.reason))
 
 
 class PublishReturned(PublishException):

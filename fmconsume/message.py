@@ -6,6 +6,7 @@ Any thread may call; one Message belongs to the thread that holds it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import datetime
 import encodings
 import encodings.aliases
@@ -65,6 +66,8 @@ _SCHEMA = "fedora_messaging_schema"
 _PACKAGE = "fedora_messaging_schema_package"
 _SEVERITY = "fedora_messaging_severity"
 _SENT_AT = "sent-at"
+#: How often a message was published again by those who had received it.
+_COPIES = "x-fmconsume-copies"
 
 #: The headers by which a broker or a consumer may filter, and where their values are.
 _FILTERS = {
@@ -105,6 +108,8 @@ class Message:
     deprecated: bool = False
     queue: Optional[str] = None
     redelivered: bool = False
+    #: How often it has been published since it was received; None if it was not received.
+    _republished: Optional[int] = None
     headers_schema: ClassVar[dict[str, Any]] = {
         "$schema": "http://json-schema.org/draft-04/schema#",
         "description": "The headers of any message",
@@ -223,6 +228,21 @@ class Message:
         with _only_json():
             return json.dumps(self.body, allow_nan=False).encode()
 
+    def _outgoing_properties(self) -> BasicProperties:
+        """Give the properties to publish with; each copy of a received message has its own.
+
+        Otherwise a consumer that is given the copy might take it for the message itself,
+        delivered again, which it has finished.
+        """
+        if self._republished is None:
+            return self._properties
+        self._republished += 1
+        before = self._headers.get(_COPIES)
+        known = before if isinstance(before, int) and 0 <= before < 2**31 else 0
+        properties = copy.copy(self._properties)
+        properties.headers = {**self._headers, _COPIES: known + self._republished}
+        return properties
+
     def validate(self) -> None:
         """Check the message by the rules for all messages, then by its class's schemas.
 
@@ -236,12 +256,14 @@ class Message:
 
     def _check_schemas(self) -> None:
         if self.headers_schema is not Message.headers_schema:
-            schema.check(type(self), "headers", self.headers_schema, _plain(self._headers))
+            headers = _plain(self._headers)
+            headers.pop(_COPIES, None)  # Ours, and no matter of the application's schema.
+            schema.check(type(self), "headers", self.headers_schema, headers)
         if self.body_schema is not Message.body_schema:
             schema.check(type(self), "body", self.body_schema, self.body)
 
     def __eq__(self, other: object) -> bool:
-        """Compare class, topic, body and headers; when it was sent does not count."""
+        """Compare class, topic, body and headers, but not when and how often it was sent."""
         if not isinstance(other, Message) or type(other) is not type(self):
             return NotImplemented
         return self._compared() == other._compared()
@@ -250,7 +272,7 @@ class Message:
     __hash__ = None  # type: ignore[assignment]
 
     def _compared(self) -> tuple[Any, ...]:
-        return self.topic, self.body, {**self._headers, _SENT_AT: None}
+        return self.topic, self.body, {**self._headers, _SENT_AT: None, _COPIES: None}
 
     def __repr__(self) -> str:
         name = type(self).__name__
@@ -457,6 +479,7 @@ def _decode(delivery: Delivery, body_mode: str) -> Message:
     message = _construct(cls, delivery, body, severity)
     message.queue = delivery.queue
     message.redelivered = delivery.redelivered
+    message._republished = 0
     if body is None:
         message.body = None  # JSON's null, which to the constructor is no body.
     if cls is not Message:

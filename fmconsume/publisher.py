@@ -20,8 +20,10 @@ from pika.adapters.select_connection import IOLoop
 from .config import conf
 from .engine.address import Address
 from .engine.backoff import Backoff
-from .engine.line import Line, Request
-from .exceptions import ConnectionException, PublishTimeout
+from .engine.failure import SessionLost
+from .engine.line import Line
+from .engine.request import Request
+from .exceptions import ConnectionException, PublishException, PublishTimeout
 from .log import get_logger
 from .message import Message
 from .settings import addresses
@@ -42,29 +44,41 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
     A message whose confirmation was lost with the connection is sent again, with the
     same message id, while there is time: it may arrive twice.
 
+    A message that was received goes out as another one: its header x-fmconsume-copies, an
+    integer, tells how often it was published again. The received message itself stays as it is.
+
     Args:
-        message: It is validated first. Its topic gets the configured topic_prefix.
+        message: It is validated first. Its topic gets the configured topic_prefix. Its body is
+            JSON, which has no NaN and no Infinity; its headers are what AMQP has, which
+            pika gives no floats.
         exchange: Name of the exchange; None takes the configured publish_exchange.
         timeout: Seconds for all of it, connecting included.
 
     Raises:
-        ValidationError: The message is invalid; nothing was sent.
+        ValidationError: The message is invalid, or cannot be encoded; nothing was sent.
         ConfigurationException: The configuration, or a schema, cannot be used.
         PublishReturned: The broker does not take the message, or has no such exchange.
         PublishForbidden: The user may not publish there.
         PublishTimeout: Time is up. What was not sent by then will not be sent; what
             was sent may have arrived.
+        PublishException: This process can have no thread, or no file, for a connection now.
         ConnectionException: The broker refuses the connection.
     """
     deadline = monotonic() + timeout
     message.validate()
-    _send(message, conf["publish_exchange"] if exchange is None else exchange, deadline)
+    request = Request(
+        conf["publish_exchange"] if exchange is None else exchange,
+        message._encoded_routing_key,
+        message._encoded_body,
+        message._outgoing_properties(),
+        deadline,
+    )
+    _send(message, request)
 
 
-def _send(message: Message, exchange: str, deadline: float) -> None:
+def _send(message: Message, request: Request) -> None:
     """Send a valid message; fmconsume.testing puts another function in place of this one."""
-    routing_key, body = message._encoded_routing_key, message._encoded_body
-    _publisher().send(Request(exchange, routing_key, body, message.properties, deadline))
+    _publisher().send(request)
 
 
 class Publisher:
@@ -95,8 +109,16 @@ class Publisher:
         self._trouble = ""
 
     def start(self) -> None:
-        """Start the thread. Thread: any."""
-        self._thread.start()
+        """Start the thread. Thread: any.
+
+        Raises:
+            RuntimeError: This process can have no more threads; the publisher is gone.
+        """
+        try:
+            self._thread.start()
+        except BaseException:
+            self.discard()
+            raise
 
     def send(self, request: Request) -> None:
         """Publish and wait for the answer. Thread: any."""
@@ -134,7 +156,8 @@ class Publisher:
             _log.critical("the publisher failed, which is a bug", exc_info=exc)
             self._trouble = f"the publisher failed: {exc!r}"
         # The next to publish gets a new one.
-        _publishers.pop(os.getpid(), None)
+        if _publishers.get(os.getpid()) is self:
+            del _publishers[os.getpid()]
         self._loop.close()
 
     def _take(self, request: Request) -> None:
@@ -157,7 +180,10 @@ class Publisher:
     def _connect(self) -> None:
         address = self._addresses[len(self._errors)]
         _log.debug("connecting to %s to publish", address.name)
-        self._line = Line(address, self._loop, self)
+        try:
+            self._line = Line(address, self._loop, self)
+        except SessionLost as exc:
+            self.on_end(exc, [])
 
     def on_open(self) -> None:
         """Prefer the address from now on."""
@@ -227,14 +253,24 @@ def _publisher() -> Publisher:
     pid = os.getpid()
     found = _publishers.get(pid)
     if found is None:
-        made = Publisher(addresses())
-        # Two threads that come at the same time get the same one.
+        made = _start_publisher()
+        # It runs before others can find it: without a thread it would leave them without an
+        # answer. Two threads that come at the same time get the same one.
         found = _publishers.setdefault(pid, made)
-        if found is made:
-            made.start()
-        else:
-            made.discard()
+        if found is not made:
+            made.close()
     return found
+
+
+def _start_publisher() -> Publisher:
+    brokers = addresses()
+    try:
+        made = Publisher(brokers)
+        made.start()
+    except (OSError, RuntimeError) as exc:
+        reason = f"cannot publish now: {exc}; look at the process's limits of threads and files"
+        raise PublishException(reason) from exc
+    return made
 
 
 @atexit.register

@@ -2,32 +2,83 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
-from .config import DEFAULTS, check_bindings, check_queues, conf, redact
+from .config import DEFAULTS, LazyConfig, check_bindings, check_queues, conf
 from .engine.address import Address, parse_address
 from .engine.session import Topology
 from .exceptions import ConfigurationException
+from .redaction import redact
 
 __all__ = ["addresses", "select", "topology"]
+
+_log = logging.getLogger(__name__)
 
 
 def addresses() -> list[Address]:
     """Give the configured brokers, in order of preference.
 
+    A password and paths under [tls] that have changed in the configuration file count for the
+    next connection, unless a program has set amqp_url or tls itself.
+
     Raises:
         ConfigurationException: A URL or a certificate cannot be used.
     """
-    urls = conf["amqp_url"]
-    return [_address(url, conf["tls"]) for url in ([urls] if isinstance(urls, str) else urls)]
+    source = _Source()
+    return [_address(url, source) for url in source.urls]
 
 
-def _address(url: str, tls: Mapping[str, str | None]) -> Address:
+def _address(url: str, source: _Source) -> Address:
     try:
-        return parse_address(url, tls, conf["client_properties"])
+        look_up = partial(source.look_up, url)
+        return parse_address(*look_up(), conf["client_properties"], look_up)
     except (ValueError, OSError) as exc:
         raise ConfigurationException(f"amqp_url {redact(url)!r}, [tls]: {exc}") from exc
+
+
+class _Source:
+    """Where URLs and [tls] come from: the configuration, and later its file if that changes."""
+
+    def __init__(self) -> None:
+        self._take(conf)
+        is_from_file = all(conf[key] == conf.as_loaded.get(key) for key in ("amqp_url", "tls"))
+        #: As the file was when it was last read; None where a program decides.
+        self._config = conf if is_from_file else None
+
+    def _take(self, config: LazyConfig) -> None:
+        urls = config["amqp_url"]
+        self.urls = [urls] if isinstance(urls, str) else list(urls)
+        self.tls: Mapping[str, str | None] = config["tls"]
+
+    def look_up(self, url: str) -> tuple[str, Mapping[str, str | None]]:
+        """Give the URL for the same user at the same broker, and [tls], as they are now.
+
+        Thread: any.
+        """
+        if self._config is None:
+            return url, self.tls
+        if self._config.is_outdated:
+            self._read(self._config.absolute_path)
+        same = [each for each in self.urls if _place(each) == _place(url)]
+        return (same or [url])[0], self.tls
+
+    def _read(self, path: str) -> None:
+        try:
+            self._config = LazyConfig().load_config(path)
+            self._take(self._config)
+        except ConfigurationException as exc:
+            # What is known may still do, and the next connection reads the file again.
+            _log.warning("going on with the amqp_url and [tls] of before: %s", exc)
+
+
+def _place(url: str) -> tuple[object, ...]:
+    """Give all that tells one broker from another, which is not the password."""
+    parts = urlsplit(url)
+    return parts.scheme.lower(), parts.username, parts.hostname, parts.port, parts.path
 
 
 def topology(bindings: Any = None, queues: Any = None) -> Topology:

@@ -1,4 +1,7 @@
-"""One broker address: its connection parameters, and a name that is safe to print."""
+"""One broker address: a name that is safe to print, and parameters for each connection.
+
+Any thread may call.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,18 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
+from urllib.parse import urlsplit
 
 import pika
 
 from ..exceptions import ConnectionException
-from .certificate import validity
+from ..redaction import redact_value
+from .certificate import load_pair, url_options, validity
 
 __all__ = ["Address", "parse_address"]
+
+_Tls = Mapping[str, Optional[str]]
 
 
 class Address(NamedTuple):
@@ -21,49 +28,95 @@ class Address(NamedTuple):
 
     Attributes:
         name: User, host, port and virtual host, without the password.
+        parameters: Makes the parameters of one connection. The files of TLS are read each
+            time, since certificates are replaced while a consumer runs. Raises as
+            `parse_address` does. Any thread may call it.
     """
 
     name: str
-    parameters: pika.URLParameters
+    parameters: Callable[[], pika.URLParameters]
 
 
 def parse_address(
-    url: str, tls: Mapping[str, str | None], client_properties: Mapping[str, Any]
+    url: str,
+    tls: _Tls,
+    client_properties: Mapping[str, Any],
+    look_up: Callable[[], tuple[str, _Tls]] | None = None,
 ) -> Address:
-    """Read an AMQP URL.
+    """Read an AMQP URL, and see whether a connection can be made with it now.
 
     Args:
         url: As pika.URLParameters takes it; amqps uses `tls`.
         tls: Paths under "ca_cert", "certfile" and "keyfile", None where unset.
         client_properties: Shown to the broker's administrators.
+        look_up: Gives the URL, with the password of the day, and `tls` for each
+            connection; None keeps to the arguments.
 
     Raises:
         ValueError: The URL does not parse, or a certificate file cannot be used.
         ConnectionException: The client certificate has expired, or is not valid yet.
     """
+    properties = dict(client_properties)
+
+    def parameters() -> pika.URLParameters:
+        return _read(*(look_up() if look_up else (url, tls)), properties)
+
+    return Address(_name(_read(url, tls, properties)), parameters)
+
+
+def _read(url: str, tls: _Tls, client_properties: dict[str, Any]) -> pika.URLParameters:
+    _check_quoting(url)
+    options = url_options(url)
+    _check_pair_in_url(options)
     try:
         parameters = pika.URLParameters(url)
-    except TypeError as exc:  # pika's answer to a user without a password
+    except (OSError, TypeError) as exc:
+        if options:
+            raise ValueError(f"ssl_options cannot be used: {exc}") from exc
+        # pika's answer to a user without a password.
         raise ValueError("the URL names a user but no password") from exc
     # One attempt: pika's own retries sleep where no stop can reach.
     parameters.connection_attempts = 1
-    parameters.client_properties = dict(client_properties)
+    parameters.client_properties = client_properties
     # TLS settings inside the URL are pika's to read.
-    if parameters.ssl_options and "ssl_options=" not in url:
+    if parameters.ssl_options and not options:
         _secure(parameters, tls)
-    return Address(_name(parameters), parameters)
+    return parameters
 
 
-def _secure(parameters: pika.URLParameters, tls: Mapping[str, str | None]) -> None:
+def _check_quoting(url: str) -> None:
+    """Refuse a password of which a part would pass for a port or a virtual host, and be shown."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError:
+        parts = None
+    if parts is None or "@" in parts.path:
+        # Without its cause, which shows that part.
+        raise ValueError(
+            "its host or port is malformed, or its password holds a character that must be "
+            'quoted, as %2F for "/"'
+        )
+
+
+def _check_pair_in_url(options: Mapping[str, Any]) -> None:
+    """Refuse what would make pika ask for a password on the terminal."""
+    if "certfile" in options and not options.get("password"):
+        certfile, keyfile = options["certfile"], options.get("keyfile")
+        with _naming("ssl_options", keyfile or certfile):
+            load_pair(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certfile, keyfile)
+
+
+def _secure(parameters: pika.URLParameters, tls: _Tls) -> None:
     """Set TLS 1.2 or later with a checked host name, and EXTERNAL with a client certificate."""
-    with _naming("ca_cert", tls):
+    with _naming("tls.ca_cert", tls["ca_cert"]):
         context = ssl.create_default_context(cafile=tls["ca_cert"])
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if tls["certfile"] and tls["keyfile"]:
-        with _naming("certfile", tls):
+        with _naming("tls.certfile", tls["certfile"]):
             _check_dates(tls["certfile"])
-        with _naming("keyfile", tls):
-            context.load_cert_chain(tls["certfile"], tls["keyfile"])
+        with _naming("tls.keyfile", tls["keyfile"]):
+            load_pair(context, tls["certfile"], tls["keyfile"])
         parameters.credentials = pika.credentials.ExternalCredentials()
     parameters.ssl_options = pika.SSLOptions(context, parameters.host)
 
@@ -77,18 +130,19 @@ def _check_dates(certfile: str) -> None:
         what = "expired on" if now > not_after else "is not valid before"
         when = not_after if now > not_after else not_before
         raise ConnectionException(
-            reason=f"tls.certfile: {certfile} {what} {when:%Y-%m-%d %H:%M} UTC"
+            reason=f"tls.certfile: {redact_value(certfile)} {what} {when:%Y-%m-%d %H:%M} UTC"
         )
 
 
 @contextmanager
-def _naming(key: str, tls: Mapping[str, str | None]) -> Iterator[None]:
+def _naming(key: str, path: object) -> Iterator[None]:
     """Name the key and the file when something is wrong with them."""
     try:
         yield
-    except (OSError, ValueError) as exc:
+    except (OSError, ValueError, TypeError) as exc:
         reason = getattr(exc, "reason", None) or getattr(exc, "strerror", None) or exc
-        raise ValueError(f"tls.{key}: cannot use {tls[key]}: {reason}") from exc
+        # Without its cause, which shows the path as it is, and a password where a URL stands there.
+        raise ValueError(f"{key}: cannot use {redact_value(str(path))}: {reason}") from None
 
 
 def _name(parameters: pika.URLParameters) -> str:

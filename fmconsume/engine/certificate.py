@@ -1,15 +1,18 @@
-"""The dates of a certificate, which Python's ssl module shows only of one that a peer sent.
+"""What Python's ssl module does not tell of the files of TLS: dates, and a key that is encrypted.
 
-Pure: any thread may call.
+Pure but for reading files: any thread may call.
 """
 
 from __future__ import annotations
 
+import ast
 import ssl
 from collections.abc import Iterator
 from datetime import datetime, timezone
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["validity"]
+__all__ = ["load_pair", "url_options", "validity"]
 
 #: DER tags and time formats. Source: RFC 5280, sections 4.1 and 4.1.2.5.
 _VERSION = 0xA0
@@ -20,14 +23,19 @@ def validity(pem: str) -> tuple[datetime, datetime]:
     """Give the moments between which the first certificate of a PEM file is valid.
 
     Raises:
-        ValueError: There is no certificate in it.
+        ValueError: There is no certificate in it, or one that is damaged.
     """
     begin, end = pem.find(ssl.PEM_HEADER), pem.find(ssl.PEM_FOOTER)
     if begin < 0 or end < begin:
         raise ValueError("it holds no certificate in PEM format")
-    ((_, certificate),) = _elements(
-        ssl.PEM_cert_to_DER_cert(pem[begin : end + len(ssl.PEM_FOOTER)])
-    )
+    try:
+        return _read_dates(ssl.PEM_cert_to_DER_cert(pem[begin : end + len(ssl.PEM_FOOTER)]))
+    except Exception as exc:  # Whatever indexing, decoding and unpacking raise over garbage.
+        raise ValueError("the certificate in it is damaged or cut off") from exc
+
+
+def _read_dates(der: bytes) -> tuple[datetime, datetime]:
+    ((_, certificate),) = _elements(der)
     _, to_be_signed = next(_elements(certificate))
     _serial, _algorithm, _issuer, (_, dates), *_ = (
         element for element in _elements(to_be_signed) if element[0] != _VERSION
@@ -51,4 +59,42 @@ def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _time(tag: int, text: bytes) -> datetime:
-    return datetime.strptime(text.decode(), _TIMES[tag]).replace(tzinfo=timezone.utc)
+    return datetime.strptime(text.decode("ascii"), _TIMES[tag]).replace(tzinfo=timezone.utc)
+
+
+def load_pair(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
+    """Load a certificate and its key, which OpenSSL would ask a password for on the terminal.
+
+    Args:
+        keyfile: None where the certificate's file holds the key too.
+
+    Raises:
+        ValueError: The key is encrypted, malformed, or that of another certificate.
+        OSError: A file cannot be read.
+    """
+    try:
+        context.load_cert_chain(certfile, keyfile, _refuse_to_ask)
+    except ssl.SSLError as exc:
+        if exc.reason == "KEY_VALUES_MISMATCH":
+            raise ValueError(f"it is not the key of the certificate in {certfile}") from exc
+        raise ValueError("no certificate with its key in PEM format") from exc
+
+
+def _refuse_to_ask() -> str:
+    raise ValueError("it is encrypted, and nobody is there to type a password; decrypt it")
+
+
+def url_options(url: str) -> dict[str, Any]:
+    """Give the TLS settings in an AMQP URL, which go before those of [tls].
+
+    Raises:
+        ValueError: They are malformed.
+    """
+    texts = parse_qs(urlsplit(url).query).get("ssl_options", ["None"])
+    try:
+        options = ast.literal_eval(texts[0]) or {}
+    except Exception as exc:  # Among others SyntaxError and RecursionError.
+        raise ValueError("its ssl_options are no Python literal") from exc
+    if not isinstance(options, dict):
+        raise ValueError("its ssl_options are no dict")
+    return options

@@ -1,6 +1,6 @@
 """What pika's exceptions mean: a refusal that would be met again, or a loss that may pass.
 
-Pure: any thread may call.
+Any thread may call.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import ssl
 
+import pika
 from pika.exceptions import (
     AuthenticationError,
     ChannelClosedByBroker,
@@ -15,9 +16,10 @@ from pika.exceptions import (
 )
 
 from ..exceptions import ConnectionException
+from ..redaction import hide_passwords
 from .address import Address
 
-__all__ = ["SessionLost", "connect_error", "reason"]
+__all__ = ["SessionLost", "connect_error", "make_parameters", "reason"]
 
 #: connection.close codes that refuse the user or the virtual host.
 _REFUSED = {403, 530}
@@ -29,6 +31,14 @@ _ALERT = re.compile(r"\[SSL: \w*ALERT_\w+\] ([^(]*)")
 #: What pika stumbles over, such as a timestamp in the headers that is out of range; it then drops
 #: the connection.
 _UNREADABLE = re.compile(r"Stream connection lost: (?!\w*(Connection|SSL|Pipe|Timeout|OS))\w+\(")
+#: What OpenSSL refuses only where it is strict, as Python has it since version 3.13.
+#: Source: X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA and those after it in OpenSSL 3's x509_vfy.h.
+_STRICT = range(80, 94)
+_STRICT_HINT = (
+    "; Python 3.13 and later hold certificates to RFC 5280: make the authority's anew, with "
+    "basicConstraints = critical,CA:TRUE, keyUsage = critical,keyCertSign,cRLSign and "
+    "subjectKeyIdentifier, and sign the broker's with it, with authorityKeyIdentifier"
+)
 _CLOSED_WHILE_OPENING = re.compile(r"ConnectionClosedByBroker: \((?P<code>\d+)\) (?P<text>.*)")
 
 
@@ -41,6 +51,22 @@ class SessionLost(Exception):
 
     is_by_channel = False
 
+    def __init__(self, text: str) -> None:
+        super().__init__(hide_passwords(text))
+
+
+def make_parameters(address: Address) -> pika.URLParameters:
+    """Make the parameters of one connection from what is on the disk now.
+
+    Raises:
+        SessionLost: A file is of no use now. It was when the address was made, and
+            replacing certificates takes a moment.
+    """
+    try:
+        return address.parameters()
+    except (ConnectionException, OSError, ValueError) as exc:
+        raise SessionLost(f"{address.name}: {exc}") from exc
+
 
 def connect_error(address: Address, exc: BaseException) -> Exception:
     """Tell a refusal, which would be met again, from a broker that is not there now.
@@ -52,6 +78,8 @@ def connect_error(address: Address, exc: BaseException) -> Exception:
     text = f"{address.name}: {reason(cause)}"
     if isinstance(cause, _NO_LINE):
         return SessionLost(text)
+    if getattr(cause, "verify_code", 0) in _STRICT:
+        return ConnectionException(reason=text + _STRICT_HINT)
     if isinstance(cause, (ssl.SSLError, AuthenticationError)):
         return ConnectionException(reason=text)
     if isinstance(cause, ConnectionClosedByBroker) and _is_refusal(

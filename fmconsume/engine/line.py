@@ -6,9 +6,7 @@ One thread owns a line, the one that runs its IOLoop.
 from __future__ import annotations
 
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, Protocol
 
 import pika
@@ -18,29 +16,17 @@ from pika.spec import Basic
 
 from ..exceptions import PublishForbidden, PublishReturned, ValidationError
 from .address import Address
-from .failure import SessionLost, connect_error, reason
+from .failure import SessionLost, connect_error, make_parameters, reason
+from .request import Request
 
-__all__ = ["Line", "Owner", "Request"]
+__all__ = ["Line", "Owner"]
 
 #: Messages that may wait for their confirmation at the same time.
 _CHANNELS = 32
-
-
-@dataclass(eq=False)
-class Request:
-    """One message to publish.
-
-    Attributes:
-        deadline: Monotonic seconds; it is not sent later.
-        answer: Gets None once the broker has confirmed it, or what is to be raised.
-    """
-
-    exchange: str
-    routing_key: str
-    body: bytes
-    properties: pika.BasicProperties
-    deadline: float
-    answer: SimpleQueue[Exception | None] = field(default_factory=SimpleQueue)
+_TOO_LARGE = (
+    "the headers take {:,} bytes, and the broker takes {:,} at most (its frame_max); put into the "
+    "body what is that large"
+)
 
 
 class Owner(Protocol):
@@ -61,6 +47,9 @@ class Line:
 
     A channel carries one message at a time, so that what the broker says of the channel
     (by closing it) is said of that message and of no other.
+
+    Raises:
+        SessionLost: A certificate is of no use now.
     """
 
     def __init__(self, address: Address, loop: IOLoop, owner: Owner) -> None:
@@ -72,7 +61,7 @@ class Line:
         self._idle: list[Any] = []
         self._busy: dict[Any, Request] = {}
         self._connection = pika.SelectConnection(
-            address.parameters, self._on_open, self._on_open_error, self._on_close, loop
+            make_parameters(address), self._on_open, self._on_open_error, self._on_close, loop
         )
 
     @property
@@ -83,18 +72,22 @@ class Line:
     @property
     def has_room(self) -> bool:
         """Whether a message can be sent now."""
-        return bool(self._idle) and not self.blocked
+        return bool(self._idle) and not self.blocked and self.is_open
 
     def send(self, request: Request) -> None:
         """Send a message on a channel of its own."""
+        limit = self._connection.params.frame_max
+        if limit and request.header_bytes > limit:
+            # The broker would close the connection, under all who wait for a confirmation.
+            request.answer.put(ValidationError(_TOO_LARGE.format(request.header_bytes, limit)))
+            return
         channel = self._idle.pop()
         try:
             channel.basic_publish(
                 request.exchange, request.routing_key, request.body, request.properties
             )
         except Exception as exc:
-            # pika encodes all of a message before it sends any: a name was over 255 bytes,
-            # or a header of no AMQP type.
+            # Its headers were changed since it was checked. pika sends nothing it cannot encode.
             self._idle.append(channel)
             request.answer.put(ValidationError(f"the message cannot be encoded: {exc!r}"))
         else:

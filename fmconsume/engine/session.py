@@ -6,7 +6,6 @@ afterwards. `wake` alone may come from any thread.
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 import threading
@@ -29,9 +28,10 @@ from pika.exceptions import (
 
 from ..exceptions import BadDeclaration, ConsumerCanceled, FmconsumeError, PermissionException
 from ..log import get_logger
+from ..redaction import hide_passwords
 from .address import Address
 from .delivery import ACK, FAIL, NACK, Delivery
-from .failure import SessionLost, connect_error, reason
+from .failure import SessionLost, connect_error, make_parameters, reason
 from .ledger import Frame
 
 __all__ = ["Session", "Topology"]
@@ -157,9 +157,10 @@ class Session:
             ConnectionException: The broker refuses, and would again.
             SessionLost: It cannot be reached now.
         """
-        parameters = copy.copy(self.address.parameters)
+        parameters = make_parameters(self.address)
+        wanted = parameters.heartbeat
         # A function and not the method: pika copies its parameters deeply.
-        parameters.heartbeat = lambda *args: self._negotiate(*args)
+        parameters.heartbeat = lambda *args: self._negotiate(wanted, *args)
         try:
             self._connection = pika.BlockingConnection(parameters)
             with self._within(_DEADLINE, "opening a channel"):
@@ -170,9 +171,8 @@ class Session:
         self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._channel.add_on_cancel_callback(self._on_cancel)
 
-    def _negotiate(self, wire: pika.connection.Connection, proposed: int) -> int:
+    def _negotiate(self, wanted: Any, wire: pika.connection.Connection, proposed: int) -> int:
         """Agree on a heartbeat, and keep what counts the bytes."""
-        wanted: Any = self.address.parameters.heartbeat
         self._heartbeat: int = proposed if wanted is None else wanted
         self._wire: Any = wire
         return self._heartbeat
@@ -365,7 +365,7 @@ class Session:
     @property
     def name(self) -> str:
         """Its queues and its broker, as the log calls them."""
-        return f"{', '.join(self.consumers.values())} at {self.address.name}"
+        return hide_passwords(f"{', '.join(self.consumers.values())} at {self.address.name}")
 
     @property
     def is_consuming(self) -> bool:

@@ -18,6 +18,7 @@ from typing import Any, Callable, NamedTuple
 
 from ..engine.state import Stats
 from ..exceptions import ConfigurationException
+from ..redaction import redact_value
 from ..version import __version__
 from . import metrics, page
 from .history import History, Recent
@@ -65,7 +66,8 @@ class Monitoring:
         try:
             self._listener = _listen(self._address, self._port)
         except (OSError, UnicodeError) as exc:
-            where = f"port {self._port} of {self._address or 'every interface'}"
+            address = redact_value(self._address) or "every interface"
+            where = f"port {self._port} of {address}"
             # Some versions of Python name the address once more, in parentheses.
             reason = str(getattr(exc, "strerror", None) or exc).partition(" (")[0]
             raise ConfigurationException(f"monitoring: cannot listen at {where}: {reason}") from exc

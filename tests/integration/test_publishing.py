@@ -12,10 +12,12 @@ import uuid
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
+import pika
 import pytest
 
 from fmconsume import Message, exceptions, publish, publisher
 from fmconsume.config import conf
+from fmconsume.engine.request import Request
 from tests.waiting import wait_until
 
 from .broker import Broker, free_port
@@ -140,6 +142,82 @@ def test_publish_not_encodable(broker, queue, headers, topic, exchange):
         publish(Message(topic=topic, headers=headers), exchange, _SOON)
     publish(Message(topic=queue), "", _SOON)
     assert len(broker.drain(queue)) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"large": "x" * 200_000}, "the headers take 200,.* bytes, and the broker takes 131,072"),
+        ({f"h{n}": "x" * 1000 for n in range(131)}, "put into the body what is that large"),
+        ({"float": 2.5}, "header 'float' holds 2.5"),
+        ({"integer": 2**63}, "header 'integer' holds 9223372036854775808"),
+        ({"n" * 256: 1}, "header 'nnn"),
+    ],
+    ids=["frame", "frame-of-many", "float", "integer", "name"],
+)
+def test_publish_impossible_disturbs_nobody(
+    broker, queue, exchange, proxy, settings, headers, reason
+):
+    """What cannot be sent is refused at once; what others send goes on, on the same connection."""
+    settings["amqp_url"] = proxy.url()
+    stop, sent = threading.Event(), []
+
+    def send():
+        while not stop.is_set():
+            publish(number(len(sent)), exchange, _SOON)
+            sent.append(len(sent))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    try:
+        wait_until(lambda: sent)
+        for _ in range(10):
+            with pytest.raises(exceptions.ValidationError, match=reason):
+                publish(Message(topic=queue, headers=headers), "", _SOON)
+        seen = len(sent)
+        wait_until(lambda: len(sent) > seen + 10)
+    finally:
+        stop.set()
+        thread.join()
+    assert proxy.accepted == 1
+    assert numbers(broker, queue) == sent
+
+
+def test_publish_largest_headers(broker, queue):
+    """Headers as large as a frame holds arrive."""
+    properties = pika.BasicProperties(headers={"": ""})
+    room = 131_072 - Request("", "", b"", properties, 0).header_bytes
+    properties.headers[""] = "x" * room
+    message = Message(topic=queue, properties=properties)
+    publish(message, "", _SOON)
+    message.headers[""] += "x"
+    with pytest.raises(exceptions.ValidationError, match="131,073 bytes"):
+        publish(message, "", _SOON)
+    (arrived,) = broker.drain(queue)
+    assert len(arrived.properties.headers[""]) == room
+
+
+def test_publish_received_again(broker, queue, new_queue, run_consumer):
+    """Copies of a received message differ from it and from one another; it stays as it was."""
+    target = new_queue()
+
+    def callback(message):
+        headers = dict(message.headers)
+        message.topic = target
+        publish(message, "", _SOON)
+        publish(message, "", _SOON)
+        assert message.headers == headers
+
+    broker.publish(queue, [b"{}"], message_id="m", headers={"color": "red"})
+    run_consumer(callback, queue, limit=1, wait=False).result()
+    first, second = broker.drain(target)
+    assert first.properties.headers == {"color": "red", "x-fmconsume-copies": 1}
+    assert second.properties.headers == {"color": "red", "x-fmconsume-copies": 2}
+    assert first.properties.message_id == second.properties.message_id == "m"
+    # A copy of the copy counts on.
+    broker.publish(queue, [b"{}"], message_id="m", headers=second.properties.headers)
+    run_consumer(callback, queue, limit=1, wait=False).result()
+    assert [m.properties.headers["x-fmconsume-copies"] for m in broker.drain(target)] == [3, 4]
 
 
 def test_publish_missing_exchange(broker, queue, exchange):

@@ -11,10 +11,14 @@ from typing import Any, Callable, NamedTuple
 import pytest
 import trustme
 
+from fmconsume import Message, publish, publisher
+from fmconsume.publisher import Publisher
+from tests.unit.fakes import restored_configuration
 from tests.waiting import wait_until
 
 from .broker import Broker, free_port
 from .command import Command
+from .running import configured, write_config
 
 HOUR = datetime.timedelta(hours=1)
 
@@ -86,7 +90,21 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tls]:
         broker.ctl("add_user", "alice", "unused")
         broker.ctl("set_permissions", "alice", ".*", ".*", ".*")
         broker.ctl("clear_password", "alice")
+        broker.ctl("add_user", "bob", "unused")
+        broker.ctl("set_permissions", "bob", ".*", ".*", ".*")
+        broker.ctl("add_vhost", "open")
+        broker.ctl("set_permissions", "--vhost", "open", "mallory", ".*", ".*", ".*")
         yield Tls(broker, port, folder, authority)
+
+
+@pytest.fixture
+def publishers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let no connection that publishes outlive the test, or come from another."""
+    made: dict[int, Publisher] = {}
+    monkeypatch.setattr(publisher, "_publishers", made)
+    yield
+    for each in list(made.values()):
+        each.close()
 
 
 @pytest.fixture
@@ -187,6 +205,83 @@ def test_tls_file_garbage(tls: Tls, consume: Callable[..., Command]) -> None:
     garbage = tls.folder / "garbage.pem"
     garbage.write_text("no certificate")
     _refused(consume(tls.url(), ca_cert=garbage), 2, "ca_cert", "garbage.pem")
+
+
+def _rename(old: Party, new: Party) -> None:
+    """Put another certificate where one was, in two steps, as an operator does."""
+    new.certfile.replace(old.certfile)
+    new.keyfile.replace(old.keyfile)
+
+
+def _users(tls: Tls) -> set[str]:
+    """Tell who is connected."""
+    return set(tls.broker.ctl("list_connections", "user").split())
+
+
+def test_tls_rotation(tls: Tls, consume: Callable[..., Command]) -> None:
+    """A new certificate counts for the next connection; until it is there, the old is missed."""
+    alice, bob = tls.issue("alice"), tls.issue("bob")
+    command = consume(tls.url(user=""), ca_cert=tls.ca_cert, **alice._asdict())
+    command.wait_for("consuming from")
+    bob.certfile.replace(alice.certfile)  # The certificate is the new one, the key still the old.
+    tls.broker.ctl("close_all_user_connections", "alice", "rotation")
+    command.wait_for(f"cannot use {alice.keyfile}: it is not the key of the certificate")
+    bob.keyfile.replace(alice.keyfile)
+    wait_until(lambda: "bob" in _users(tls))
+    command.terminate()
+    assert command.wait(30) == 0
+
+
+def test_tls_rotation_expired(tls: Tls, consume: Callable[..., Command]) -> None:
+    """A certificate that has expired by the next connection is waited for, not the end."""
+    alice, renewed = tls.issue("alice"), tls.issue("bob")
+    past = datetime.datetime.now(datetime.timezone.utc) - HOUR
+    command = consume(tls.url(user=""), ca_cert=tls.ca_cert, **alice._asdict())
+    command.wait_for("consuming from")
+    _rename(alice, tls.issue("late", not_after=past))
+    tls.broker.ctl("close_all_user_connections", "alice", "expiry")
+    command.wait_for(f"{alice.certfile} expired on")
+    _rename(alice, renewed)
+    wait_until(lambda: "bob" in _users(tls))
+
+
+def test_tls_rotation_publishing(tls: Tls, publishers: None) -> None:
+    """A new certificate counts for the next connection that publishes, too."""
+    alice, bob = tls.issue("alice"), tls.issue("bob")
+    files = {"ca_cert": tls.ca_cert, **alice._asdict()}
+    paths = {key: str(path) for key, path in files.items()}
+    with configured(amqp_url=tls.url(user=""), tls=paths):
+        publish(Message())
+        assert "alice" in _users(tls)
+        _rename(alice, bob)
+        tls.broker.ctl("close_all_user_connections", "alice", "rotation")
+        publish(Message())
+        assert "bob" in _users(tls)
+
+
+def test_tls_password_changed(
+    tls: Tls, run_command: Callable[..., Command], tmp_path: Path, publishers: None
+) -> None:
+    """A password that has changed in the file counts for the next connection, also to publish."""
+
+    def write(password: str) -> Path:
+        tls.broker.ctl("change_password", "mallory", password)
+        url = f"amqps://mallory:{password}@localhost:{tls.port}/open"
+        tables = f"[tls]\nca_cert = {json.dumps(str(tls.ca_cert))}"
+        return write_config(tmp_path / "config.toml", url, tables=tables)
+
+    config = write("Sesame")
+    command = run_command("--config", config, "--callback", "fmconsume.example:printer")
+    command.wait_for("consuming from")
+    with restored_configuration() as conf:
+        conf.load_config(str(config))
+        publish(Message())
+        write("Barley-two")
+        tls.broker.ctl("close_all_user_connections", "mallory", "rotation")
+        publish(Message())
+    wait_until(lambda: command.logged().count("] consuming from") == 2)
+    assert "Sesame" not in command.logged()
+    assert "Barley" not in command.logged()
 
 
 def test_tls_plain_port(tls: Tls, consume: Callable[..., Command]) -> None:

@@ -49,13 +49,14 @@ def make_delivery(
 @contextmanager
 def restored_configuration() -> Iterator[LazyConfig]:
     """Let a test load and change the configuration of the process, and put it back."""
-    before, loaded, path = dict.copy(conf), conf.loaded, conf.path
+    names = ("loaded", "path", "absolute_path", "as_loaded", "_mark")
+    before, attributes = dict.copy(conf), {name: getattr(conf, name) for name in names}
     try:
         yield conf
     finally:
         dict.clear(conf)
         dict.update(conf, before)
-        conf.loaded, conf.path = loaded, path
+        vars(conf).update(attributes)
 
 
 def get_soon(queue: SimpleQueue[T]) -> T:

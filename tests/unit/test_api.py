@@ -203,7 +203,7 @@ def test_consumer_configured(stage: Stage, conf: LazyConfig) -> None:
     conf["nack_delay"] = {"initial": 2.0, "max": 9.0}
     Consumer(callback)
     supervisor = stage.supervisor
-    assert [address.parameters.host for address in supervisor.addresses] == ["far", "near"]
+    assert [address.parameters().host for address in supervisor.addresses] == ["far", "near"]
     assert supervisor.topology.queues == conf["queues"]
     assert supervisor.topology.bindings == conf["bindings"]
     assert supervisor.topology.prefetch_count == 10

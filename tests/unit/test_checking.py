@@ -98,7 +98,10 @@ def test_examine_authority_expired(make_certificate: Any) -> None:
     assert row.exit_code is ExitCode.OK
 
 
-@pytest.mark.parametrize("content", [None, b"", b"no certificate"])
+_CUT_OFF = b"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no certificate", _CUT_OFF])
 def test_examine_certificate_unreadable(tmp_path: Path, content: Any) -> None:
     """A file that is missing, or is no certificate, is told."""
     path = tmp_path / "client.pem"
@@ -107,6 +110,16 @@ def test_examine_certificate_unreadable(tmp_path: Path, content: Any) -> None:
     row = next(examine(make_topology(), {**_NO_TLS, "certfile": str(path)}))
     assert row.exit_code is ExitCode.HANDSHAKE
     assert row.status
+
+
+def test_check_hides_passwords(conf: LazyConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """A URL that stands where a file or a name should is shown without its password."""
+    conf["tls"] = {**_NO_TLS, "ca_cert": "amqp://u:secret@h"}
+    topology = make_topology()._replace(queues={"u:secret@h": make_topology().queues["fruit"]})
+    check(print, topology, workers=100)
+    shown = capsys.readouterr().out
+    assert "ca_cert        amqp://u:***@h" in shown
+    assert "secret" not in shown
 
 
 def test_check_prints_table(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,10 +14,11 @@ HOUSE = Path(fmconsume.__file__).parent
 
 #: Lowest first. A module imports from floors below its own, never from its own.
 FLOORS = (
-    "version exceptions log notes engine/backoff engine/certificate engine/coroutines "
+    "version redaction log notes engine/backoff engine/certificate engine/coroutines "
     "service/journal engine/__init__ service/__init__",
+    "exceptions",
     "config schema schema_utils engine/delivery engine/address callbacks",
-    "message engine/ledger engine/memory engine/state engine/failure",
+    "message engine/ledger engine/memory engine/state engine/failure engine/request",
     "engine/unsettled engine/workers engine/session engine/line service/systemd service/history",
     "engine/opener engine/tasks engine/watch example settings service/metrics service/page",
     "engine/supervisor service/monitoring publisher rehearsal checking",

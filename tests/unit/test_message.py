@@ -1102,3 +1102,54 @@ def test_load_message() -> None:
     schema.check(Message, "body", SERIALIZED_MESSAGE_SCHEMA, fields)
     message = load_message(fields)
     assert (message.id, message.queue, message.priority) == ("x", None, 0)
+
+
+# -- copies ----------------------------------------------------------------------------
+
+
+def test_outgoing_properties_of_new() -> None:
+    """A message that is new, or comes from a file, is published with its own properties."""
+    message = Message(headers={"x-fmconsume-copies": 7})
+    assert message._outgoing_properties() is message.properties
+    (loaded,) = loads(dumps(message))
+    assert loaded._outgoing_properties().headers["x-fmconsume-copies"] == 7
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(None, 1), (0, 1), (41, 42), ("many", 1), (-5, 1), (2**31, 1), (2**62, 1), ([1], 1)],
+)
+def test_outgoing_properties_of_received(before: Any, after: int) -> None:
+    """Each copy of a received message has a number of its own; the message has it not."""
+    headers = {} if before is None else {"x-fmconsume-copies": before}
+    message = decode(deliver(b"{}", headers=dict(headers)))
+    found = [message._outgoing_properties().headers for _ in range(3)]
+    assert found == [{"x-fmconsume-copies": after + number} for number in range(3)]
+    assert message.headers == headers
+
+
+def test_equal_to_copy() -> None:
+    """A copy is equal to what it was made of."""
+    message = decode(deliver(b"{}", headers={"color": "red"}))
+    copies = [
+        decode(deliver(b"{}", headers=message._outgoing_properties().headers)) for _ in range(2)
+    ]
+    assert copies == [message, message]
+
+
+def test_validate_copy_strict_schema() -> None:
+    """A schema for headers that allows no other ones allows the mark of a copy."""
+
+    class Strict(Message):
+        headers_schema: ClassVar[dict[str, Any]] = {
+            "type": "object",
+            "properties": {"color": {}},
+            "additionalProperties": False,
+        }
+
+    properties = BasicProperties(headers={"color": "red", "x-fmconsume-copies": 1})
+    Strict(properties=properties).validate()
+    properties.headers["other"] = 1
+    with pytest.raises(ValidationError, match="other"):
+        Strict(properties=properties).validate()
+    assert properties.headers["x-fmconsume-copies"] == 1

@@ -180,6 +180,13 @@ def test_enter_port_in_use(server: Monitoring) -> None:
         pass
 
 
+def test_enter_url_as_address() -> None:
+    """A URL that stands where an address should is shown without its password."""
+    with pytest.raises(ConfigurationException, match=r"80 of u:\*\*\*@h: ") as caught:
+        Monitoring(Stats, "u:se cret@h", 80).__enter__()
+    assert "cret" not in str(caught.value)
+
+
 @pytest.mark.parametrize("address", ["192.0.2.1", "no.such.host.invalid", "a..b", "x" * 80])
 def test_enter_bad_address(address: str) -> None:
     """An address that is not ours is an error that names it."""

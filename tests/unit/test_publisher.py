@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import resource
 import threading
 from collections.abc import Iterator
 from time import monotonic
@@ -16,9 +17,15 @@ from fmconsume import Message, publish, publisher
 from fmconsume.config import DEFAULTS
 from fmconsume.engine.address import Address, parse_address
 from fmconsume.engine.failure import SessionLost
-from fmconsume.engine.line import Request
-from fmconsume.exceptions import ConnectionException, PublishTimeout, ValidationError
+from fmconsume.engine.request import Request
+from fmconsume.exceptions import (
+    ConnectionException,
+    PublishException,
+    PublishTimeout,
+    ValidationError,
+)
 from fmconsume.publisher import Publisher
+from fmconsume.testing import deliver, mock_sends
 
 from .fakes import TIMEOUT, get_soon, restored_configuration
 
@@ -110,7 +117,7 @@ def test_take_connects_once(idle: Publisher, lines: list[FakeLine]) -> None:
     """The first request makes a line, those that come while it opens wait for it."""
     assert not lines
     take(idle, make_request(), make_request())
-    assert [line.address.parameters.host for line in lines] == ["one"]
+    assert [line.address.parameters().host for line in lines] == ["one"]
 
 
 def test_on_open_sends_in_order(idle: Publisher, lines: list[FakeLine]) -> None:
@@ -154,9 +161,9 @@ def test_on_end_tries_next_address(idle: Publisher, lines: list[FakeLine]) -> No
     idle.on_end(SessionLost("one is down"), [])
     open_line(idle, lines[1])
     idle.on_end(SessionLost("two went away"), lines[1].sent)
-    assert [line.address.parameters.host for line in lines] == ["one", "two", "one"]
+    assert [line.address.parameters().host for line in lines] == ["one", "two", "one"]
     open_line(idle, lines[2])
-    assert idle._addresses[0].parameters.host == "one"
+    assert idle._addresses[0].parameters().host == "one"
 
 
 def test_on_end_unconfirmed_goes_first(idle: Publisher, lines: list[FakeLine]) -> None:
@@ -177,7 +184,7 @@ def test_on_end_rests(idle: Publisher, lines: list[FakeLine]) -> None:
     take(idle, make_request())
     assert len(lines) == 2
     idle._resume()
-    assert [line.address.parameters.host for line in lines] == ["one", "two", "one"]
+    assert [line.address.parameters().host for line in lines] == ["one", "two", "one"]
 
 
 def test_on_end_nobody_waits(idle: Publisher, lines: list[FakeLine]) -> None:
@@ -277,3 +284,80 @@ def test_publish_after_a_bug(
     assert not publishers
     with pytest.raises(PublishTimeout, match="refused"):
         publish(Message(), timeout=0.2)
+
+
+def test_publish_without_thread(publishers: dict[int, Publisher]) -> None:
+    """Where no thread can be started the call says so at once, and the next one tries again."""
+    before = threading.stack_size(2**46)  # So much memory has no machine.
+    try:
+        with pytest.raises(PublishException, match=r"cannot publish now: can't start new thread"):
+            publish(Message())
+    finally:
+        threading.stack_size(before)
+    assert not publishers
+    with pytest.raises(PublishTimeout, match="refused"):
+        publish(Message(), timeout=0.2)
+
+
+def test_publish_without_files(publishers: dict[int, Publisher]) -> None:
+    """So does one for which no file can be opened."""
+    message = Message()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        with pytest.raises(PublishException, match=r"cannot publish now: .*Too many open files"):
+            publish(message)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with pytest.raises(PublishTimeout, match="refused"):
+        publish(Message(), timeout=0.2)
+
+
+def test_connect_certificate_gone(
+    idle: Publisher, lines: list[FakeLine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address whose certificate is of no use now is passed over, as one that does not answer."""
+    first, second = idle._addresses
+
+    def make(address: Address, loop: Any, owner: Publisher) -> FakeLine:
+        if address is first:
+            raise SessionLost("one: cannot use client.pem")
+        return FakeLine(address, loop, owner)
+
+    monkeypatch.setattr(publisher, "Line", make)
+    take(idle, make_request())
+    assert [line.address for line in lines] == [second]
+    assert idle._explain() == "one: cannot use client.pem"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), [{"deep": float("inf")}]])
+def test_publish_body_not_json(publishers: dict[int, Publisher], value: Any) -> None:
+    """JSON has no NaN and no Infinity: a body with one is invalid, and nothing connects."""
+    with pytest.raises(ValidationError, match="not JSON: Out of range float values"):
+        publish(Message(body={"n": value}))
+    assert not publishers
+
+
+@pytest.mark.parametrize(
+    "message",
+    [Message(body={"n": float("nan")}), Message(headers={"n": 2.5})],
+    ids=["body", "header"],
+)
+def test_mock_sends_not_encodable(message: Message) -> None:
+    """What could not be sent is refused where sending is mocked, too."""
+    with mock_sends() as sent, pytest.raises(ValidationError):
+        publish(message)
+    assert not sent
+
+
+def test_mock_sends_received() -> None:
+    """A received message that is published again is the one that a test expects."""
+
+    def callback(message: Message) -> None:
+        publish(message)
+        publish(message)
+        assert message.headers == original.headers
+
+    original = Message(topic="fruit.ripe", body={"n": 1})
+    with mock_sends(original, original):
+        assert deliver(callback, original).error is None

@@ -10,7 +10,8 @@ import pytest
 
 from fmconsume import config
 from fmconsume.config import LazyConfig
-from fmconsume.settings import select
+from fmconsume.engine.address import Address
+from fmconsume.settings import addresses, select
 
 from .fakes import restored_configuration
 
@@ -119,3 +120,107 @@ def test_select_leaves_configuration(two_queues: LazyConfig) -> None:
     select_short("fruit", "fair", ["x"])
     assert two_queues["bindings"] == before
     assert set(two_queues["queues"]) == {"fruit", "veg"}
+
+
+# -- addresses -------------------------------------------------------------------------
+
+BROKERS = 'amqp_url = ["amqp://ann:{password}@one/v", "amqp://bob:{password}@two/v"]'
+
+
+def passwords(brokers: list[Address]) -> list[str]:
+    """Give the passwords with which connections would be made now."""
+    return [address.parameters().credentials.password for address in brokers]
+
+
+def test_addresses_password_changed(write: Callable[[str, str], str], conf: LazyConfig) -> None:
+    """A password that has changed in the file counts for the next connection."""
+    conf.load_config(write("a.toml", BROKERS.format(password="old")))
+    brokers = addresses()
+    assert passwords(brokers) == ["old", "old"]
+    for password in ("renewed", "newer"):
+        write("a.toml", BROKERS.format(password=password))
+        assert passwords(brokers) == [password, password]
+    assert passwords(addresses()) == ["newer", "newer"]
+    assert conf["amqp_url"][0] == "amqp://ann:old@one/v"
+
+
+def test_addresses_tls_changed(write: Callable[[str, str], str], conf: LazyConfig) -> None:
+    """So do other certificates; the address tells what is wrong with them."""
+    conf.load_config(write("a.toml", 'amqp_url = "amqps://a:b@one"'))
+    (address,) = addresses()
+    assert address.parameters().ssl_options
+    write("a.toml", 'amqp_url = "amqps://a:b@one"\n[tls]\nca_cert = "/nowhere/ca.pem"')
+    with pytest.raises(ValueError, match=r"tls.ca_cert: cannot use /nowhere/ca.pem"):
+        address.parameters()
+
+
+def test_addresses_of_changed_file(write: Callable[[str, str], str], conf: LazyConfig) -> None:
+    """Who comes after the change, as a first publish may, has nothing to do with the old paths."""
+    gone = '[tls]\nca_cert = "/nowhere/ca.pem"'
+    conf.load_config(write("a.toml", f'amqp_url = "amqps://a:b@one"\n{gone}'))
+    write("a.toml", 'amqp_url = "amqps://a:renewed@one"')
+    assert passwords(addresses()) == ["renewed"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'amqp_url = "amqp://ann:renewed@elsewhere/v"',
+        'amqp_url = "amqp://carl:renewed@one/v"',
+        'amqp_url = "amqp://ann:renewed@one/w"',
+        'amqp_url = "amqps://ann:renewed@one/v"',
+        'amqp_url = "amqp://ann:renewed@one:1/v"',
+    ],
+)
+def test_addresses_other_broker(
+    write: Callable[[str, str], str], conf: LazyConfig, text: str
+) -> None:
+    """Another user or another broker in the file is not what the consumer was started with."""
+    conf.load_config(write("a.toml", BROKERS.format(password="old")))
+    brokers = addresses()
+    write("a.toml", text)
+    assert passwords(brokers) == ["old", "old"]
+
+
+@pytest.mark.parametrize("text", ["amqp_url = ", "amqp_url = 5", None])
+def test_addresses_file_unusable(
+    write: Callable[[str, str], str],
+    conf: LazyConfig,
+    caplog: pytest.LogCaptureFixture,
+    text: Optional[str],
+) -> None:
+    """While the file cannot be used the known password does, with a warning; then it is read."""
+    path = write("a.toml", BROKERS.format(password="old"))
+    conf.load_config(path)
+    brokers = addresses()
+    Path(path).unlink() if text is None else write("a.toml", text)
+    assert passwords(brokers) == ["old", "old"]
+    assert "going on with the amqp_url and [tls] of before" in caplog.text
+    assert path in caplog.text
+    write("a.toml", BROKERS.format(password="renewed"))
+    assert passwords(brokers) == ["renewed", "renewed"]
+
+
+def test_addresses_set_by_program(write: Callable[[str, str], str], conf: LazyConfig) -> None:
+    """What a program has put in place of the file's values stays, whatever the file says."""
+    conf.load_config(write("a.toml", BROKERS.format(password="old")))
+    conf["amqp_url"] = "amqp://ann:mine@one/v"
+    brokers = addresses()
+    write("a.toml", BROKERS.format(password="renewed"))
+    assert passwords(brokers) == ["mine"]
+
+
+def test_addresses_directory_changed(
+    write: Callable[[str, str], str],
+    conf: LazyConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """The file is found again when the process has changed its directory meanwhile."""
+    write("a.toml", BROKERS.format(password="old"))
+    monkeypatch.chdir(tmp_path)
+    conf.load_config("a.toml")
+    brokers = addresses()
+    monkeypatch.chdir("/")
+    write("a.toml", BROKERS.format(password="renewed"))
+    assert passwords(brokers) == ["renewed", "renewed"]

@@ -42,8 +42,8 @@ PLAIN = Topology({}, {"fruit": {"arguments": {}}}, [], False, 10, 0)
 SINGLE = PLAIN._replace(queues={"fruit": {"arguments": {"x-single-active-consumer": True}}})
 QUORUM = PLAIN._replace(queues={"fruit": {"arguments": {"x-queue-type": "quorum"}}})
 FAR, NEAR = (
-    Address("far", pika.ConnectionParameters()),
-    Address("near", pika.ConnectionParameters()),
+    Address("far", pika.URLParameters),
+    Address("near", pika.URLParameters),
 )
 
 

@@ -1,0 +1,40 @@
+"""Hides passwords in what people read: in a URL, and in any text that a URL may have got into.
+
+Pure: any thread may call.
+"""
+
+from __future__ import annotations
+
+import re
+
+__all__ = ["hide_passwords", "redact", "redact_value"]
+
+#: A user, a colon and a password up to the last "@" of the word. The colon of "amqp://" is not one.
+_LOGIN = re.compile(r"""([^\s:/@'"]*):(?!//)[^\s'"]*@""")
+
+
+def redact(url: str) -> str:
+    """Replace the passwords in an AMQP URL by ***, however malformed it is.
+
+    In doubt too much is hidden: an unquoted password may hold any character.
+    """
+    scheme, rest = re.findall(r"(?is)^(amqps?://)?(.*)", url)[0]
+    # pika takes the password of a private key in there.
+    rest = re.sub(r"(ssl_options=)[^&]+", r"\1***", rest)
+    user_info, at, host = rest.rpartition("@") if "@" in rest else (rest, "", "")
+    user, _, password = user_info.partition(":")
+    is_port = not at and (user.startswith("[") or re.match(r"\d*([/?#]|$)", password))
+    return f"{scheme}{rest}" if is_port or not password else f"{scheme}{user}:***{at}{host}"
+
+
+def redact_value(value: str) -> str:
+    """Show a configured value, which may be a URL that stands under the wrong key."""
+    return redact(value) if "@" in value or "//" in value else value
+
+
+def hide_passwords(text: str) -> str:
+    """Replace what looks like the password in user:password@host by ***, anywhere in a text.
+
+    A URL can stand where a path or a name should, and an error shows what it found there.
+    """
+    return _LOGIN.sub(r"\1:***@", text) if "@" in text else text
