@@ -7,11 +7,23 @@ import time
 from pathlib import Path
 from typing import Any, Callable
 
+from fmconsume import publish as publish_again
+from fmconsume.message import Message
 from tests.integration.broker import Broker
 from tests.integration.proxy import Proxy
 from tests.waiting import wait_until
 
-from .scene import Account, EqualAccount, Row, busy, publish, publish_equal, running, unique
+from .scene import (
+    Account,
+    EqualAccount,
+    Row,
+    busy,
+    publish,
+    publish_equal,
+    publishing_to,
+    running,
+    unique,
+)
 
 __all__ = [
     "close_connection",
@@ -63,7 +75,7 @@ def reset_equal(broker: Broker, rounds: int, workers: int, rng: random.Random) -
     # Of what was in hand at a cut nobody can tell which acknowledgements the broker had.
     account = EqualAccount(10 * rounds, busy(0.004, rng))
     queue = broker.declare(unique("equal"))
-    with Proxy(broker) as proxy, running(proxy.url(), queue, account, workers) as runner:
+    with Proxy(broker) as proxy, running(proxy.url(), queue, account, workers):
         for number in range(rounds):
             publish_equal(broker, queue, batch)
             some = (number + rng.random()) * batch
@@ -79,22 +91,29 @@ def republished(broker: Broker, rounds: int, workers: int, rng: random.Random) -
     """Cut the line while callbacks publish each message once more, to be retried."""
     batch = 50
     row = Row("retries by publishing, connection reset", workers, rounds, 2 * rounds * batch)
-    account = Account(busy(0.004, rng))
+    account = Account()
+    work = busy(0.004, rng)
     queue = broker.declare(unique("retried"))
 
     def retry(message: Message) -> None:
-        if COPIES not in message.properties.headers:
-            with configured(amqp_url=broker.url(), topic_prefix=""):
-                publish_again(message, "")
-        account.finished.append(len(account.finished))
+        work(message)
+        copies = (message.properties.headers or {}).get("x-fmconsume-copies", 0)
+        if not copies:
+            publish_again(message, "")
+        # Whether it is the message or its copy is told by its number.
+        account.finished.append(2 * message.body["n"] + copies)
 
-    with Proxy(broker) as proxy, running(proxy.url(), queue, retry, workers) as runner:
+    with (
+        Proxy(broker) as proxy,
+        publishing_to(broker),
+        running(proxy.url(), queue, retry, workers) as runner,
+    ):
         for number in range(rounds):
             publish(broker, queue, range(number * batch, (number + 1) * batch))
             some = (number + rng.random()) * 2 * batch
             wait_until(lambda goal=some: len(account.finished) > goal, 120)
             proxy.cut()
-        wait_until(lambda: len(account.finished) >= row.messages, 60)
+        wait_until(lambda: account.has_all(row.messages), 60)
         wait_until(lambda: broker.depth(queue) == (0, 0))
         row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
     broker.delete(queue)

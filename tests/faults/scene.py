@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Callable, Optional, Union
 from unittest import mock
 
+from fmconsume import publisher
 from fmconsume.api import Consumer
 from fmconsume.config import conf
 from fmconsume.engine.backoff import Backoff
@@ -35,6 +36,7 @@ __all__ = [
     "check",
     "publish",
     "publish_equal",
+    "publishing_to",
     "running",
 ]
 
@@ -186,6 +188,17 @@ def publish(broker: Broker, queue: str, numbers: Sequence[int]) -> None:
 def publish_equal(broker: Broker, queue: str, count: int) -> None:
     """Publish messages that nobody can tell from one another."""
     broker.publish(queue, [{"n": 0}] * count, message_id="the same", headers={"a": 1})
+
+
+@contextmanager
+def publishing_to(broker: Broker) -> Iterator[None]:
+    """Let callbacks publish to a broker; no connection outlives the block."""
+    made: dict[int, publisher.Publisher] = {}
+    settings = {"amqp_url": broker.url(), "tls": NO_TLS, "topic_prefix": ""}
+    with mock.patch.object(publisher, "_publishers", made), mock.patch.dict(conf, settings):
+        yield
+        for each in list(made.values()):
+            each.close()
 
 
 def unique(name: str) -> str:

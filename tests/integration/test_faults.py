@@ -40,6 +40,12 @@ def test_reset_equal(broker: Broker, rng: random.Random, workers: int) -> None:
 
 
 @WORKERS
+def test_republished(broker: Broker, rng: random.Random, workers: int) -> None:
+    """A message that its callback publishes again is run twice, however often the line is cut."""
+    check(in_process.republished(broker, 3, workers, rng))
+
+
+@WORKERS
 def test_stall(broker: Broker, rng: random.Random, workers: int) -> None:
     """A line that goes silent is noticed within two heartbeat intervals."""
     check(in_process.stall(broker, 1, workers, rng))
