@@ -164,6 +164,15 @@ def test_notify_not_ready_before_the_queue_is_consumed(broker, queue, manager, p
     assert manager.wait_for("READY=1")
 
 
+def test_notify_asks_for_time_while_the_broker_is_down(manager, serve):
+    """Until the consumer is ready it keeps asking systemd for more time to start."""
+    serve(url=f"amqp://{LOOPBACK}:{free_port()}", env=manager.environment)
+    asked = 0
+    for _ in range(3):
+        asked = manager.wait_for("EXTEND_TIMEOUT_USEC=60000000", asked)
+    assert "READY=1" not in manager.heard()
+
+
 def test_watchdog_is_fed(manager, serve):
     """An idle consumer gives a sign of life in half the time that systemd waits."""
     serve(env={**manager.environment, "WATCHDOG_USEC": "1000000"})
