@@ -22,6 +22,8 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedBy
 
 from .callbacks import instantiate
 from .config import conf
+from .console import say
+from .engine.address import Address
 from .engine.certificate import validity
 from .engine.failure import connect_error, reason
 from .engine.session import Topology
@@ -80,9 +82,9 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
     width = max(len(row.name) for row in rows)
     for row in rows:
         mark = "!" if row.exit_code else " "
-        print(f"{mark} {row.kind:13}  {row.name:{width}}  {row.status}")
+        say(f"{mark} {row.kind:13}  {row.name:{width}}  {row.status}")
     for text in advise(topology, workers, conf["callback_timeout"]):
-        print(f"  advice: {text}")
+        say(f"  advice: {text}")
     return next((row.exit_code for row in rows if row.exit_code), ExitCode.OK)
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from . import callbacks
+from . import callbacks, console
 from .api import Consumer
 from .config import conf
 from .exceptions import ConfigurationException, ConnectionException, ExitCode, HaltConsumer
@@ -80,14 +80,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    console.prepare()
     args = parser().parse_args(argv)
     try:
         return _dispatch(args)
     except (ConfigurationException, ValueError) as exc:
-        _complain(str(exc))
+        console.complain(str(exc))
         return ExitCode.USAGE
     except ConnectionException as exc:  # A certificate that no broker would take.
-        _complain(str(exc))
+        console.complain(str(exc))
         return ExitCode.HANDSHAKE
     except KeyboardInterrupt:  # Only where there is no consumer, which would have it.
         return 128 + signal.SIGINT
@@ -158,13 +159,13 @@ def _run(consumer: Consumer) -> int:
         consumer.run()
     except HaltConsumer as exc:
         if exc.exit_code:
-            _complain(f"the callback halted the consumer: {exc}")
+            console.complain(f"the callback halted the consumer: {exc}")
     except BaseException as exc:
-        _complain(_explain(exc, consumer.exit_code))
+        console.complain(_explain(exc, consumer.exit_code))
         if consumer.exit_code > 128 and isinstance(exc, KeyboardInterrupt):
             # A callback that hangs could keep the interpreter from ending.
             logging.shutdown()
-            sys.stdout.flush()
+            console.flush()
             os._exit(consumer.exit_code)
     return consumer.exit_code if 0 <= consumer.exit_code <= 255 else 1
 
@@ -177,8 +178,3 @@ def _explain(error: BaseException, exit_code: int) -> str:
     if isinstance(error, KeyboardInterrupt):
         return f"{error}: stopped without waiting for the callback; RabbitMQ will redeliver"
     return str(error)
-
-
-def _complain(text: str) -> None:
-    """Say what is wrong on standard error, wherever the log goes."""
-    print(f"fmconsume: {text}", file=sys.stderr)

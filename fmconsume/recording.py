@@ -16,12 +16,14 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Callable
 
 from pika import BasicProperties
 
+from .console import say
 from .engine.delivery import Delivery
 from .exceptions import ConfigurationException, HaltConsumer, ValidationError
 from .message import Message, dump_line
@@ -75,7 +77,8 @@ def _end_torn_line(path: str) -> None:
 def _show_progress(count: int, limit: int) -> None:
     bar = "#" * (_WIDTH * count // limit)
     end = "\n" if count == limit else ""
-    print(f"\r[{bar:{_WIDTH}}] {count}/{limit}", end=end, file=sys.stderr, flush=True)
+    with suppress(OSError):  # The terminal was closed.
+        print(f"\r[{bar:{_WIDTH}}] {count}/{limit}", end=end, file=sys.stderr, flush=True)
 
 
 class FailedMessages:
@@ -215,11 +218,11 @@ def replay(
         for number, line in islice(lines, limit):
             word, text, halt = _replay_line(rehearsal, line, number)
             counts[word] += 1
-            print(f"{word}: {text}", flush=True)
+            say(f"{word}: {text}")
             if halt is not None:
                 break
     summary = ", ".join(f"{count} {word}" for word, count in counts.items())
-    print(f"{sum(counts.values())} messages: {summary}" if counts else "no messages")
+    say(f"{sum(counts.values())} messages: {summary}" if counts else "no messages")
     has_failed = any(counts[word] for word in ("broken", "failed", "rejected"))
     return 1 if has_failed else getattr(halt, "exit_code", 0)
 
