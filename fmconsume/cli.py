@@ -11,13 +11,21 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from . import callbacks, console
 from .api import Consumer
 from .config import conf
-from .exceptions import ConfigurationException, ConnectionException, ExitCode, HaltConsumer
+from .exceptions import (
+    ConfigurationException,
+    ConnectionException,
+    ExitCode,
+    HaltConsumer,
+    UnavailableException,
+)
 from .settings import select, topology
+from .shortage import shortage
 from .version import __version__
 
 __all__ = ["main", "parser"]
@@ -83,15 +91,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     console.prepare()
     args = parser().parse_args(argv)
     try:
-        return _dispatch(args)
-    except (ConfigurationException, ValueError) as exc:
-        console.complain(str(exc))
-        return ExitCode.USAGE
-    except ConnectionException as exc:  # A certificate that no broker would take.
-        console.complain(str(exc))
-        return ExitCode.HANDSHAKE
+        status: Any = _dispatch(args)
     except KeyboardInterrupt:  # Only where there is no consumer, which would have it.
         return 128 + signal.SIGINT
+    except BaseException as exc:
+        status = _refuse(exc)
+    # HaltConsumer brings what the callback likes; the system knows the lowest byte only.
+    return status if isinstance(status, int) and 0 <= status <= 255 else ExitCode.TEMPORARY
+
+
+def _refuse(exc: BaseException) -> ExitCode:
+    """Say why nothing is consumed, and give the exit status for that."""
+    text, status = _verdict(exc)
+    if status is ExitCode.UNEXPECTED:
+        _log.critical("this is a bug", exc_info=exc)
+    console.complain(text)
+    return status
+
+
+def _verdict(exc: BaseException) -> tuple[str, ExitCode]:
+    """Tell what a person has to change from what may pass, and both from a bug."""
+    if isinstance(exc, ConfigurationException):
+        return str(exc), ExitCode.USAGE
+    if callbacks.is_users_own(exc):
+        # Whatever it is: an unfinished boot, a database that is away, or a mistake.
+        _log.error("the callback cannot be made ready", exc_info=exc)
+        text = f"the callback failed before the first message: {callbacks.describe(exc)}"
+        return text, ExitCode.TEMPORARY
+    exc = shortage(exc) or exc
+    if isinstance(exc, (UnavailableException, OSError)):
+        return str(exc), ExitCode.TEMPORARY
+    if isinstance(exc, ConnectionException):  # A certificate that no broker would take.
+        return str(exc), ExitCode.HANDSHAKE
+    if isinstance(exc, ValueError):
+        return str(exc), ExitCode.USAGE
+    return _explain(exc, ExitCode.UNEXPECTED), ExitCode.UNEXPECTED
 
 
 def _dispatch(args: argparse.Namespace) -> int:
@@ -133,8 +167,9 @@ def _configure(args: argparse.Namespace) -> None:
 
 def _load_callback(args: argparse.Namespace) -> Any:
     # Python puts the directory of the installed script here, not the one the user stands in.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    with suppress(OSError):  # It was deleted.
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
     if args.record:
         from .recording import Recorder
 
@@ -159,7 +194,7 @@ def _run(consumer: Consumer) -> int:
         consumer.run()
     except HaltConsumer as exc:
         if exc.exit_code:
-            console.complain(f"the callback halted the consumer: {exc}")
+            console.complain(f"the callback halted the consumer: {' '.join(str(exc).split())}")
     except BaseException as exc:
         console.complain(_explain(exc, consumer.exit_code))
         if consumer.exit_code > 128 and isinstance(exc, KeyboardInterrupt):
@@ -167,14 +202,14 @@ def _run(consumer: Consumer) -> int:
             logging.shutdown()
             console.flush()
             os._exit(consumer.exit_code)
-    return consumer.exit_code if 0 <= consumer.exit_code <= 255 else 1
+    return consumer.exit_code
 
 
 def _explain(error: BaseException, exit_code: int) -> str:
     if exit_code == ExitCode.CALLBACK:
-        return f"the callback failed: {type(error).__name__}: {error}"
+        return f"the callback failed: {callbacks.summarize(error)}"
     if exit_code == ExitCode.UNEXPECTED:
-        return f"unexpected error, please report it: {type(error).__name__}: {error}"
+        return f"unexpected error, please report it: {callbacks.summarize(error)}"
     if isinstance(error, KeyboardInterrupt):
         return f"{error}: stopped without waiting for the callback; RabbitMQ will redeliver"
     return str(error)

@@ -21,6 +21,7 @@ __all__ = [
     "PublishForbidden",
     "PublishReturned",
     "PublishTimeout",
+    "UnavailableException",
     "ValidationError",
 ]
 
@@ -39,6 +40,10 @@ class ConfigurationException(FmconsumeError):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         self.message = message
+
+
+class UnavailableException(FmconsumeError):
+    """Raised when something on this machine is not to be had now: a port, a folder, a thread."""
 
 
 class ValidationError(FmconsumeError):
@@ -177,6 +182,9 @@ class ExitCode(enum.IntEnum):
     """How the command ends; HaltConsumer brings its own, and 128 + n is a second signal n."""
 
     OK = 0
+    #: What may pass: systemd tries again.
+    TEMPORARY = 1
+    #: What a person has to change: systemd does not try again.
     USAGE = 2
     DECLARATION = 10
     UNEXPECTED = 11

@@ -25,7 +25,12 @@ from pika import BasicProperties
 
 from .console import say
 from .engine.delivery import Delivery
-from .exceptions import ConfigurationException, HaltConsumer, ValidationError
+from .exceptions import (
+    ConfigurationException,
+    HaltConsumer,
+    UnavailableException,
+    ValidationError,
+)
 from .message import Message, dump_line
 from .rehearsal import Rehearsal
 from .schema import brief
@@ -90,7 +95,7 @@ class FailedMessages:
         body_mode: As for `decode`.
 
     Raises:
-        ConfigurationException: The folder cannot be made.
+        UnavailableException: The folder cannot be made.
     """
 
     def __init__(self, folder: str, limit: int, body_mode: str = "object") -> None:
@@ -100,7 +105,7 @@ class FailedMessages:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
-            raise ConfigurationException(f"failed_messages {folder!r}: {exc.strerror}") from exc
+            raise UnavailableException(f"failed_messages {folder!r}: {exc.strerror}") from exc
 
     def keep(self, delivery: Delivery, error: BaseException) -> None:
         """Write a message and the traceback; one that fails again replaces its own file."""

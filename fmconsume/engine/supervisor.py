@@ -25,6 +25,7 @@ from ..exceptions import (
     HaltConsumer,
     PermissionException,
 )
+from ..shortage import shortage
 from .address import Address
 from .backoff import Backoff, nack_delay
 from .delivery import NACK, Delivery, Outcome
@@ -176,8 +177,7 @@ class Supervisor(threading.Thread):
         try:
             self._supervise()
         except BaseException as exc:
-            _log.critical("the supervisor failed, which is a bug", exc_info=exc)
-            self._ending = End(exc, ExitCode.UNEXPECTED)
+            self._ending = _failure(exc)
         for _ in self.workers:
             self._inbox.put(None)
         assert self._ending is not None
@@ -475,6 +475,15 @@ class Supervisor(threading.Thread):
             self._is_abandoned = True
             self.stats.abandoned = self._unsettled.running
             self._ending = end
+
+
+def _failure(exc: BaseException) -> End:
+    """Tell a machine that is short of something from a bug."""
+    short = shortage(exc)
+    if short is not None:
+        return End(short, ExitCode.TEMPORARY)
+    _log.critical("the supervisor failed, which is a bug", exc_info=exc)
+    return End(exc, ExitCode.UNEXPECTED)
 
 
 def _refusal_code(error: FmconsumeError) -> ExitCode:

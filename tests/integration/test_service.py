@@ -318,10 +318,10 @@ def test_hostile_clients_delay_no_message(broker, queue, port, serve, ask):
 
 
 def test_port_in_use(broker, queue, proxy, port, serve):
-    """A port for monitoring that is taken is one line and status 2, before anything connects."""
+    """A port for monitoring that is taken is one line and status 1, before anything connects."""
     with socket.create_server((LOOPBACK, port)):
         command = serve(url=proxy.url())
-        assert command.wait(20) == 2
+        assert command.wait(20) == 1
     assert command.logged() == (
         f"fmconsume: monitoring: cannot listen at port {port} of localhost: "
         "Address already in use\n"
