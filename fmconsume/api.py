@@ -16,7 +16,7 @@ from functools import partial
 from queue import Empty
 from typing import Any, Callable
 
-from .callbacks import prepare
+from .callbacks import find_function, prepare
 from .config import conf
 from .engine.coroutines import CoroutineRunner
 from .engine.state import End, Observer, State, Stats
@@ -162,7 +162,7 @@ class Consumer:
 
     def _hire(self) -> Callable[..., Pool]:
         """Choose the workers that suit the callback."""
-        if _is_coroutine_function(self._callback):
+        if inspect.iscoroutinefunction(find_function(self._callback)):
             return partial(hire_tasks, self._coroutines)
         return partial(hire_threads, self._coroutines.wait_for)
 
@@ -252,10 +252,3 @@ def _options(workers: int | None, limit: int | None, drain: bool) -> Options:
         drain=drain,
         callback_timeout=conf["callback_timeout"],
     )
-
-
-def _is_coroutine_function(callback: Any) -> bool:
-    while isinstance(callback, partial):
-        callback = callback.func
-    call = type(callback).__call__
-    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(call)

@@ -14,9 +14,10 @@ import os
 import sys
 import traceback
 from contextlib import nullcontext
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from types import ModuleType
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any, Callable
 
 from .engine.coroutines import CoroutineRunner
@@ -24,6 +25,7 @@ from .exceptions import ConfigurationException
 
 __all__ = [
     "describe",
+    "find_function",
     "instantiate",
     "is_users_own",
     "load_from_file",
@@ -104,7 +106,7 @@ def instantiate(callback: Any) -> Callable[..., Any]:
     """Give something to call with a message: the object itself, or an instance of the class.
 
     Raises:
-        ValueError: It cannot be called, or is a class that wants arguments.
+        ValueError: It cannot be called with a message, or is a class that wants arguments.
         Exception: Whatever else the constructor raises.
     """
     if inspect.isclass(callback):
@@ -113,7 +115,23 @@ def instantiate(callback: Any) -> Callable[..., Any]:
         raise ValueError(
             f"callback: found {callback!r}, expected a function, or a class with __call__"
         )
+    _refuse_generator(callback)
+    _refuse_other_arguments(callback)
     return callback  # type: ignore[no-any-return]
+
+
+def find_function(callback: Any) -> Any:
+    """Find what a call of the callback runs, behind partials, methods and __call__."""
+    while not isinstance(callback, (FunctionType, BuiltinFunctionType)):
+        if isinstance(callback, partial):
+            callback = callback.func
+        elif isinstance(callback, MethodType):
+            callback = callback.__func__
+        elif isinstance(type(callback).__call__, (FunctionType, MethodType)):
+            callback = type(callback).__call__
+        else:
+            break
+    return callback
 
 
 def is_users_own(exc: BaseException) -> bool:
@@ -151,6 +169,40 @@ def _construct(cls: Any) -> Any:
             raise
         what = f"callback class {cls.__module__}.{cls.__qualname__} could not be constructed"
         raise ValueError(f"{what}: {summarize(exc)}; it is called without arguments") from exc
+
+
+def _refuse_generator(callback: Any) -> None:
+    function = find_function(callback)
+    if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
+        raise ValueError(
+            f"callback: {_name_of(function)} contains a yield, so calling it would run nothing and "
+            "each message would be lost: expected a function that returns"
+        )
+
+
+def _refuse_other_arguments(callback: Any) -> None:
+    """Refuse what cannot be called with a message, as far as that can be told."""
+    function = find_function(callback)
+    # What only passes for a function, as a mock or some decorators' result, may take what it likes.
+    if type(function) not in (FunctionType, BuiltinFunctionType):
+        return
+    is_plain = isinstance(callback, (FunctionType, BuiltinFunctionType, MethodType, partial))
+    called = callback if is_plain else callback.__call__
+    try:
+        # A decorator that adds arguments says with __wrapped__ what it calls, not how it is called.
+        signature = inspect.signature(called, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return  # Some that are written in C have none.
+    try:
+        signature.bind(None)
+    except TypeError as exc:
+        raise ValueError(
+            f"callback: {_name_of(function)} cannot be called with one argument, the message: {exc}"
+        ) from exc
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__qualname__", repr(function)))
 
 
 def _split(path: str, expected: str) -> tuple[str, str]:

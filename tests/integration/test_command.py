@@ -37,6 +37,9 @@ def meet(message):
 def fail(message):
     raise RuntimeError("the disk is full")
 
+def generate(message):
+    yield
+
 async def take_async(message):
     take(message)
 
@@ -310,6 +313,8 @@ def test_command_missing_configuration(folder, fmconsume):
         ("--callback", "callbacks:tkae", "callbacks has no 'tkae'"),
         ("--callback", "callbacks:number", "found 17, expected a function, or a class"),
         ("--callback", "callbacks:NeedsArguments", "it is called without arguments"),
+        ("--callback", "callbacks:generate", "generate contains a yield"),
+        ("--callback", "callbacks:NeedsArguments.__call__", "cannot be called with one argument"),
         (
             "--callback",
             "broken:take",

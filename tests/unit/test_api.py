@@ -536,7 +536,7 @@ def list_loops() -> list[str]:
     ("function", "expected"),
     [
         (coroutine_callback, 1),
-        (partial(partial(coroutine_callback), 1), 1),
+        (partial(partial(coroutine_callback)), 1),
         (AsyncTaker, 1),
         (AsyncTaker(), 1),
         (AsyncTaker().method, 1),

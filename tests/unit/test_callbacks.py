@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import AsyncIterator, Iterator
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any, Callable
+from unittest.mock import Mock
 
 import pytest
 
@@ -244,6 +245,27 @@ class AsyncTaker:
         """Take a message."""
 
 
+class Generous:
+    """Takes messages through what is no plain method."""
+
+    __call__ = classmethod(lambda cls, message: None)
+
+
+def give_basket(function: Any) -> Any:
+    """Call a function with a basket more than it is called with."""
+
+    @wraps(function)
+    def call(message: Any) -> Any:
+        return function(message, "basket")
+
+    return call
+
+
+@give_basket
+def decorated(message: Any, basket: str) -> None:
+    """Take a message and a basket."""
+
+
 @pytest.mark.parametrize(
     "callback",
     [
@@ -254,6 +276,10 @@ class AsyncTaker:
         AsyncTaker(),
         partial(function),
         partial(partial(Taker())),
+        Generous(),
+        decorated,
+        Mock(),
+        Mock(spec=Taker),
         print,
     ],
     ids=str,
@@ -337,6 +363,79 @@ def test_instantiate_class_fails(cls: type, error: type[BaseException], text: st
     assert is_users_own(caught.value)
     assert describe(caught.value).startswith(text)
     assert "(test_callbacks.py, line " in describe(caught.value)
+
+
+def generate(message: Any) -> Iterator[None]:
+    """Take a message, if anybody asks for what it yields."""
+    yield
+
+
+async def generate_async(message: Any) -> AsyncIterator[None]:
+    """Take a message, if anybody asks for what it yields."""
+    yield
+
+
+class Generator:
+    """Takes messages in vain."""
+
+    def __call__(self, message: Any) -> Iterator[None]:
+        """Take a message, if anybody asks for what it yields."""
+        yield
+
+
+class AsyncGenerator:
+    """Takes messages in vain."""
+
+    async def __call__(self, message: Any) -> AsyncIterator[None]:
+        """Take a message, if anybody asks for what it yields."""
+        yield
+
+
+@pytest.mark.parametrize(
+    "callback",
+    [
+        generate,
+        generate_async,
+        Generator,
+        Generator(),
+        Generator().__call__,
+        AsyncGenerator,
+        AsyncGenerator(),
+        partial(generate),
+        partial(partial(Generator())),
+    ],
+    ids=str,
+)
+def test_instantiate_generator(callback: Any) -> None:
+    """What contains a yield would run nothing, and is refused in every disguise."""
+    with pytest.raises(ValueError, match=r"^callback: .* contains a yield, so .* expected a "):
+        instantiate(callback)
+
+
+def lonely() -> None:
+    """Take nothing."""
+
+
+def demanding(message: Any, basket: Any) -> None:
+    """Take a message and something else."""
+
+
+@pytest.mark.parametrize(
+    ("callback", "text"),
+    [
+        (lonely, "lonely cannot be called with one argument, the message: too many positional"),
+        (demanding, "the message: missing a required argument: 'basket'"),
+        (Taker.method, "missing a required argument: 'message'"),
+        (partial(function, 1), "function cannot be called"),
+        (type("Lonely", (), {"__call__": lambda self: None}), "cannot be called with one"),
+    ],
+    ids=str,
+)
+def test_instantiate_wrong_signature(callback: Any, text: str) -> None:
+    """What does not take one argument is refused, with how it would be called."""
+    with pytest.raises(ValueError, match=r"^callback: ") as caught:
+        instantiate(callback)
+    assert text in str(caught.value)
 
 
 class Speechless(Exception):

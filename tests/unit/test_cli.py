@@ -91,6 +91,8 @@ CALLBACK = ["--callback", "orchard:pick"]
 ORCHARD = """
 SIZE = 7
 def pick(message): pass
+def generate(message): yield
+def lonely(): pass
 """
 
 
@@ -106,6 +108,8 @@ def pick(message): pass
         (["--callback", "orchard:plant"], "orchard has no 'plant'"),
         (["--callback", "broken:pick"], "importing broken failed: SyntaxError"),
         (["--callback", "lacking:pick"], "lacking failed: ModuleNotFoundError"),
+        (["--callback", "orchard:generate"], "callback: generate contains a yield"),
+        (["--callback", "orchard:lonely"], "callback: lonely cannot be called with one argument"),
         ([*CALLBACK, "--config", "deep.toml"], "deep.toml cannot be used: it is nested too deep"),
         ([*CALLBACK, "--replay", "absent.jsonl"], "cannot replay 'absent.jsonl': No such file"),
         (["--record", "absent/file"], "cannot record to 'absent/file': No such file"),
