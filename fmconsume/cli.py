@@ -44,7 +44,7 @@ _ALIAS = """
 let callbacks and message schemas written for fedora-messaging import fmconsume by that name"""
 _CHECK = """
 only tell whether the consumer would start, and what it would do at the broker; nothing is
-changed there"""
+changed there, but a callback class is constructed and the file of --record made"""
 _REPLAY = """
 call the callback with the messages in this file, made by --record, without a broker; the exit
 status is 1 if one fails"""

@@ -319,6 +319,7 @@ if os.environ.get("TROUBLE"):
         (["--callback", "orchard:AsyncPicker"], "", "ConnectionRefusedError"),
         (["--callback", "orchard:Valued"], "", "ValueError: too early (orchard.py, line 9)"),
         (["--callback", "orchard:Leaving"], "", "SystemExit: 0 (orchard.py, line 11)"),
+        (["--callback", "orchard:Picker", "--check"], "", "ConnectionRefusedError"),
         (["--callback", "orchard:Picker", "--replay", "messages"], "", "ConnectionRefusedError"),
     ],
 )
