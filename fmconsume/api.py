@@ -9,26 +9,27 @@ import inspect
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from queue import Empty
 from typing import Any, Callable
 
-from .callbacks import prepare
+from .callbacks import find_function, prepare
 from .config import conf
 from .engine.coroutines import CoroutineRunner
 from .engine.state import End, Observer, State, Stats
 from .engine.supervisor import Options, Supervisor
 from .engine.tasks import hire_tasks
 from .engine.workers import Pool, Worker, hire_threads
-from .exceptions import ExitCode
+from .exceptions import ExitCode, UnavailableException
 from .log import get_logger
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
 from .notes import Notes
 from .publisher import publish
 from .service.systemd import Notifier
 from .settings import addresses, topology
+from .shortage import shortage
 
 __all__ = [
     "SERIALIZED_MESSAGE_SCHEMA",
@@ -68,6 +69,8 @@ class Consumer:
     Raises:
         ValueError: An argument cannot be used; the message names the key.
         ConfigurationException: The configuration cannot be used.
+        UnavailableException: The folder for failed messages is not to be had.
+        Exception: Whatever the constructor of a callback class raises.
     """
 
     def __init__(
@@ -83,8 +86,8 @@ class Consumer:
         #: Signal numbers, `_STOP` and the End; filled by signal handlers and any thread.
         self._notes = Notes()
         self._coroutines = CoroutineRunner()
-        #: Exit status for a command; set when `run` ends, before which only settings fail.
-        self.exit_code: int = ExitCode.USAGE
+        #: Exit status for a command; set when `run` ends.
+        self.exit_code: int = ExitCode.UNEXPECTED
         #: Serves while the consumer runs.
         self._monitoring: AbstractContextManager[Any] = nullcontext()
         brokers, wanted = addresses(), topology(bindings, queues)
@@ -127,24 +130,39 @@ class Consumer:
         """Consume until stopped.
 
         Raises:
-            ConfigurationException: The port for monitoring is in use; nothing was connected.
+            UnavailableException: The port for monitoring is in use, or no thread can be started.
             HaltConsumer: The callback raised it.
             ConsumerCanceled: The broker cancelled the consumer.
             BadDeclaration, PermissionException, ConnectionException: The broker refuses.
             KeyboardInterrupt: A second signal came before the callbacks had finished.
             Exception: Whatever else the callback raised.
         """
-        with self._monitoring, self._notes.bell():
-            self._supervisor.start()
+        with ExitStack() as stack:
+            self._start(stack)
             end = self._wait()
             self.exit_code = end.exit_code
             self._join()
         if end.error is not None:
             raise end.error
 
+    def _start(self, stack: ExitStack) -> None:
+        """Start what consumes; what this machine does not give now it may give later."""
+        try:
+            stack.enter_context(self._monitoring)
+            stack.enter_context(self._notes.bell())
+            self._supervisor.start()
+        except Exception as exc:
+            self._coroutines.close(0)
+            short = shortage(exc)
+            if short or isinstance(exc, (UnavailableException, OSError)):
+                self.exit_code = ExitCode.TEMPORARY
+            if short:
+                raise short from exc
+            raise
+
     def _hire(self) -> Callable[..., Pool]:
         """Choose the workers that suit the callback."""
-        if _is_coroutine_function(self._callback):
+        if inspect.iscoroutinefunction(find_function(self._callback)):
             return partial(hire_tasks, self._coroutines)
         return partial(hire_threads, self._coroutines.wait_for)
 
@@ -189,7 +207,8 @@ class Consumer:
         for thread in threads:
             # Nobody waits for an abandoned callback.
             is_busy = isinstance(thread, Worker) and thread.current is not None
-            thread.join(0 if is_busy else _DEADLINE)
+            if thread.is_alive():  # One that could not be started cannot be joined.
+                thread.join(0 if is_busy else _DEADLINE)
             if thread.is_alive():
                 _log.warning("thread %s did not end and is left behind", thread.name)
 
@@ -214,6 +233,7 @@ def consume(
 
     Raises:
         ValueError: An argument cannot be used; nothing was connected.
+        Exception: Whatever the constructor of a callback class raises.
         HaltConsumer: The callback raised it; and see Consumer.run.
     """
     Consumer(callback, bindings, queues, workers=workers).run()
@@ -232,10 +252,3 @@ def _options(workers: int | None, limit: int | None, drain: bool) -> Options:
         drain=drain,
         callback_timeout=conf["callback_timeout"],
     )
-
-
-def _is_coroutine_function(callback: Any) -> bool:
-    while isinstance(callback, partial):
-        callback = callback.func
-    call = type(callback).__call__
-    return inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(call)

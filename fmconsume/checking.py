@@ -9,6 +9,10 @@ One thread calls the functions.
 from __future__ import annotations
 
 import inspect
+import math
+import os
+import re
+import struct
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
@@ -18,11 +22,21 @@ from typing import Any, Callable, NamedTuple, Union
 
 import pika
 from pika.adapters.utils.connection_workflow import AMQPConnectorException
-from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
+from pika.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+    ShortStringTooLong,
+    UnsupportedAMQPFieldException,
+)
 
-from .callbacks import instantiate
+from .callbacks import prepare
 from .config import conf
+from .console import say
+from .engine.address import Address
 from .engine.certificate import validity
+from .engine.coroutines import CoroutineRunner
 from .engine.failure import SessionLost, connect_error, make_parameters, reason
 from .engine.session import Topology
 from .exceptions import ConnectionException, ExitCode
@@ -40,8 +54,16 @@ _NO_CONSUMER = {"x-priority": "none"}
 
 _FORBIDDEN, _NOT_FOUND = 403, 404
 
+_NO_FILE = "not there: the defaults hold"
+
 #: Seconds after which RabbitMQ takes back what is not acknowledged, by default.
 _ACKNOWLEDGEMENT_TIMEOUT = 1800.0
+#: What the defaults, ten prefetched messages and one worker, leave each callback of it, seconds.
+_DEFAULT_SHARE = 180.0
+
+#: Returns after which a quorum queue gives a message up, from RabbitMQ 4.0 on.
+_DEFAULT_LIMIT = 20
+_NO_LIMIT = -1
 
 
 class Row(NamedTuple):
@@ -49,19 +71,21 @@ class Row(NamedTuple):
 
     Attributes:
         exit_code: With which the consumer would end because of it.
+        version: Of RabbitMQ, in the row of the broker that answers; its first two numbers.
     """
 
     kind: str
     name: str
     status: str
     exit_code: ExitCode = ExitCode.OK
+    version: tuple[int, ...] = ()
 
 
 def check(callback: Any, topology: Topology, workers: int) -> int:
     """Print a table of what there is and what is amiss, then advice.
 
     Args:
-        callback: As it was imported; a class is not instantiated.
+        callback: As it was imported; a class is constructed.
         workers: Callbacks that run at the same time.
 
     Returns:
@@ -70,12 +94,11 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
     Raises:
         ValueError: The callback cannot be called.
         ConfigurationException: A URL or a certificate cannot be used.
+        Exception: Whatever the constructor of a callback class raises.
     """
-    if not inspect.isclass(callback):
-        instantiate(callback)
     found = [
-        Row("configuration", conf.path, "valid"),
-        Row("callback", getattr(callback, "__qualname__", repr(callback)), "imported"),
+        Row("configuration", conf.path, "valid" if os.path.exists(conf.path) else _NO_FILE),
+        _look_at_callback(callback),
         *examine(topology, conf["tls"]),
     ]
     # A URL may stand where a file or a queue should.
@@ -86,10 +109,22 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
     width = max(len(row.name) for row in rows)
     for row in rows:
         mark = "!" if row.exit_code else " "
-        print(f"{mark} {row.kind:13}  {row.name:{width}}  {row.status}")
-    for text in advise(topology, workers, conf["callback_timeout"]):
-        print(f"  advice: {hide_passwords(text)}")
+        say(f"{mark} {row.kind:13}  {row.name:{width}}  {row.status}")
+    version = next((row.version for row in rows if row.version), ())
+    delay = conf["nack_delay"]["max"]
+    for text in advise(topology, workers, conf["callback_timeout"], delay, version):
+        say(f"  advice: {hide_passwords(text)}")
     return next((row.exit_code for row in rows if row.exit_code), ExitCode.OK)
+
+
+def _look_at_callback(callback: Any) -> Row:
+    """Make it ready, as a consumer would; raises what that raises."""
+    coroutines = CoroutineRunner()
+    prepare(callback, coroutines)
+    coroutines.close(0)
+    is_function = hasattr(callback, "__qualname__") and not inspect.isclass(callback)
+    name = getattr(callback, "__qualname__", type(callback).__qualname__)
+    return Row("callback", name, "imported" if is_function else "constructed")
 
 
 def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
@@ -105,7 +140,7 @@ def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
     refused = []
     for address in brokers:
         try:
-            connection = pika.BlockingConnection(make_parameters(address))
+            connection, server = _connect(address)
         except (SessionLost, AMQPError, AMQPConnectorException, OSError) as exc:
             text = str(
                 exc if isinstance(exc, SessionLost) else connect_error(address, exc)
@@ -114,10 +149,32 @@ def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
         else:
             # It is enough that one of them answers.
             yield from (row._replace(exit_code=ExitCode.OK) for row in refused)
-            yield Row("broker", address.name, "connected")
+            text = f"connected, {server.get('product', 'a broker')} {server.get('version', '')}"
+            yield Row("broker", address.name, text.rstrip(), version=_version(server))
             yield from _Look(connection, topology).rows()
             return
     yield from refused
+
+
+def _connect(address: Address) -> tuple[pika.BlockingConnection, Mapping[str, Any]]:
+    """Connect; what the broker tells of itself comes with it, which pika shows only meanwhile."""
+
+    def negotiate(wire: pika.connection.Connection, proposed: int) -> int:
+        server.update(wire.server_properties or {})
+        return proposed if wanted is None else wanted
+
+    server: dict[str, Any] = {}
+    parameters = make_parameters(address)
+    wanted: Any = parameters.heartbeat
+    parameters.heartbeat = negotiate
+    return pika.BlockingConnection(parameters), server
+
+
+def _version(server: Mapping[str, Any]) -> tuple[int, ...]:
+    """Read RabbitMQ's version; other products count otherwise."""
+    if server.get("product") != "RabbitMQ":
+        return ()
+    return tuple(map(int, re.findall(r"\d+", str(server.get("version")))[:2]))
 
 
 def _look_at_certificate(key: str, path: str) -> Row:
@@ -140,6 +197,21 @@ def _look_at_certificate(key: str, path: str) -> Row:
 _SERVER_NAMED = Row("queue", "", "would be declared, with a name of the broker's choice")
 
 
+def _sendable(kind: str, name: str, look: Callable[..., Row], *args: Any, **kwargs: Any) -> Row:
+    """Look at something, which pika may not be able to write into a frame."""
+    try:
+        return look(*args, **kwargs)
+    except AMQPConnectionError:
+        raise
+    except ShortStringTooLong:
+        text = "a name in it is longer than 255 bytes"
+    except UnsupportedAMQPFieldException as exc:
+        text = f"AMQP has no value like {exc.args[-1]!r}"
+    except (ValueError, TypeError, struct.error) as exc:
+        text = f"AMQP has no such value: {exc}"
+    return Row(kind, name, f"cannot be declared: {text}", ExitCode.DECLARATION)
+
+
 class _Look:
     """A look at one broker; each request has a channel of its own, since a refusal closes it."""
 
@@ -151,11 +223,16 @@ class _Look:
         """Look at everything in the topology, and close the connection."""
         try:
             for name, exchange in self._topology.exchanges.items():
-                yield self._look_at_exchange(name, exchange)
+                yield _sendable("exchange", name, self._look_at_exchange, name, exchange)
             for name, queue in self._topology.queues.items():
-                yield self._look_at_queue(name, queue) if name else _SERVER_NAMED
+                yield (
+                    _sendable("queue", name, self._look_at_queue, name, queue)
+                    if name
+                    else _SERVER_NAMED
+                )
             for binding in self._topology.bindings:
-                yield self._look_at_binding(**binding)
+                name = f"{binding['exchange']} -> {binding['queue']}"
+                yield _sendable("binding", name, self._look_at_binding, name, **binding)
             self._connection.close()
         except AMQPError as exc:
             yield Row("broker", "", f"the connection ended: {reason(exc)}", ExitCode.HANDSHAKE)
@@ -200,12 +277,23 @@ class _Look:
             return row
         return self._ask(row._replace(status=f"exists, {counts[0]}"), consume, *_NO_CONSUMER)
 
-    def _look_at_binding(self, queue: str, exchange: str, routing_keys: Sequence[str]) -> Row:
+    def _look_at_binding(
+        self,
+        name: str,
+        queue: str,
+        exchange: str,
+        routing_keys: Sequence[str],
+        arguments: Mapping[str, Any] | None = None,
+    ) -> Row:
         def unbind(channel: Any) -> None:
             # The permissions are those of a binding, and nobody uses this key.
-            channel.queue_unbind(queue, exchange, f"fmconsume-check-{uuid.uuid4()}")
+            channel.queue_unbind(queue, exchange, f"fmconsume-check-{uuid.uuid4()}", arguments)
 
-        row = Row("binding", f"{exchange} -> {queue}", f"would be made: {', '.join(routing_keys)}")
+        for key in routing_keys:  # What the session will send; encoding it is the question.
+            pika.spec.Queue.Bind(0, queue, exchange, key, arguments=arguments).encode()
+        row = Row("binding", name, f"would be made: {', '.join(routing_keys)}")
+        if arguments:
+            row = row._replace(status=f"{row.status}, arguments {arguments}")
         # The permission for a topic is that of the key. What is missing has its own row.
         return self._ask(row, unbind, "access to topic", "NOT_FOUND") if queue else row
 
@@ -259,21 +347,28 @@ def _refused(row: Row, refusal: _Refusal) -> Row:
 
 
 def advise(
-    topology: Topology, workers: int, callback_timeout: float | None = None
+    topology: Topology,
+    workers: int,
+    callback_timeout: float | None = None,
+    nack_maximum: float = 0,
+    version: tuple[int, ...] = (),
 ) -> Iterator[str]:
     """Say what works but may not be what is wanted.
 
     Args:
         workers: Callbacks that run at the same time.
         callback_timeout: Seconds that a callback may take, if that is configured.
+        nack_maximum: Seconds for which a Nack is held back at most.
+        version: Of RabbitMQ, its first two numbers; empty if it is not known.
     """
     for name, queue in topology.queues.items():
         arguments = queue["arguments"]
         is_quorum = arguments.get("x-queue-type") == "quorum"
         if is_quorum and "x-dead-letter-exchange" not in arguments:
+            lost = _tell_limit(arguments.get("x-delivery-limit"), version)
             yield (
-                f"queue {name!r} is a quorum queue without x-dead-letter-exchange: what is "
-                "dropped, or returned more often than its delivery limit, is gone"
+                f"queue {name!r} is a quorum queue without x-dead-letter-exchange: unless a policy "
+                f"says otherwise, what is dropped is gone{lost}"
             )
         if queue["exclusive"] and workers > 1:
             yield (
@@ -281,6 +376,34 @@ def advise(
                 "second one cannot help, and what is in the queue is gone when it ends"
             )
     yield from _advise_on_prefetch(topology.prefetch_count, workers, callback_timeout)
+    if nack_maximum > _ACKNOWLEDGEMENT_TIMEOUT:
+        yield (
+            f"nack_delay.max = {nack_maximum:g}: a Nack is held unacknowledged, longer than the "
+            "broker's acknowledgement timeout, by default 30 minutes (1800)"
+        )
+
+
+def _tell_limit(limit: Any, version: tuple[int, ...]) -> str:
+    """Say what else a quorum queue loses, after how many returns, and which of them count.
+
+    Source: RabbitMQ's documentation of quorum queues, "Poison Message Handling".
+    """
+    is_default = limit is None
+    if is_default:
+        limit = _DEFAULT_LIMIT if version >= (4, 0) else _NO_LIMIT
+    if limit == _NO_LIMIT:
+        return ""
+    counted = (
+        "failed callbacks and lost consumers count, a Nack does not"
+        if version >= (4, 3)
+        else "every return counts, a Nack and what was only prefetched on a lost connection too"
+    )
+    whose = "by default after" if is_default else "after more than"
+    return (
+        f", and so is a message that came back too often, {whose} {limit} returns ({counted}); "
+        "give the queue a dead-letter exchange"
+        + (", or no limit with x-delivery-limit = -1" if version >= (4, 0) else "")
+    )
 
 
 def _advise_on_prefetch(
@@ -291,8 +414,9 @@ def _advise_on_prefetch(
         return
     if workers > prefetch_count:
         yield f"prefetch_count = {prefetch_count}: no more of the {workers} workers can be busy"
-    seconds = _ACKNOWLEDGEMENT_TIMEOUT * workers / prefetch_count
-    if callback_timeout is None or callback_timeout > seconds:
+    # The last one that was prefetched waits for as many callbacks as a worker has before it.
+    seconds = _ACKNOWLEDGEMENT_TIMEOUT / math.ceil(prefetch_count / workers)
+    if seconds < (_DEFAULT_SHARE if callback_timeout is None else callback_timeout):
         yield (
             f"prefetch_count = {prefetch_count} and workers = {workers} leave each callback "
             f"{seconds:.0f} s of the broker's acknowledgement timeout, by default 30 minutes"

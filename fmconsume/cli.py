@@ -11,14 +11,22 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from . import callbacks
+from . import callbacks, console
 from .api import Consumer
 from .config import conf
-from .exceptions import ConfigurationException, ConnectionException, ExitCode, HaltConsumer
+from .exceptions import (
+    ConfigurationException,
+    ConnectionException,
+    ExitCode,
+    HaltConsumer,
+    UnavailableException,
+)
 from .log import get_logger
 from .settings import select, topology
+from .shortage import shortage
 from .version import __version__
 
 __all__ = ["main", "parser"]
@@ -37,7 +45,7 @@ _ALIAS = """
 let callbacks and message schemas written for fedora-messaging import fmconsume by that name"""
 _CHECK = """
 only tell whether the consumer would start, and what it would do at the broker; nothing is
-changed there"""
+changed there, but a callback class is constructed and the file of --record made"""
 _REPLAY = """
 call the callback with the messages in this file, made by --record, without a broker; the exit
 status is 1 if one fails"""
@@ -81,17 +89,44 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    console.prepare()
     args = parser().parse_args(argv)
     try:
-        return _dispatch(args)
-    except (ConfigurationException, ValueError) as exc:
-        _complain(str(exc))
-        return ExitCode.USAGE
-    except ConnectionException as exc:  # A certificate that no broker would take.
-        _complain(str(exc))
-        return ExitCode.HANDSHAKE
+        status: Any = _dispatch(args)
     except KeyboardInterrupt:  # Only where there is no consumer, which would have it.
         return 128 + signal.SIGINT
+    except BaseException as exc:
+        status = _refuse(exc)
+    # HaltConsumer brings what the callback likes; the system knows the lowest byte only.
+    return status if isinstance(status, int) and 0 <= status <= 255 else ExitCode.TEMPORARY
+
+
+def _refuse(exc: BaseException) -> ExitCode:
+    """Say why nothing is consumed, and give the exit status for that."""
+    text, status = _verdict(exc)
+    if status is ExitCode.UNEXPECTED:
+        _log.critical("this is a bug", exc_info=exc)
+    console.complain(text)
+    return status
+
+
+def _verdict(exc: BaseException) -> tuple[str, ExitCode]:
+    """Tell what a person has to change from what may pass, and both from a bug."""
+    if isinstance(exc, ConfigurationException):
+        return str(exc), ExitCode.USAGE
+    if callbacks.is_users_own(exc):
+        # Whatever it is: an unfinished boot, a database that is away, or a mistake.
+        _log.error("the callback cannot be made ready", exc_info=exc)
+        text = f"the callback failed before the first message: {callbacks.describe(exc)}"
+        return text, ExitCode.TEMPORARY
+    exc = shortage(exc) or exc
+    if isinstance(exc, (UnavailableException, OSError)):
+        return str(exc), ExitCode.TEMPORARY
+    if isinstance(exc, ConnectionException):  # A certificate that no broker would take.
+        return str(exc), ExitCode.HANDSHAKE
+    if isinstance(exc, ValueError):
+        return str(exc), ExitCode.USAGE
+    return _explain(exc, ExitCode.UNEXPECTED), ExitCode.UNEXPECTED
 
 
 def _dispatch(args: argparse.Namespace) -> int:
@@ -133,8 +168,9 @@ def _configure(args: argparse.Namespace) -> None:
 
 def _load_callback(args: argparse.Namespace) -> Any:
     # Python puts the directory of the installed script here, not the one the user stands in.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    with suppress(OSError):  # It was deleted.
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
     if args.record:
         from .recording import Recorder
 
@@ -159,27 +195,22 @@ def _run(consumer: Consumer) -> int:
         consumer.run()
     except HaltConsumer as exc:
         if exc.exit_code:
-            _complain(f"the callback halted the consumer: {exc}")
+            console.complain(f"the callback halted the consumer: {' '.join(str(exc).split())}")
     except BaseException as exc:
-        _complain(_explain(exc, consumer.exit_code))
+        console.complain(_explain(exc, consumer.exit_code))
         if consumer.exit_code > 128 and isinstance(exc, KeyboardInterrupt):
             # A callback that hangs could keep the interpreter from ending.
             logging.shutdown()
-            sys.stdout.flush()
+            console.flush()
             os._exit(consumer.exit_code)
-    return consumer.exit_code if 0 <= consumer.exit_code <= 255 else 1
+    return consumer.exit_code
 
 
 def _explain(error: BaseException, exit_code: int) -> str:
     if exit_code == ExitCode.CALLBACK:
-        return f"the callback failed: {type(error).__name__}: {error}"
+        return f"the callback failed: {callbacks.summarize(error)}"
     if exit_code == ExitCode.UNEXPECTED:
-        return f"unexpected error, please report it: {type(error).__name__}: {error}"
+        return f"unexpected error, please report it: {callbacks.summarize(error)}"
     if isinstance(error, KeyboardInterrupt):
         return f"{error}: stopped without waiting for the callback; RabbitMQ will redeliver"
     return str(error)
-
-
-def _complain(text: str) -> None:
-    """Say what is wrong on standard error, wherever the log goes."""
-    print(f"fmconsume: {text}", file=sys.stderr)

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
 from .engine.certificate import url_options
-from .exceptions import ConfigurationException
+from .exceptions import ConfigurationException, UnavailableException
 from .redaction import redact, redact_value
 from .version import __version__
 
@@ -418,9 +418,12 @@ class LazyConfig(dict[str, Any]):
         # Before it is read, so that a change meanwhile shows.
         mark = _mark(path)
         settings = {key.lower(): value for key, value in _read(path, note).items()}
-        config = _checked(_check_config, settings, "", path)
+        try:
+            config = copy.deepcopy(_checked(_check_config, settings, "", path))
+        except RecursionError as exc:
+            raise ConfigurationException(f"{path} cannot be used: it is nested too deep") from exc
         # Last and at once: a failure leaves everything as it was.
-        dict.update(self, copy.deepcopy(config))
+        dict.update(self, config)
         self.path, self.loaded = path, True
         self.as_loaded, self._mark, self.absolute_path = config, mark, os.path.abspath(path)
         return self
@@ -443,6 +446,7 @@ class LazyConfig(dict[str, Any]):
 
         Raises:
             ConfigurationException: logging does not accept it.
+            UnavailableException: A file that it names is not to be had.
         """
         import logging.config  # Large, and a program that embeds a consumer has its own.
 
@@ -456,7 +460,10 @@ class LazyConfig(dict[str, Any]):
             logging.config.dictConfig(config)
         except Exception as exc:
             reason = f"{exc}: {exc.__cause__}" if exc.__cause__ else str(exc)
-            raise ConfigurationException(f"log_config cannot be used: {reason}") from exc
+            # The folder of a log file may be mounted later.
+            is_file = isinstance(exc.__cause__, OSError)
+            error = UnavailableException if is_file else ConfigurationException
+            raise error(f"log_config cannot be used: {reason}") from exc
 
 
 def _lazy(method: Callable[..., Any]) -> Callable[..., Any]:

@@ -23,6 +23,7 @@ __all__ = [
     "PublishForbidden",
     "PublishReturned",
     "PublishTimeout",
+    "UnavailableException",
     "ValidationError",
 ]
 
@@ -41,6 +42,10 @@ class ConfigurationException(FmconsumeError):
     def __init__(self, message: str) -> None:
         self.message = hide_passwords(message)
         super().__init__(self.message)
+
+
+class UnavailableException(FmconsumeError):
+    """Raised when something on this machine is not to be had now: a port, a folder, a thread."""
 
 
 class ValidationError(FmconsumeError):
@@ -123,8 +128,9 @@ class HaltConsumer(ConsumeException):
     """Raised when a callback wants the consumer to stop.
 
     Args:
-        exit_code: Exit status of the command, 0 to 255. Anything that is no
-            number is taken for the reason.
+        exit_code: Exit status of the command, 0 to 255, read as sys.exit() reads
+            its argument: None is 0, and anything that is no integer is the
+            reason, with exit status 1.
         reason: Shown to the operator.
         requeue: The message goes back to its queue instead of being acknowledged.
     """
@@ -142,14 +148,16 @@ class HaltConsumer(ConsumeException):
         *args: Any,
     ) -> None:
         super().__init__(exit_code, reason, requeue, *args)
+        if exit_code is None:
+            exit_code = 0
         if not isinstance(exit_code, int):
-            exit_code, reason = 0, reason if reason is not None else str(exit_code)
+            exit_code, reason = 1, reason if reason is not None else str(exit_code)
         self.exit_code = exit_code
         self.reason = reason
         self.requeue = requeue
 
     def __str__(self) -> str:
-        return self.reason or f"halted with exit code {self.exit_code}"
+        return str(self.reason) if self.reason else f"halted with exit code {self.exit_code}"
 
 
 class PublishException(FmconsumeError):
@@ -183,6 +191,9 @@ class ExitCode(enum.IntEnum):
     """How the command ends; HaltConsumer brings its own, and 128 + n is a second signal n."""
 
     OK = 0
+    #: What may pass: systemd tries again.
+    TEMPORARY = 1
+    #: What a person has to change: systemd does not try again.
     USAGE = 2
     DECLARATION = 10
     UNEXPECTED = 11

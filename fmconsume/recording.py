@@ -16,14 +16,21 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, Callable
 
 from pika import BasicProperties
 
+from .console import say
 from .engine.delivery import Delivery
-from .exceptions import ConfigurationException, HaltConsumer, ValidationError
+from .exceptions import (
+    ConfigurationException,
+    HaltConsumer,
+    UnavailableException,
+    ValidationError,
+)
 from .message import Message, dump_line
 from .rehearsal import Rehearsal
 from .schema import brief
@@ -75,7 +82,8 @@ def _end_torn_line(path: str) -> None:
 def _show_progress(count: int, limit: int) -> None:
     bar = "#" * (_WIDTH * count // limit)
     end = "\n" if count == limit else ""
-    print(f"\r[{bar:{_WIDTH}}] {count}/{limit}", end=end, file=sys.stderr, flush=True)
+    with suppress(OSError):  # The terminal was closed.
+        print(f"\r[{bar:{_WIDTH}}] {count}/{limit}", end=end, file=sys.stderr, flush=True)
 
 
 class FailedMessages:
@@ -87,7 +95,7 @@ class FailedMessages:
         body_mode: As for `decode`.
 
     Raises:
-        ConfigurationException: The folder cannot be made.
+        UnavailableException: The folder cannot be made.
     """
 
     def __init__(self, folder: str, limit: int, body_mode: str = "object") -> None:
@@ -97,7 +105,7 @@ class FailedMessages:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
-            raise ConfigurationException(f"failed_messages {folder!r}: {exc.strerror}") from exc
+            raise UnavailableException(f"failed_messages {folder!r}: {exc.strerror}") from exc
 
     def keep(self, delivery: Delivery, error: BaseException) -> None:
         """Write a message and the traceback; one that fails again replaces its own file."""
@@ -215,11 +223,11 @@ def replay(
         for number, line in islice(lines, limit):
             word, text, halt = _replay_line(rehearsal, line, number)
             counts[word] += 1
-            print(f"{word}: {text}", flush=True)
+            say(f"{word}: {text}")
             if halt is not None:
                 break
     summary = ", ".join(f"{count} {word}" for word, count in counts.items())
-    print(f"{sum(counts.values())} messages: {summary}" if counts else "no messages")
+    say(f"{sum(counts.values())} messages: {summary}" if counts else "no messages")
     has_failed = any(counts[word] for word in ("broken", "failed", "rejected"))
     return 1 if has_failed else getattr(halt, "exit_code", 0)
 

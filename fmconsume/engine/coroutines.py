@@ -58,7 +58,11 @@ class CoroutineRunner:
                 target=_run, args=(self.loop,), name="fmconsume-asyncio", daemon=True
             )
             if self._made.setdefault("thread", thread) is thread:
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError:
+                    del self._made["thread"]  # There is none that could be joined.
+                    raise
 
     def wait_for(self, awaitable: Awaitable[Any]) -> Any:
         """Await on the loop and give the result, or raise what the awaitable raised."""

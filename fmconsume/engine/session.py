@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import struct
 import threading
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -261,7 +262,7 @@ class Session:
             raise self._refusal(obj_type, name, exc) from exc
         except AMQPConnectionError as exc:
             raise SessionLost(reason(exc)) from exc
-        except (AMQPError, ValueError, TypeError) as exc:
+        except (AMQPError, ValueError, TypeError, struct.error) as exc:
             # pika refuses to encode it: a name over 255 bytes, an argument of no AMQP type.
             raise BadDeclaration(obj_type, name, reason(exc)) from exc
 

@@ -25,6 +25,7 @@ from ..exceptions import (
     PermissionException,
 )
 from ..log import get_logger
+from ..shortage import shortage
 from .address import Address
 from .backoff import Backoff, nack_delay
 from .delivery import RETURNS, Delivery, Outcome
@@ -188,8 +189,7 @@ class Supervisor(threading.Thread):
         try:
             self._supervise()
         except BaseException as exc:
-            self._ending = End(exc, ExitCode.UNEXPECTED)
-            _log.critical("the supervisor failed, which is a bug", exc_info=exc)
+            self._ending = _failure(exc)
         assert self._ending is not None
         try:
             self._say_how_it_ended(self._ending)
@@ -551,6 +551,15 @@ class Supervisor(threading.Thread):
             self._is_abandoned = True
             self.stats.abandoned = self._unsettled.running
             self._ending = end
+
+
+def _failure(exc: BaseException) -> End:
+    """Tell a machine that is short of something from a bug."""
+    short = shortage(exc)
+    if short is not None:
+        return End(short, ExitCode.TEMPORARY)
+    _log.critical("the supervisor failed, which is a bug", exc_info=exc)
+    return End(exc, ExitCode.UNEXPECTED)
 
 
 def _refusal_code(error: FmconsumeError) -> ExitCode:

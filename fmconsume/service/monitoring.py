@@ -17,7 +17,7 @@ from time import monotonic, sleep
 from typing import Any, Callable, NamedTuple
 
 from ..engine.state import Stats
-from ..exceptions import ConfigurationException
+from ..exceptions import ConfigurationException, UnavailableException
 from ..redaction import redact_value
 from ..version import __version__
 from . import metrics, page
@@ -61,7 +61,8 @@ class Monitoring:
         """Start to serve.
 
         Raises:
-            ConfigurationException: The address or the port cannot be had.
+            UnavailableException: The address or the port cannot be had.
+            ConfigurationException: It is no address.
         """
         try:
             self._listener = _listen(self._address, self._port)
@@ -70,7 +71,8 @@ class Monitoring:
             where = f"port {self._port} of {address}"
             # Some versions of Python name the address once more, in parentheses.
             reason = str(getattr(exc, "strerror", None) or exc).partition(" (")[0]
-            raise ConfigurationException(f"monitoring: cannot listen at {where}: {reason}") from exc
+            error = UnavailableException if isinstance(exc, OSError) else ConfigurationException
+            raise error(f"monitoring: cannot listen at {where}: {reason}") from exc
         self.recent.__enter__()
         for number in range(_THREADS):
             name = f"fmconsume-monitoring-{number + 1}"

@@ -14,6 +14,9 @@ __all__ = ["Notifier"]
 
 #: Shortest time between two status lines, seconds.
 _PAUSE = 3.0
+#: Asks systemd to wait for another minute, whatever TimeoutStartSec says. Each tick asks again, and
+#: nothing that the supervisor does keeps it from ticking for so long.
+_EXTEND = "EXTEND_TIMEOUT_USEC=60000000"
 
 
 class Notifier(Observer):
@@ -51,9 +54,13 @@ class Notifier(Observer):
             self._status, self._next_status = status, monotonic() + _PAUSE
 
     def on_tick(self, snapshot: Snapshot) -> None:
-        """Report the counts, and a sign of life while all is well."""
+        """Report the counts, and a sign of life while all is well; ask for time to start."""
         self._counts = f"; {snapshot.stats}"
         self.on_state(snapshot.state)
+        # A READY=1 that did not get through has not ended the start either.
+        is_starting = "READY=1" not in self._announced
+        if is_starting and _milestone(snapshot.state) != "STOPPING=1":
+            self._send(_EXTEND)
         if self._is_watched and not (snapshot.overdue or snapshot.dead_workers):
             self._send("WATCHDOG=1")
 

@@ -164,6 +164,65 @@ def test_check_permission_to_declare_lacks(broker, check, user, new_name):
         assert rows[kind, new_name].startswith("would be declared, but 403 ACCESS_REFUSED")
 
 
+def test_check_binding_with_arguments(broker, queue, check):
+    """A binding may have arguments, which are shown; nothing is bound."""
+    tables = f"""
+        [[bindings]]
+        queue = "{queue}"
+        exchange = "amq.headers"
+        routing_keys = ["a"]
+        arguments = {{x-match = "all", colour = "red"}}
+    """
+    status, rows = check(broker.url(), queue, tables)
+    assert status == 0
+    text = "would be made: a, arguments {'x-match': 'all', 'colour': 'red'}"
+    assert rows["binding", "amq.headers"].endswith(text)
+    assert "colour" not in broker.ctl("list_bindings", "source_name", "arguments")
+
+
+@pytest.mark.parametrize(
+    ("key", "arguments", "complaint"),
+    [
+        ("a", "{day = 1979-05-27}", "AMQP has no value like datetime.date(1979, 5, 27)"),
+        ("a", "{n = 99999999999999999999999}", "AMQP has no such value: "),
+        ("a" * 256, "{}", "a name in it is longer than 255 bytes"),
+    ],
+    ids=["type", "number", "length"],
+)
+@pytest.mark.parametrize("option", ["--check", "--drain"])
+def test_check_what_amqp_cannot_carry(
+    broker, queue, tmp_path, run_command, option, key, arguments, complaint
+):
+    """What no broker can be sent has status 10, with --check and without; it is no bug."""
+    tables = f"""
+        [[bindings]]
+        queue = "{queue}"
+        exchange = "amq.topic"
+        routing_keys = ["{key}"]
+        arguments = {arguments}
+    """
+    config = write_config(tmp_path / "config.toml", broker.url(), queue, tables)
+    command = run_command("--config", config, "--callback", "fmconsume.example:printer", option)
+    assert command.wait(30) == 10, command.logged()
+    assert "Traceback" not in command.logged()
+    assert (f"cannot be declared: {complaint}" in command.printed()) == (option == "--check")
+
+
+@pytest.mark.parametrize("is_quorum", [True, False])
+def test_check_quorum_queue(broker, check, new_name, is_quorum):
+    """The broker's version is shown; what it means for a quorum queue stands in the advice."""
+    quorum = f'[queues.{new_name}.arguments]\nx-queue-type = "quorum"\nx-delivery-limit = 5'
+    queues = {new_name: {"durable": True}}
+    status, rows = check(broker.url(), queues, quorum if is_quorum else "")
+    assert status == 0
+    (text,) = [text for key, text in rows.items() if key[0] == "broker"]
+    version = broker.ctl("version").strip()
+    assert text.endswith(f"connected, RabbitMQ {version}")
+    advice = [f"{name} {text}" for (kind, name), text in rows.items() if kind == "advice:"]
+    assert len(advice) == is_quorum
+    assert not is_quorum or "after more than 5 returns" in advice[0]
+
+
 def test_check_topic_permission(broker, queue, check, user):
     """A user restricted to some topics of an exchange may bind as far as can be known."""
     broker.ctl("set_permissions", user, ".*", ".*", ".*")

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import signal
+import subprocess
 import sys
 import uuid
+from pathlib import Path
 
 import pytest
 
 from tests.waiting import wait_until
 
-from .broker import Depth, free_port
+from .broker import LOOPBACK, Depth, free_port
 from .running import numbered, write_config
 
 _SECRET = "Sesame-17-open"
@@ -32,6 +36,15 @@ def meet(message):
 
 def fail(message):
     raise RuntimeError("the disk is full")
+
+def generate(message):
+    yield
+
+async def take_async(message):
+    take(message)
+
+def wait(message):
+    pass
 
 def halt(message):
     raise HaltConsumer(exit_code=42, reason="enough for today")
@@ -300,13 +313,13 @@ def test_command_missing_configuration(folder, fmconsume):
         ("--callback", "callbacks:tkae", "callbacks has no 'tkae'"),
         ("--callback", "callbacks:number", "found 17, expected a function, or a class"),
         ("--callback", "callbacks:NeedsArguments", "it is called without arguments"),
-        ("--callback", "callbacks:CannotStart", "OSError: no room"),
+        ("--callback", "callbacks:generate", "generate contains a yield"),
+        ("--callback", "callbacks:NeedsArguments.__call__", "cannot be called with one argument"),
         (
             "--callback",
             "broken:take",
             "importing broken failed: .*No module named 'no_such_thing'.*broken.py, line 2",
         ),
-        ("--callback", "failing:take", "importing failing failed: ZeroDivisionError.*line 1"),
         ("--callback-file", "callbakcs.py:take", "file 'callbakcs.py' does not exist"),
         ("--callback-file", "callbacks.py", "found 'callbacks.py', expected .*file.py:object"),
         ("--callback-file", "callbacks.py:tkae", "has no 'tkae'"),
@@ -328,6 +341,144 @@ def test_command_wrong_number(fmconsume, option, value):
     assert command.wait(20) == 2
     assert re.search(rf"{option[2:]}.*{value}", command.logged())
     assert "Traceback" not in command.logged()
+
+
+@pytest.mark.parametrize(
+    ("option", "callback", "complaint"),
+    [
+        ("--callback", "callbacks:CannotStart", "OSError: no room (callbacks.py, line "),
+        ("--callback", "failing:take", "ZeroDivisionError: division by zero (failing.py, line 1)"),
+        ("--callback-file", "failing.py:take", "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_command_callback_that_cannot_start_now(fmconsume, option, callback, complaint):
+    """A callback that may start later ends with 1, which systemd retries, and one traceback."""
+    command = fmconsume(option, callback, callback=None)
+    assert command.wait(30) == 1, command.logged()
+    assert command.logged().count("Traceback") == 1
+    last = command.logged().splitlines()[-1]
+    assert last.startswith("fmconsume: the callback failed before the first message: ")
+    assert complaint in last
+
+
+_SHORTAGE = """
+import threading
+
+start = threading.Thread.start
+
+def refuse(thread):
+    if thread.name == "{}":
+        raise RuntimeError("can't start new thread")
+    start(thread)
+
+threading.Thread.start = refuse
+"""
+
+
+@pytest.mark.parametrize(
+    ("thread", "callback"),
+    [
+        ("fmconsume-supervisor", "callbacks:take"),
+        ("fmconsume-opener", "callbacks:take"),
+        ("fmconsume-worker-1", "callbacks:take"),
+        ("fmconsume-asyncio", "callbacks:take_async"),
+    ],
+)
+def test_command_no_thread(fmconsume, folder, thread, callback):
+    """A machine that has no thread left ends with 1 and one line; it is no bug."""
+    with (folder / "callbacks.py").open("a") as file:
+        file.write(_SHORTAGE.format(thread))
+    said = _complaint(fmconsume(callback=callback), 1)
+    assert said == "no thread can be started now: see the unit's TasksMax=, or ulimit -u"
+
+
+# -- Where its output goes
+
+_REDIRECTIONS = ["2>&-", "2>/dev/full", "2>&1 | true", ">/dev/full 2>&1", ">&- 2>&-"]
+
+
+@pytest.fixture
+def shell(folder, tmp_path):
+    """Run the command with arguments and a redirection; return its exit status and its output."""
+
+    def run(arguments, redirection, env=None):
+        line = (
+            f'{{ "$0" {arguments}; echo $? >status; }} {redirection}'
+            if "|" in redirection
+            else f'"$0" {arguments} {redirection}; echo $? >status'
+        )
+        ours = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        script = Path(sys.executable).with_name("fmconsume")
+        done = subprocess.run(
+            ["sh", "-c", line, script],
+            cwd=folder,
+            env={**ours, **(env or {})},
+            capture_output=True,
+            timeout=50,
+        )
+        # With a pipe, the shell ends before the command does.
+        wait_until(lambda: (folder / "status").exists() and (folder / "status").read_text())
+        status = int((folder / "status").read_text())
+        return status, done.stdout.decode() + done.stderr.decode()
+
+    return run
+
+
+@pytest.fixture
+def configuration(broker, queue, folder):
+    """The arguments for a configuration with the test's queue."""
+    return f"--config {write_config(folder / 'config.toml', broker.url(), queue)}"
+
+
+@pytest.mark.parametrize("redirection", _REDIRECTIONS)
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("--callback callbacks:nothing", 2),
+        ("--callback callbacks:CannotStart", 1),
+        ("--callback callbacks:halt", 42),
+        ("--callback callbacks:fail", 13),
+        ("--callback callbacks:wait --limit 1", 0),
+        ("--colour", 2),
+    ],
+)
+def test_command_standard_error_broken(
+    broker, queue, configuration, shell, redirection, arguments, status
+):
+    """Standard error that is closed, full or read by nobody changes no exit status."""
+    broker.publish(queue, numbered(1))
+    assert shell(f"{configuration} {arguments}", redirection)[0] == status
+
+
+@pytest.mark.parametrize("redirection", [">&-", ">/dev/full", "| true", "| head -n 1"])
+@pytest.mark.parametrize("env", [{}, {"PYTHONUNBUFFERED": "1"}])
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        ("--check --callback callbacks:take", 0),
+        ("--replay messages --callback callbacks:halt", 42),
+        ("--version", 0),
+        ("--help", 0),
+    ],
+)
+def test_command_standard_output_broken(
+    folder, configuration, shell, redirection, env, arguments, status
+):
+    """Standard output that is closed, full or read by nobody changes no exit status."""
+    (folder / "messages").write_text(json.dumps({"topic": "t", "body": {"n": 1}}))
+    ended, said = shell(f"{configuration} {arguments}", redirection, env)
+    assert ended == status
+    assert "Error" not in said
+    assert "Exception" not in said
+
+
+def test_command_ascii_output(folder, queue, shell):
+    """Where the output knows only ASCII, everything else is shown as an escape."""
+    write_config(folder / "\u03b2.toml", f"amqp://{LOOPBACK}:{free_port()}", queue)
+    env = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C.UTF-8"}
+    status, said = shell("--config \u03b2.toml --check --callback callbacks:take", "", env)
+    assert status == 14, said
+    assert re.search(r"^  configuration  \\u03b2.toml +valid$", said, re.MULTILINE)
 
 
 # -- What is wrong with the broker, or what it answers

@@ -164,6 +164,15 @@ def test_notify_not_ready_before_the_queue_is_consumed(broker, queue, manager, p
     assert manager.wait_for("READY=1")
 
 
+def test_notify_asks_for_time_while_the_broker_is_down(manager, serve):
+    """Until the consumer is ready it keeps asking systemd for more time to start."""
+    serve(url=f"amqp://{LOOPBACK}:{free_port()}", env=manager.environment)
+    asked = 0
+    for _ in range(3):
+        asked = manager.wait_for("EXTEND_TIMEOUT_USEC=60000000", asked)
+    assert "READY=1" not in manager.heard()
+
+
 def test_watchdog_is_fed(manager, serve):
     """An idle consumer gives a sign of life in half the time that systemd waits."""
     serve(env={**manager.environment, "WATCHDOG_USEC": "1000000"})
@@ -309,10 +318,10 @@ def test_hostile_clients_delay_no_message(broker, queue, port, serve, ask):
 
 
 def test_port_in_use(broker, queue, proxy, port, serve):
-    """A port for monitoring that is taken is one line and status 2, before anything connects."""
+    """A port for monitoring that is taken is one line and status 1, before anything connects."""
     with socket.create_server((LOOPBACK, port)):
         command = serve(url=proxy.url())
-        assert command.wait(20) == 2
+        assert command.wait(20) == 1
     assert command.logged() == (
         f"fmconsume: monitoring: cannot listen at port {port} of localhost: "
         "Address already in use\n"

@@ -158,7 +158,7 @@ def test_verdict_drop_without_a_dead_letter_exchange(broker, queue, run_consumer
     [
         (lambda m: HaltConsumer, 0, [2, 3]),
         (lambda m: HaltConsumer(), 0, [2, 3]),
-        (lambda m: HaltConsumer(m), 0, [2, 3]),
+        (lambda m: HaltConsumer(m), 1, [2, 3]),
         (lambda m: HaltConsumer(3, "full"), 3, [2, 3]),
         (lambda m: HaltConsumer(requeue=True), 0, [1, 2, 3]),
         (lambda m: HaltConsumer(exit_code=5, reason="full", requeue=True), 5, [1, 2, 3]),

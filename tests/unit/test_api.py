@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,7 +21,12 @@ from fmconsume.api import Consumer, consume
 from fmconsume.config import LazyConfig
 from fmconsume.engine.coroutines import CoroutineRunner
 from fmconsume.engine.state import End, State, Stats
-from fmconsume.exceptions import ConfigurationException, HaltConsumer
+from fmconsume.exceptions import (
+    ConfigurationException,
+    ExitCode,
+    HaltConsumer,
+    UnavailableException,
+)
 from fmconsume.notes import Notes
 
 from .fakes import TIMEOUT, get_soon, make_delivery, restored_configuration
@@ -404,6 +410,52 @@ def test_run_restores_signals(stage: Stage, before: Any, error: Any) -> None:
             signal.signal(number, handler)
 
 
+def test_run_no_thread(stage: Stage) -> None:
+    """Where no thread can be started the consumer may be tried again, with exit code 1."""
+
+    def fail(supervisor: FakeSupervisor) -> None:
+        raise RuntimeError("can't start new thread")
+
+    stage.on_start = fail
+    consumer = Consumer(callback)
+    with pytest.raises(UnavailableException, match="no thread can be started now") as caught:
+        consumer.run()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert consumer.exit_code == ExitCode.TEMPORARY
+
+
+def test_run_port_in_use(stage: Stage, conf: LazyConfig) -> None:
+    """A port that is taken may be free later: exit code 1, and nothing is started."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        conf["monitoring"] = {"address": "127.0.0.1", "port": other.getsockname()[1]}
+        consumer = Consumer(callback)
+        with pytest.raises(UnavailableException, match="Address already in use"):
+            consumer.run()
+    assert consumer.exit_code == ExitCode.TEMPORARY
+    assert stage.supervisor.calls.empty()
+
+
+def test_run_twice(stage: Stage) -> None:
+    """What is no shortage of the machine's stays a bug of the program's."""
+
+    def fail(supervisor: FakeSupervisor) -> None:
+        raise RuntimeError("threads can only be started once")
+
+    stage.on_start = fail
+    consumer = Consumer(callback)
+    with pytest.raises(RuntimeError, match="only be started once"):
+        consumer.run()
+    assert consumer.exit_code == ExitCode.UNEXPECTED
+
+
+def test_consumer_no_folder(stage: Stage, conf: LazyConfig, tmp_path: Path) -> None:
+    """A folder for failed messages that is not to be had may be there later."""
+    (tmp_path / "file").touch()
+    conf["failed_messages"] = str(tmp_path / "file" / "failed")
+    with pytest.raises(UnavailableException, match=r"failed_messages .*Not a directory"):
+        Consumer(callback)
+
+
 def test_run_outside_main_thread(stage: Stage) -> None:
     """In another thread signals are left alone, and consuming works all the same."""
     before = signal.getsignal(signal.SIGTERM)
@@ -484,7 +536,7 @@ def list_loops() -> list[str]:
     ("function", "expected"),
     [
         (coroutine_callback, 1),
-        (partial(partial(coroutine_callback), 1), 1),
+        (partial(partial(coroutine_callback)), 1),
         (AsyncTaker, 1),
         (AsyncTaker(), 1),
         (AsyncTaker().method, 1),
@@ -553,6 +605,23 @@ def test_consumer_class_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> 
     for runner in runners:
         runner.loop.close()
     assert all(is_closed)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("too early"), ConnectionRefusedError("database"), SystemExit(3)], ids=repr
+)
+@pytest.mark.parametrize("base", [object, AsyncTaker])
+def test_consumer_class_raises(stage: Stage, error: BaseException, base: type) -> None:
+    """What the constructor of a callback class raises is raised itself."""
+
+    class Failing(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            raise error
+
+    with pytest.raises(type(error)) as caught:
+        Consumer(Failing)
+    assert caught.value is error
+    assert not stage.made
 
 
 def test_consumer_class_made_once(stage: Stage) -> None:

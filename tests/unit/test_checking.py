@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import trustme
@@ -15,6 +16,7 @@ from fmconsume.checking import Row, advise, check, examine
 from fmconsume.config import DEFAULTS, LazyConfig
 from fmconsume.engine.session import Topology
 from fmconsume.exceptions import ConfigurationException, ExitCode
+from fmconsume.settings import topology
 
 from .fakes import restored_configuration
 
@@ -122,12 +124,23 @@ def test_check_hides_passwords(conf: LazyConfig, capsys: pytest.CaptureFixture[s
     assert "secret" not in shown
 
 
-def test_check_prints_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_prints_table(conf: LazyConfig, capsys: pytest.CaptureFixture[str]) -> None:
     """The table shows configuration and callback too, and marks what is wrong."""
-    assert check(print, make_topology(), workers=1) == ExitCode.HANDSHAKE
+    conf.path = __file__
+    assert check(print, make_topology(100), workers=1) == ExitCode.HANDSHAKE
     rows = capsys.readouterr().out.splitlines()
     assert [row.split()[0] for row in rows] == ["configuration", "callback", "!", "advice:"]
+    assert rows[0].split() == ["configuration", __file__, "valid"]
     assert rows[1].split() == ["callback", "print", "imported"]
+
+
+def test_check_defaults(conf: LazyConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is no advice on the defaults, and a file that is not there is not called valid."""
+    conf.path = "/nowhere/config.toml"
+    check(print, topology(), workers=1)
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[0].split(None, 2)[2] == "not there: the defaults hold"
+    assert [row.split()[0] for row in rows] == ["configuration", "callback", "!"]
 
 
 def test_check_first_problem_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,14 +159,48 @@ def test_check_callback_not_callable() -> None:
         check(3, make_topology(), workers=1)
 
 
-def test_check_class_not_instantiated() -> None:
-    """A callback class is left alone: what its constructor does is not for a check to do."""
+class Picker:
+    """A callback."""
 
-    class Callback:
+    made: ClassVar[list[Any]] = []
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_event_loop()
+        self.made.append(self)
+
+    def __call__(self, message: Any) -> None:
+        """Take a message."""
+
+
+@pytest.mark.filterwarnings("error")
+def test_check_class_constructed(capsys: pytest.CaptureFixture[str]) -> None:
+    """A callback class is constructed, once, with a loop that is closed again."""
+    Picker.made.clear()
+    check(Picker, make_topology(), workers=1)
+    assert capsys.readouterr().out.splitlines()[1].split() == ["callback", "Picker", "constructed"]
+    (picker,) = Picker.made
+    assert picker.loop.is_closed()
+    check(picker, make_topology(), workers=1)
+    assert capsys.readouterr().out.splitlines()[1].split() == ["callback", "Picker", "constructed"]
+    assert Picker.made == [picker]
+
+
+def test_check_class_cannot_be_constructed() -> None:
+    """What a constructor raises ends a check as it would end a start."""
+
+    class Unlucky(Picker):
         def __init__(self) -> None:
-            raise AssertionError("instantiated")
+            raise ConnectionRefusedError("database")
 
-    assert check(Callback, make_topology(), workers=1) == ExitCode.HANDSHAKE
+    with pytest.raises(ConnectionRefusedError, match="database"):
+        check(Unlucky, make_topology(), workers=1)
+
+
+@pytest.mark.parametrize("callback", [lambda: None, lambda message: (yield)])
+def test_check_callback_that_takes_no_message(callback: Any) -> None:
+    """A callback that a consumer would refuse is refused."""
+    with pytest.raises(ValueError, match=r"callback: .*lambda"):
+        check(callback, make_topology(), workers=1)
 
 
 def test_check_url_unusable(conf: LazyConfig) -> None:
@@ -166,13 +213,48 @@ def test_check_url_unusable(conf: LazyConfig) -> None:
 # -- Advice ----------------------------------------------------------------------------
 
 
-def test_advise_quorum_without_dead_letters() -> None:
-    """A quorum queue that has nowhere to put dead letters is worth a word."""
-    quorum = {"x-queue-type": "quorum"}
-    (advice,) = advise(make_topology(arguments=quorum), 1, 10)
-    assert advice.startswith("queue 'fruit' is a quorum queue without x-dead-letter-exchange")
-    dead_lettering = {**quorum, "x-dead-letter-exchange": "bin"}
-    assert not list(advise(make_topology(arguments=dead_lettering), 1, 10))
+_QUORUM = {"x-queue-type": "quorum"}
+_NO_POLICY = "unless a policy says otherwise, what is dropped is gone"
+_ALL_COUNT = "(every return counts, a Nack and what was only prefetched on a lost connection too)"
+_FAILURES_COUNT = "(failed callbacks and lost consumers count, a Nack does not)"
+
+
+def test_advise_quorum_with_dead_letters() -> None:
+    """A quorum queue that has somewhere to put dead letters is well."""
+    arguments = {**_QUORUM, "x-dead-letter-exchange": "bin"}
+    assert not list(advise(make_topology(arguments=arguments), 1, 10, 60, (4, 3)))
+
+
+@pytest.mark.parametrize(
+    ("limit", "version", "lost"),
+    [
+        (None, (), None),
+        (None, (3, 13), None),
+        (None, (4, 0), ("by default after 20 returns", _ALL_COUNT)),
+        (None, (4, 2), ("by default after 20 returns", _ALL_COUNT)),
+        (None, (4, 3), ("by default after 20 returns", _FAILURES_COUNT)),
+        (None, (5, 0), ("by default after 20 returns", _FAILURES_COUNT)),
+        (5, (3, 13), ("after more than 5 returns", _ALL_COUNT)),
+        (5, (4, 3), ("after more than 5 returns", _FAILURES_COUNT)),
+        (-1, (4, 3), None),
+    ],
+)
+def test_advise_quorum_limit(limit: Any, version: tuple[int, ...], lost: Any) -> None:
+    """Without dead letters it is said after how many returns a message is gone, and which count."""
+    arguments = _QUORUM if limit is None else {**_QUORUM, "x-delivery-limit": limit}
+    (advice,) = advise(make_topology(arguments=arguments), 1, 10, 60, version)
+    assert advice.startswith("queue 'fruit' is a quorum queue without x-dead-letter-exchange: ")
+    assert _NO_POLICY in advice
+    assert advice.endswith(_NO_POLICY) == (lost is None)
+    assert all(text in advice for text in lost or ())
+    assert ("x-delivery-limit = -1" in advice) == (lost is not None and version >= (4, 0))
+
+
+@pytest.mark.parametrize(("nack_maximum", "count"), [(60.0, 0), (1800.0, 0), (3600.0, 1)])
+def test_advise_nack_delay(nack_maximum: float, count: int) -> None:
+    """A Nack that is held for longer than the broker waits is worth a word."""
+    advice = list(advise(make_topology(), 1, 10, nack_maximum))
+    assert [text.startswith("nack_delay.max = 3600: ") for text in advice] == [True] * count
 
 
 def test_advise_exclusive_with_workers() -> None:
@@ -186,9 +268,15 @@ def test_advise_exclusive_with_workers() -> None:
 @pytest.mark.parametrize(
     ("prefetch_count", "workers", "timeout", "expected"),
     [
+        (10, 1, None, None),
+        (20, 2, None, None),
         (10, 1, 180, None),
         (10, 1, 181, "prefetch_count = 10 and workers = 1 leave each callback 180 s"),
-        (10, 4, 700, None),
+        (10, 4, 600, None),
+        (10, 4, 601, "prefetch_count = 10 and workers = 4 leave each callback 600 s"),
+        (10, 10, 1800, None),
+        (10, 10, 1801, "prefetch_count = 10 and workers = 10 leave each callback 1800 s"),
+        (10, 50, 1800, "prefetch_count = 10: no more of the 50 workers can be busy"),
         (100, 1, None, "prefetch_count = 100 and workers = 1 leave each callback 18 s"),
         (2, 4, 10, "prefetch_count = 2: no more of the 4 workers can be busy"),
         (0, 1, 10, "prefetch_count = 0"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,13 @@ import pytest
 from fmconsume import cli, config
 from fmconsume.cli import main
 from fmconsume.config import LazyConfig
-from fmconsume.exceptions import ConsumerCanceled, HaltConsumer
+from fmconsume.exceptions import (
+    ConnectionException,
+    ConsumerCanceled,
+    ExitCode,
+    HaltConsumer,
+    UnavailableException,
+)
 from fmconsume.version import __version__
 
 from .fakes import restored_configuration
@@ -81,6 +88,14 @@ def consumers(
 CALLBACK = ["--callback", "orchard:pick"]
 
 
+ORCHARD = """
+SIZE = 7
+def pick(message): pass
+def generate(message): yield
+def lonely(): pass
+"""
+
+
 # -- usage ----------------------------------------------------------------------
 
 
@@ -91,7 +106,13 @@ CALLBACK = ["--callback", "orchard:pick"]
         (["--callback", "orchard"], "found 'orchard', expected 'package.module:object'"),
         (["--callback", "meadow:pick"], "no module named 'meadow'"),
         (["--callback", "orchard:plant"], "orchard has no 'plant'"),
-        (["--callback", "broken:pick"], "importing broken failed: ZeroDivisionError"),
+        (["--callback", "broken:pick"], "importing broken failed: SyntaxError"),
+        (["--callback", "lacking:pick"], "lacking failed: ModuleNotFoundError"),
+        (["--callback", "orchard:generate"], "callback: generate contains a yield"),
+        (["--callback", "orchard:lonely"], "callback: lonely cannot be called with one argument"),
+        ([*CALLBACK, "--config", "deep.toml"], "deep.toml cannot be used: it is nested too deep"),
+        ([*CALLBACK, "--replay", "absent.jsonl"], "cannot replay 'absent.jsonl': No such file"),
+        (["--record", "absent/file"], "cannot record to 'absent/file': No such file"),
         (["--callback", "orchard:SIZE"], "callback: found 7, expected a function"),
         (["--callback-file", "absent.py:pick"], "'absent.py' does not exist"),
         ([*CALLBACK, "--workers", "0"], "workers: found 0, expected a number of at least 1"),
@@ -107,9 +128,11 @@ def test_main_usage(
     text: str,
 ) -> None:
     """Each mistake ends with exit code 2 and one line on standard error."""
-    write("orchard.py", "SIZE = 7\ndef pick(message): pass\n")
-    write("broken.py", "1 / 0\n")
+    write("orchard.py", ORCHARD)
+    write("broken.py", "def pick(:\n")
+    write("lacking.py", "import meadow\n")
     write("broken.toml", "workers = \n")
+    write("deep.toml", f"[consumer_config.{'.'.join(['a'] * 900)}]\n")
     assert main(arguments) == 2
     output = capsys.readouterr()
     (line,) = output.err.splitlines()
@@ -236,11 +259,16 @@ def test_main_selects(consumers: list[FakeConsumer]) -> None:
         (None, 0, 0, ""),
         (HaltConsumer(), 0, 0, ""),
         (HaltConsumer(7, "enough"), 7, 7, "the callback halted the consumer: enough"),
+        (HaltConsumer("enough"), 1, 1, "the callback halted the consumer: enough"),
+        (HaltConsumer("two\nlines"), 1, 1, "the callback halted the consumer: two lines"),
         (HaltConsumer(-1, "enough"), -1, 1, "the callback halted the consumer: enough"),
         (HaltConsumer(256, "enough"), 256, 1, "the callback halted the consumer: enough"),
         (ConsumerCanceled("the broker cancelled"), 12, 12, "the broker cancelled"),
         (KeyError("apple"), 13, 13, "the callback failed: KeyError: 'apple'"),
         (SystemExit(0), 13, 13, "the callback failed: SystemExit: 0"),
+        (KeyError("two\nlines"), 13, 13, "the callback failed: KeyError: 'two\\nlines'"),
+        (UnavailableException("port 1 is taken"), 1, 1, "port 1 is taken"),
+        (HaltConsumer(), "seven", 1, ""),
         (KeyError("a bug"), 11, 11, "unexpected error, please report it: KeyError: 'a bug'"),
     ],
 )
@@ -262,6 +290,125 @@ def test_main_exit_code(
     FakeConsumer.end = staticmethod(end)  # type: ignore[assignment]
     assert main(CALLBACK) == expected
     assert capsys.readouterr().err == (f"fmconsume: {line}\n" if line else "")
+
+
+MISFORTUNES = """
+import os, sys
+def trouble():
+    raise ConnectionRefusedError("the database is away")
+class Picker:
+    def __init__(self): trouble()
+    def __call__(self, message): pass
+class Valued(Picker):
+    def __init__(self): raise ValueError("too early")
+class Leaving(Picker):
+    def __init__(self): sys.exit(0)
+class AsyncPicker(Picker):
+    async def __call__(self, message): pass
+if os.environ.get("TROUBLE"):
+    trouble()
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "trouble", "text"),
+    [
+        (["--callback", "orchard:Picker"], "1", "ConnectionRefusedError: the database is away"),
+        (["--callback-file", "orchard.py:Picker"], "1", "ConnectionRefusedError"),
+        (["--callback", "orchard:Picker"], "", "ConnectionRefusedError: the database is away"),
+        (["--callback", "orchard:AsyncPicker"], "", "ConnectionRefusedError"),
+        (["--callback", "orchard:Valued"], "", "ValueError: too early (orchard.py, line 9)"),
+        (["--callback", "orchard:Leaving"], "", "SystemExit: 0 (orchard.py, line 11)"),
+        (["--callback", "orchard:Picker", "--check"], "", "ConnectionRefusedError"),
+        (["--callback", "orchard:Picker", "--replay", "messages"], "", "ConnectionRefusedError"),
+    ],
+)
+def test_main_callback_may_come_up_later(
+    write: Callable[[str, str], str],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    trouble: str,
+    text: str,
+) -> None:
+    """What the user's code raises before the first message is logged once; the exit code is 1."""
+    monkeypatch.setenv("TROUBLE", trouble)
+    write("orchard.py", MISFORTUNES)
+    write("messages", "")
+    assert main(arguments) == ExitCode.TEMPORARY
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("fmconsume: the callback failed before the first message: ")
+    assert text in line
+    (record,) = caplog.records
+    assert (record.levelno, bool(record.exc_info)) == (logging.ERROR, True)
+
+
+def test_main_interrupted_import(write: Callable[[str, str], str]) -> None:
+    """Ctrl-C while the callback is imported ends the command as it ends any."""
+    write("orchard.py", "raise KeyboardInterrupt\n")
+    assert main(CALLBACK) == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (RuntimeError("can't start new thread"), 1, "no thread can be started now"),
+        (OSError(24, "Too many open files"), 1, "no file can be opened now"),
+        (OSError(28, "No space left on device"), 1, "[Errno 28] No space left on device"),
+        (MemoryError(), 1, "there is no memory left"),
+        (UnavailableException("no folder"), 1, "no folder"),
+        (ConnectionException("expired"), 14, "expired"),
+        (ValueError("workers: found 0"), 2, "workers: found 0"),
+        (KeyError("a bug"), 11, "unexpected error, please report it: KeyError: 'a bug'"),
+        (RecursionError("too deep"), 11, "unexpected error, please report it: RecursionError"),
+    ],
+    ids=repr,
+)
+def test_main_cannot_start(
+    consumers: list[FakeConsumer],
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: int,
+    text: str,
+) -> None:
+    """Whatever keeps a consumer from being made is one line; only a bug's traceback is logged."""
+
+    def fail(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "Consumer", fail)
+    assert main(CALLBACK) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fmconsume: {text}")
+    assert [record.levelname for record in caplog.records] == ["CRITICAL"] * (status == 11)
+
+
+def test_main_folder_deleted(
+    consumers: list[FakeConsumer], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A current folder that was deleted matters only to those who want something from there."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["--callback-file", f"{tmp_path}/orchard.py:pick"]) == 0
+    assert main(["--callback", "fmconsume.example:printer"]) == 0
+    assert main(["--callback", "orchard_gone:pick"]) == 2
+    assert main(["--callback-file", "orchard.py:pick"]) == 2
+
+
+@pytest.mark.parametrize(("exit_code", "status"), [(7, 7), (256, 1), (-1, 1), ("text", 1)])
+def test_main_replay_halts(write: Callable[[str, str], str], exit_code: Any, status: int) -> None:
+    """What a callback halts --replay with is an exit status, or 1."""
+    write(
+        "halting.py",
+        f"from fmconsume import HaltConsumer\n"
+        f"def pick(message): raise HaltConsumer({exit_code!r})\n",
+    )
+    write("messages", '{"topic": "fruit", "body": {}}\n')
+    assert main(["--callback-file", "halting.py:pick", "--replay", "messages"]) == status
 
 
 def test_main_forced(

@@ -28,7 +28,7 @@ from fmconsume.config import (
     check_bindings,
     check_queues,
 )
-from fmconsume.exceptions import ConfigurationException
+from fmconsume.exceptions import ConfigurationException, UnavailableException
 from fmconsume.version import __version__
 
 ETC = Path(__file__).parents[2] / "etc"
@@ -665,7 +665,6 @@ def test_setup_logging_leaves_pika_as_configured(load: Load) -> None:
         ("loggers = 1", ""),
         ("root.handlers = ['nowhere']", "nowhere"),
         ("handlers.h.class = 'no.such.Class'", "no"),
-        ("handlers.h = {class='logging.FileHandler', filename='/nowhere/x'}", "/nowhere/x"),
         ("root.level = 'LOUD'", "LOUD"),
     ],
 )
@@ -673,6 +672,15 @@ def test_setup_logging_with_a_problem(load: Load, text: str, reason: str) -> Non
     """What logging does not accept is an error with the reason, down to its cause."""
     lazy = load(f"[log_config]\nversion = 1\n{text}")
     with pytest.raises(ConfigurationException, match=f"^log_config cannot be used: .*{reason}"):
+        lazy.setup_logging()
+
+
+@pytest.mark.usefixtures("loggers")
+def test_setup_logging_without_its_file(load: Load) -> None:
+    """A log file that is not to be had may be there later."""
+    handler = "handlers.h = {class='logging.FileHandler', filename='/nowhere/x'}"
+    lazy = load(f"[log_config]\nversion = 1\n{handler}")
+    with pytest.raises(UnavailableException, match=r"^log_config cannot be used: .*/nowhere/x"):
         lazy.setup_logging()
 
 

@@ -17,7 +17,7 @@ FLOORS = (
     "version redaction log notes engine/backoff engine/certificate engine/coroutines "
     "service/journal engine/__init__ service/__init__",
     "exceptions",
-    "config schema schema_utils engine/delivery engine/address callbacks",
+    "config schema schema_utils engine/delivery engine/address callbacks console shortage",
     "message engine/ledger engine/memory engine/state engine/failure engine/request",
     "engine/unsettled engine/workers engine/session engine/line service/systemd service/history",
     "engine/opener engine/tasks engine/watch example settings service/metrics service/page",

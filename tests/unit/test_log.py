@@ -146,9 +146,9 @@ def test_no_thread(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFix
     def fail(thread: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(log.threading.Thread, "start", fail)
-    log.get_logger(NAME).warning("one")
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(log.threading.Thread, "start", fail)
+        log.get_logger(NAME).warning("one")
     log.get_logger(NAME).warning("two")
     assert [record.getMessage() for record in caplog.records] == ["one", "two"]
 

@@ -14,7 +14,7 @@ from http.client import HTTPConnection
 import pytest
 
 from fmconsume.engine.state import Snapshot, State, Stats
-from fmconsume.exceptions import ConfigurationException
+from fmconsume.exceptions import ConfigurationException, UnavailableException
 from fmconsume.service import monitoring as monitoring_module
 from fmconsume.service.monitoring import Monitoring
 from tests.waiting import wait_until
@@ -176,21 +176,29 @@ def test_enter_port_in_use(server: Monitoring) -> None:
     """A port that is taken is one line that says so."""
     port = port_of(server)
     reason = f"^monitoring: cannot listen at port {port} of localhost: Address already in use$"
-    with pytest.raises(ConfigurationException, match=reason), Monitoring(Stats, "localhost", port):
+    with pytest.raises(UnavailableException, match=reason), Monitoring(Stats, "localhost", port):
         pass
 
 
 def test_enter_url_as_address() -> None:
     """A URL that stands where an address should is shown without its password."""
-    with pytest.raises(ConfigurationException, match=r"80 of u:\*\*\*@h: ") as caught:
+    with pytest.raises(UnavailableException, match=r"80 of u:\*\*\*@h: ") as caught:
         Monitoring(Stats, "u:se cret@h", 80).__enter__()
     assert "cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("address", ["192.0.2.1", "no.such.host.invalid", "a..b", "x" * 80])
-def test_enter_bad_address(address: str) -> None:
-    """An address that is not ours is an error that names it."""
-    with pytest.raises(ConfigurationException, match=f"of {address}: "):
+@pytest.mark.parametrize(
+    ("address", "error"),
+    [
+        ("192.0.2.1", UnavailableException),
+        ("no.such.host.invalid", UnavailableException),
+        ("a..b", ConfigurationException),
+        ("x" * 80, ConfigurationException),
+    ],
+)
+def test_enter_bad_address(address: str, error: type[Exception]) -> None:
+    """An address that is not ours, or is none, is an error that names it."""
+    with pytest.raises(error, match=f"of {address}: "):
         Monitoring(Stats, address, 0).__enter__()
 
 

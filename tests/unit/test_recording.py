@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fmconsume import Drop, HaltConsumer, Message, Nack
-from fmconsume.exceptions import ConfigurationException
+from fmconsume.exceptions import ConfigurationException, UnavailableException
 from fmconsume.recording import FailedMessages, Recorder, replay
 
 from .fakes import make_delivery
@@ -260,9 +260,9 @@ def test_keep_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_keep_cannot_make_folder(tmp_path: Path) -> None:
-    """A folder that cannot be made is a configuration error that names it."""
+    """A folder that is not to be had is an error that names it."""
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigurationException, match=r"failed_messages '.*/file': File exists"):
+    with pytest.raises(UnavailableException, match=r"failed_messages '.*/file': File exists"):
         FailedMessages(str(tmp_path / "file"), 3)
 
 

@@ -146,6 +146,40 @@ def test_on_state_status_is_one_line(manager: Manager) -> None:
     assert manager.heard() == [["STATUS=message x MAINPID=1  [2J    from queue 'fruit'"]]
 
 
+# -- time to start
+
+EXTEND = ["EXTEND_TIMEOUT_USEC=60000000"]
+
+
+def test_on_tick_asks_for_time_until_ready(manager: Manager, clock: list[float]) -> None:
+    """Each tick asks systemd for another minute while the consumer is not ready, none after."""
+    ours = notifier(manager.address)
+    for state in (CONNECTING, State("waiting", "not consuming")):
+        ours.on_tick(snapshot(state))
+        assert manager.heard()[-1] == EXTEND
+    ours.on_tick(snapshot())
+    ours.on_tick(snapshot(State("waiting", "not consuming")))
+    assert EXTEND not in manager.heard()
+
+
+def test_on_tick_asks_for_no_time_to_stop(manager: Manager) -> None:
+    """A stop before the consumer was ready has the time that the unit gives it."""
+    ours = notifier(manager.address)
+    ours.on_tick(snapshot(STOPPING))
+    ours.on_tick(snapshot(State("stopped", "stopped")))
+    assert EXTEND not in manager.heard()
+
+
+def test_on_tick_asks_for_time_while_ready_is_not_heard(tmp_path: Path) -> None:
+    """A READY=1 that did not get through has not ended the start."""
+    ours = notifier(str(tmp_path / "late"))
+    ours.on_state(CONSUMING)
+    late = Manager(str(tmp_path / "late"))
+    with late.socket:
+        ours.on_tick(snapshot(State("waiting", "not consuming")))
+        assert EXTEND in late.heard()
+
+
 # -- signs of life
 
 

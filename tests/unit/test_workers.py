@@ -98,7 +98,7 @@ def test_run_callback_raises_drop(error: Any) -> None:
         (HaltConsumer(), ACK, 0),
         (HaltConsumer(3), ACK, 3),
         (HaltConsumer(3, "enough"), ACK, 3),
-        (HaltConsumer(make_delivery()), ACK, 0),
+        (HaltConsumer(make_delivery()), ACK, 1),
         (HaltConsumer(4, requeue=True), NACK, 4),
     ],
 )

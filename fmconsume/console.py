@@ -1,0 +1,71 @@
+"""Writes for a person: to standard output and standard error, whatever these are.
+
+They may be closed, full, a pipe that nobody reads, or know only ASCII. None of this is a reason to
+fail, nor to end with another exit status. The main thread calls `prepare`, any thread the rest.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from contextlib import suppress
+from typing import Any
+
+__all__ = ["complain", "flush", "prepare", "say"]
+
+
+def prepare() -> None:
+    """Stand in for streams that are closed, and see to it that the others fail no exit."""
+    with suppress(OSError):
+        _occupy_standard_descriptors()
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:  # Python found it closed.
+                setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+    # Registered before a callback is imported, so that it runs after what that registers.
+    atexit.unregister(flush)
+    atexit.register(flush)
+
+
+def say(text: str) -> None:
+    """Print a line to standard output."""
+    _write(sys.stdout, text)
+
+
+def complain(text: str) -> None:
+    """Print a line to standard error, wherever the log goes."""
+    _write(sys.stderr, f"fmconsume: {text}")
+
+
+def flush() -> None:
+    """Write out what is left; Python would end with status 120 where that fails."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError, AttributeError):
+            _silence(stream)
+
+
+def _occupy_standard_descriptors() -> None:
+    """Keep descriptors 0 to 2 from being given to a connection, which C code would write to."""
+    number = 0
+    while number <= 2:
+        number = os.open(os.devnull, os.O_RDWR)
+    os.close(number)
+
+
+def _write(stream: Any, text: str) -> None:
+    try:
+        encoding = stream.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    except (OSError, ValueError, AttributeError):
+        _silence(stream)
+
+
+def _silence(stream: Any) -> None:
+    """Lead a stream that cannot be written to nowhere, so that nothing that follows fails."""
+    # What has no descriptor is a program's own, and its own affair.
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
