@@ -46,6 +46,8 @@ _log = get_logger(__name__)
 
 #: Seconds that threads get to end once there is nothing to wait for.
 _DEADLINE = 5.0
+#: Seconds between two looks whether the supervisor is there; it reports its end itself.
+_LOOK = 60.0
 #: The note that asks to stop; signals are noted by their numbers.
 _STOP = "stop"
 
@@ -179,16 +181,19 @@ class Consumer:
         return observers
 
     def _wait(self) -> End:
-        """Pass on what comes until the supervisor reports the end."""
+        """Pass on what comes until the supervisor reports the end, or is gone without a word."""
         signals = 0
         end = None
         while True:
             try:
                 # A supervisor that hangs on a dead line must not keep a forced stop waiting.
-                note = self._notes.get(_DEADLINE if end else None)
+                note = self._notes.get(_DEADLINE if end else _LOOK)
             except Empty:
-                assert end is not None
-                return end
+                if end is not None:
+                    return end
+                if not self._supervisor.is_alive():
+                    return End(RuntimeError("the supervisor is gone"), ExitCode.UNEXPECTED)
+                continue
             if isinstance(note, End):
                 return note
             if note is _STOP or not signals:

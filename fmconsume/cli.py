@@ -24,7 +24,7 @@ from .exceptions import (
     HaltConsumer,
     UnavailableException,
 )
-from .log import get_logger
+from .log import get_logger, is_stuck
 from .settings import select, topology
 from .shortage import shortage
 from .version import __version__
@@ -98,7 +98,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as exc:
         status = _refuse(exc)
     # HaltConsumer brings what the callback likes; the system knows the lowest byte only.
-    return status if isinstance(status, int) and 0 <= status <= 255 else ExitCode.TEMPORARY
+    if not (isinstance(status, int) and 0 <= status <= 255):
+        status = ExitCode.TEMPORARY
+    if is_stuck():
+        console.end(status)
+    return int(status)
 
 
 def _refuse(exc: BaseException) -> ExitCode:
@@ -200,9 +204,7 @@ def _run(consumer: Consumer) -> int:
         console.complain(_explain(exc, consumer.exit_code))
         if consumer.exit_code > 128 and isinstance(exc, KeyboardInterrupt):
             # A callback that hangs could keep the interpreter from ending.
-            logging.shutdown()
-            console.flush()
-            os._exit(consumer.exit_code)
+            console.end(consumer.exit_code)
     return consumer.exit_code
 
 

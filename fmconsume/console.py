@@ -7,12 +7,19 @@ fail, nor to end with another exit status. The main thread calls `prepare`, any 
 from __future__ import annotations
 
 import atexit
+import logging
 import os
+import select
 import sys
 from contextlib import suppress
 from typing import Any
 
-__all__ = ["complain", "flush", "prepare", "say"]
+from . import log
+
+__all__ = ["complain", "end", "flush", "prepare", "say"]
+
+#: Seconds that whoever reads standard error gets to make room for a line.
+_PATIENCE = 1.0
 
 
 def prepare() -> None:
@@ -33,8 +40,17 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print a line to standard error, wherever the log goes."""
-    _write(sys.stderr, f"fmconsume: {text}")
+    """Print a line to standard error, wherever the log goes, unless nobody reads it."""
+    if _is_read(sys.stderr):
+        _write(sys.stderr, f"fmconsume: {text}")
+
+
+def end(status: int) -> None:
+    """End the process without the interpreter's farewell, which could wait for ever."""
+    if _is_read(sys.stderr):
+        logging.shutdown()
+        flush()
+    os._exit(status)
 
 
 def flush() -> None:
@@ -52,6 +68,16 @@ def _occupy_standard_descriptors() -> None:
     while number <= 2:
         number = os.open(os.devnull, os.O_RDWR)
     os.close(number)
+
+
+def _is_read(stream: Any) -> bool:
+    """Tell a stream that takes a line from a pipe that is full."""
+    if log.is_stuck():
+        return False
+    try:
+        return bool(select.select([], [stream], [], _PATIENCE)[1])
+    except (OSError, ValueError, TypeError, AttributeError):
+        return True  # It is no file of the system's; writing tells.
 
 
 def _write(stream: Any, text: str) -> None:

@@ -98,6 +98,15 @@ def numbered(count: int) -> Iterator[dict[str, int]]:
     return ({"n": number} for number in range(count))
 
 
+def _toml(value: Any) -> str:
+    """Write a value as TOML has it; a table in one line."""
+    if not isinstance(value, dict):
+        return json.dumps(value)
+    return (
+        "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+    )
+
+
 def write_config(
     path: Path,
     url: str,
@@ -116,6 +125,6 @@ def write_config(
     lines = [f"{key} = {json.dumps(value)}" for key, value in {"amqp_url": url, **top}.items()]
     for name, queue in settings.items():
         lines.append(f"[queues.{json.dumps(name)}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in queue.items() if value != {}]
+        lines += [f"{key} = {_toml(value)}" for key, value in queue.items()]
     path.write_text("\n".join([*lines, tables, ""]))
     return path

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.waiting import wait_until
+
 from .broker import Depth
 from .running import durable, numbered, write_config
 
@@ -11,14 +13,11 @@ _CALLBACKS = r"""
 import sys
 from fmconsume import Nack, publish, Message
 
-seen = set()
-
 def take(message):
     sys.stdout.write(f"{message.body['n']}\n")
 
-def return_each_once(message):
-    if message.id not in seen:
-        seen.add(message.id)
+def return_the_first(message):
+    if message.body["n"] < 23:
         raise Nack
     sys.stdout.write(f"{message.body['n']}\n")
 
@@ -81,13 +80,19 @@ def test_drain_several_queues(broker, queue, new_queue, drain):
     assert (broker.ready(queue), broker.ready(other)) == (0, 0)
 
 
-def test_drain_returned_messages(broker, queue, drain):
-    """A message that a callback returned is waited for."""
-    broker.publish(queue, numbered(5))
-    command = drain(broker, queue, "return_each_once")
+@pytest.mark.parametrize("arguments", [{}, {"x_queue_type": "quorum"}], ids=["classic", "quorum"])
+def test_drain_returned_messages(broker, new_queue, drain, arguments):
+    """What a callback returned is not waited for; what is behind it runs, and it says what is left.
+
+    More is returned than is prefetched.
+    """
+    queue = new_queue(**arguments)
+    broker.publish(queue, numbered(25))
+    command = drain(broker, durable(queue, **arguments), "return_the_first")
     assert command.wait(30) == 0, command.logged()
-    assert sorted(numbers(command)) == [0, 1, 2, 3, 4]
-    assert broker.depth(queue) == Depth(0, 0)
+    assert numbers(command) == [23, 24]
+    assert "drained; 23 messages that were returned are left" in command.logged()
+    wait_until(lambda: broker.depth(queue) == Depth(23, 0))
 
 
 def test_drain_messages_that_come_meanwhile(broker, queue, drain):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import time
+import uuid
 from collections import Counter
 
+import pika
 import pytest
 
 from tests.waiting import wait_until
 
 from .broker import Broker, Depth, free_port
-from .running import numbered
+from .running import numbered, write_config
 
 _HEARTBEAT = 2
 
@@ -147,6 +151,55 @@ def test_recovery_first_connection(frail_broker, run_consumer, gate):
     frail_broker.publish("first", numbered(1))
     wait_until(lambda: gate.seen == [0])
     assert running.consumer.stats.reconnections == 0
+
+
+def test_recovery_one_refuses_while_the_other_is_down(broker, frail_broker, run_consumer, gate):
+    """An address that refuses ends nothing while the good one is only down."""
+    frail_broker.declare("refused")
+    frail_broker.stop()
+    gate.open.set()
+    urls = [frail_broker.url(), broker.url(vhost="there-is-none")]
+    running = run_consumer(gate, "refused", wait=False, amqp_url=urls)
+    text = running.wait_for_state("waiting")
+    assert "there-is-none" in text
+    assert f":{frail_broker.port}" in text
+    frail_broker.start()
+    running.wait_until_consuming()
+
+
+def test_recovery_exclusive_queue_still_held(broker, run_consumer, gate):
+    """An exclusive queue that another connection still holds at the first start is waited for."""
+    gate.open.set()
+    name = f"held-{uuid.uuid4()}"
+    queues = {name: {"exclusive": True, "durable": False, "auto_delete": False}}
+    with contextlib.closing(pika.BlockingConnection(pika.URLParameters(broker.url()))) as holder:
+        holder.channel().queue_declare(name, exclusive=True)
+        running = run_consumer(gate, queues, wait=False)
+        assert "RESOURCE_LOCKED" in running.wait_for_state("waiting")
+    running.wait_until_consuming()
+    assert running.consumer.stats.reconnections == 0
+
+
+_CLOSE_STANDARD_ERROR = """
+import sys
+def callback(message):
+    sys.stderr.close()
+    print("took", message.body["n"], flush=True)
+"""
+
+
+def test_recovery_after_standard_error_was_closed(broker, proxy, queue, tmp_path, run_command):
+    """A callback that closes standard error makes no consumer deaf."""
+    (tmp_path / "closing.py").write_text(_CLOSE_STANDARD_ERROR)
+    config = write_config(tmp_path / "config.toml", proxy.url(), queue)
+    command = run_command("--callback", "closing:callback", "--config", config, cwd=tmp_path)
+    for number in range(3):
+        broker.publish(queue, [{"n": number}])
+        wait_until(lambda n=number: f"took {n}" in command.printed())
+        proxy.cut()
+    wait_until(lambda: broker.depth(queue) == Depth(0, 0))
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(20) == 0
 
 
 def test_recovery_second_address(broker, queue, run_consumer, gate):

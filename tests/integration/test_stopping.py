@@ -105,6 +105,39 @@ def test_stop_lets_every_worker_finish(broker, queue, run_consumer, gate):
     assert broker.ready(queue) == 5
 
 
+def test_stop_single_active_consumer(broker, new_queue, run_consumer, gate):
+    """While a callback of the one that stops still runs, the next active consumer gets nothing."""
+    arguments = {"x_single_active_consumer": True}
+    queue = new_queue(**arguments)
+    first = run_consumer(gate, durable(queue, **arguments))
+    broker.publish(queue, numbered(5))
+    assert gate.entered.wait(20)
+    seen = []
+    second = run_consumer(
+        lambda message: seen.append(message.body["n"]), durable(queue, **arguments)
+    )
+    first.consumer.stop()
+    first.wait_for_state("stopping")
+    broker.publish(queue, [{"n": 5}])
+    wait_until(lambda: broker.depth(queue) == Depth(0, 6) or second.consumer.stats.received)
+    assert not seen
+    gate.open.set()
+    first.result()
+    wait_until(lambda: len(seen) == 5)
+    assert (gate.seen, seen) == ([0], [1, 2, 3, 4, 5])
+    wait_until(lambda: broker.depth(queue) == Depth(0, 0))
+
+
+def test_stop_silent_line(broker, proxy, queue, run_consumer):
+    """On a line that is silent a stop ends in time, whatever the heartbeat."""
+    running = run_consumer(print, queue, amqp_url=proxy.url(heartbeat=0))
+    proxy.stall()
+    began = time.monotonic()
+    running.stop()
+    assert time.monotonic() - began < 15
+    assert running.consumer.exit_code == 0
+
+
 def test_stop_keeps_heartbeats_going(broker, queue, run_consumer, gate):
     """A callback may outlive the stop by several heartbeats and is acknowledged still."""
     running = run_consumer(gate, queue, amqp_url=broker.url(heartbeat=1))

@@ -212,6 +212,25 @@ def test_verdict_exception(broker, queue, run_consumer, caplog, error):
     assert record.exc_info[1] is error
 
 
+def test_verdict_exception_counts_once(broker, new_queue, run_consumer):
+    """A failure counts once towards the delivery limit of a quorum queue, however it ends."""
+    arguments = {"x_queue_type": "quorum"}
+    queue = new_queue(**arguments)
+    broker.publish(queue, numbered(3))
+
+    def fail(message):
+        raise RuntimeError("the disk is full")
+
+    for _ in range(4):
+        running = run_consumer(fail, durable(queue, **arguments), wait=False)
+        with pytest.raises(RuntimeError):
+            running.result()
+        wait_until(lambda: broker.depth(queue) == Depth(3, 0))
+    returned = broker.drain(queue)
+    assert {message.properties.headers["x-delivery-count"] for message in returned} <= {0, 4}
+    assert max(message.properties.headers["x-delivery-count"] for message in returned) == 4
+
+
 def test_verdict_exception_among_several_workers(broker, queue, run_consumer, gate):
     """A failure lets the other workers finish, and their messages are acknowledged."""
 

@@ -410,6 +410,15 @@ def test_run_restores_signals(stage: Stage, before: Any, error: Any) -> None:
             signal.signal(number, handler)
 
 
+def test_run_supervisor_gone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A supervisor that is gone without a word ends the consumer."""
+    monkeypatch.setattr(api, "_LOOK", 0.01)
+    consumer = Consumer(print)
+    with pytest.raises(RuntimeError, match="the supervisor is gone"):
+        consumer.run()
+    assert consumer.exit_code == ExitCode.UNEXPECTED
+
+
 def test_run_no_thread(stage: Stage) -> None:
     """Where no thread can be started the consumer may be tried again, with exit code 1."""
 

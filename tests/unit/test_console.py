@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -82,3 +84,41 @@ def test_say_on_a_stream_of_the_programs_own() -> None:
     """A stream that a program has closed or replaced fails nothing either."""
     code = "sys.stdout.close(); sys.stderr = None; console.say('x'); console.complain('y')"
     assert run(code)[0] == 0
+
+
+def test_complain_to_full_pipe() -> None:
+    """A pipe that is full, and that nobody reads, is not waited for, at the end neither."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(writer, b"z" * 4096)
+    os.set_blocking(writer, True)
+    code = f"{HEAD}console.complain('y')\nsys.exit(3)"
+    done = subprocess.run([sys.executable, "-c", code], stderr=writer, timeout=50)
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == 3
+
+
+_STUCK = """
+import logging
+from fmconsume.cli import main
+def callback(message): ...
+logging.getLogger("fmconsume").addHandler(logging.StreamHandler())
+sys.argv = ["fmconsume", "--config", sys.argv[1]]
+from fmconsume import log, cli
+cli._dispatch = lambda args: [log.get_logger("fmconsume.x").error("e" * 100_000), 7][1]
+sys.exit(main())
+"""
+
+
+def test_end_while_the_log_is_stuck(tmp_path: Path) -> None:
+    """A log handler that blocks for ever keeps the command from nothing, its status neither."""
+    (tmp_path / "config.toml").touch()
+    reader, writer = os.pipe()
+    command = [sys.executable, "-c", HEAD + _STUCK, str(tmp_path / "config.toml")]
+    done = subprocess.run(command, stderr=writer, timeout=50)
+    os.close(reader)
+    os.close(writer)
+    assert done.returncode == 7
