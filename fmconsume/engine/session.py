@@ -303,8 +303,8 @@ class Session:
     # -- using it ----------------------------------------------------------
 
     def tick(self, seconds: float) -> None:
-        """Make sure that something happens every so many seconds, or half a heartbeat."""
-        seconds = min(seconds, self._heartbeat / 2 or seconds)
+        """Make sure that something happens every so many seconds, or quarter of a heartbeat."""
+        seconds = min(seconds, self._heartbeat / 4 or seconds)
         if monotonic() - self._sending_since > _DEADLINE - seconds:
             raise SessionLost("the broker takes no acknowledgements")
         # Twice: pika's loop calls also while it blocks, and its connection ends a wait.

@@ -255,6 +255,8 @@ class Supervisor(threading.Thread):
         try:
             opener.start()
         except RuntimeError as exc:
+            if not self._sessions:
+                raise  # Nothing is lost by a new start.
             raise SessionLost(f"{address.name}: no thread to connect with ({exc})") from exc
         while self._ending is None:
             self._take_one(self._turn_seconds)

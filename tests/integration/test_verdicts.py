@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 
 import pytest
 
@@ -213,12 +214,18 @@ def test_verdict_exception(broker, queue, run_consumer, caplog, error):
 
 
 def test_verdict_exception_counts_once(broker, new_queue, run_consumer):
-    """A failure counts once towards the delivery limit of a quorum queue, however it ends."""
+    """A failure counts once towards the delivery limit of a quorum queue.
+
+    RabbitMQ 4.3 counts nothing else; earlier ones count each return, also of what never ran.
+    """
     arguments = {"x_queue_type": "quorum"}
     queue = new_queue(**arguments)
     broker.publish(queue, numbered(3))
 
+    runs = Counter()
+
     def fail(message):
+        runs[message.id] += 1
         raise RuntimeError("the disk is full")
 
     for _ in range(4):
@@ -226,9 +233,10 @@ def test_verdict_exception_counts_once(broker, new_queue, run_consumer):
         with pytest.raises(RuntimeError):
             running.result()
         wait_until(lambda: broker.depth(queue) == Depth(3, 0))
-    returned = broker.drain(queue)
-    assert {message.properties.headers["x-delivery-count"] for message in returned} <= {0, 4}
-    assert max(message.properties.headers["x-delivery-count"] for message in returned) == 4
+    assert sum(runs.values()) == 4
+    for message in broker.drain(queue):
+        count = message.properties.headers.get("x-delivery-count", 0)
+        assert count in (runs[message.properties.message_id], 4)
 
 
 def test_verdict_exception_among_several_workers(broker, queue, run_consumer, gate):
