@@ -52,7 +52,8 @@ _DEPTH = """
 {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),
 case amqqueue:get_type(Q) of
     rabbit_quorum_queue ->
-        [begin {{ok, {{_, N}}, _}} = ra:leader_query(amqqueue:get_pid(Q), {{rabbit_fifo, F, []}}), N end
+        Id = amqqueue:get_pid(Q),
+        [begin {{ok, {{_, N}}, _}} = ra:leader_query(Id, {{rabbit_fifo, F, []}}), N end
          || F <- [query_messages_ready, query_messages_checked_out]];
     _ ->
         [N || {{_, N}} <- rabbit_amqqueue:info(Q, [messages_ready, messages_unacknowledged])]
