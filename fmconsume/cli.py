@@ -63,7 +63,11 @@ def parser() -> argparse.ArgumentParser:
     add("--record", metavar="FILE", help="add each message to this file, as a line of JSON")
     add = result.add_mutually_exclusive_group().add_argument
     add("--check", action="store_true", help=_CHECK)
-    add("--drain", action="store_true", help="stop once the queues are empty")
+    add(
+        "--drain",
+        action="store_true",
+        help="stop once the queues are empty, but for what the callback returned",
+    )
     add("--replay", metavar="FILE", help=_REPLAY)
     add = result.add_argument
     add("--config", "--conf", metavar="FILE", help=_CONFIG)
