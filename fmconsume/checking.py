@@ -27,6 +27,7 @@ from .engine.failure import connect_error, reason
 from .engine.session import Topology
 from .exceptions import ConnectionException, ExitCode
 from .settings import addresses
+from .text import printable
 
 __all__ = ["Row", "advise", "check", "examine"]
 
@@ -77,6 +78,7 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
         Row("callback", getattr(callback, "__qualname__", repr(callback)), "imported"),
         *examine(topology, conf["tls"]),
     ]
+    rows = [row._replace(name=printable(row.name), status=printable(row.status)) for row in rows]
     width = max(len(row.name) for row in rows)
     for row in rows:
         mark = "!" if row.exit_code else " "

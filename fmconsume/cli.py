@@ -18,6 +18,7 @@ from .api import Consumer
 from .config import conf
 from .exceptions import ConfigurationException, ConnectionException, ExitCode, HaltConsumer
 from .settings import select, topology
+from .text import brief, describe, printable_lines
 from .version import __version__
 
 __all__ = ["main", "parser"]
@@ -158,7 +159,7 @@ def _run(consumer: Consumer) -> int:
         consumer.run()
     except HaltConsumer as exc:
         if exc.exit_code:
-            _complain(f"the callback halted the consumer: {exc}")
+            _complain(f"the callback halted the consumer: {brief(str(exc))}")
     except BaseException as exc:
         _complain(_explain(exc, consumer.exit_code))
         if consumer.exit_code > 128 and isinstance(exc, KeyboardInterrupt):
@@ -171,9 +172,9 @@ def _run(consumer: Consumer) -> int:
 
 def _explain(error: BaseException, exit_code: int) -> str:
     if exit_code == ExitCode.CALLBACK:
-        return f"the callback failed: {type(error).__name__}: {error}"
+        return f"the callback failed: {describe(error)}"
     if exit_code == ExitCode.UNEXPECTED:
-        return f"unexpected error, please report it: {type(error).__name__}: {error}"
+        return f"unexpected error, please report it: {describe(error)}"
     if isinstance(error, KeyboardInterrupt):
         return f"{error}: stopped without waiting for the callback; RabbitMQ will redeliver"
     return str(error)
@@ -181,4 +182,4 @@ def _explain(error: BaseException, exit_code: int) -> str:
 
 def _complain(text: str) -> None:
     """Say what is wrong on standard error, wherever the log goes."""
-    print(f"fmconsume: {text}", file=sys.stderr)
+    print(f"fmconsume: {printable_lines(text)}", file=sys.stderr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from typing import Any, Optional
 
+from .text import printable
+
 __all__ = [
     "BadDeclaration",
     "ConfigurationException",
@@ -47,8 +49,8 @@ class ValidationError(FmconsumeError):
     @property
     def summary(self) -> str:
         """The first line of what is wrong."""
-        lines = str(self).splitlines()
-        return lines[0] if lines else type(self).__name__
+        lines = str(self).splitlines() or [""]
+        return printable(lines[0]) or type(self).__name__
 
 
 class ConnectionException(FmconsumeError):
@@ -84,14 +86,18 @@ class PermissionException(FmconsumeError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"no permission for {self.obj_type} {str(self.description)!r}: {self.reason}"
+        return f"no permission for {self.obj_type} {str(self.description)!r}: " + printable(
+            self.reason
+        )
 
 
 class BadDeclaration(PermissionException):
     """Raised when the broker refuses to declare a queue, an exchange or a binding."""
 
     def __str__(self) -> str:
-        return f"cannot declare {self.obj_type} {str(self.description)!r}: {self.reason}"
+        return f"cannot declare {self.obj_type} {str(self.description)!r}: " + printable(
+            self.reason
+        )
 
 
 class ConsumeException(FmconsumeError):

@@ -26,7 +26,7 @@ from .engine.delivery import Delivery
 from .exceptions import ConfigurationException, HaltConsumer, ValidationError
 from .message import Message, dump_line
 from .rehearsal import Rehearsal
-from .schema import brief
+from .text import brief, describe, printable
 
 __all__ = ["FailedMessages", "Recorder", "replay"]
 
@@ -167,8 +167,7 @@ def _load(line: bytes, number: int) -> Delivery:
         )
         raw = base64.b64decode(body, validate=True) if is_binary else json.dumps(body).encode()
     except Exception as exc:
-        reason = f"{type(exc).__name__}: {exc}"
-        raise ValidationError(brief(f"line {number} holds no message: {reason}")) from exc
+        raise ValidationError(f"line {number} holds no message: {describe(exc)}") from exc
     return Delivery(
         1,
         number,
@@ -232,9 +231,9 @@ def _replay_line(
         outcome = rehearsal.run(_load(line, number))
     except ValidationError as exc:
         return "broken", exc.summary, None
-    text, error = f"line {number}, {outcome.delivery.name}", outcome.error
+    text, error = f"line {number}, {printable(outcome.delivery.name)}", outcome.error
     if error is None:
         return outcome.verdict.value, text, None
     if isinstance(error, HaltConsumer):
-        return "halted", f"{text}: {error}", error
-    return "failed", f"{text}: {type(error).__name__}: {error}", None
+        return "halted", f"{text}: {brief(str(error))}", error
+    return "failed", f"{text}: {describe(error)}", None

@@ -26,6 +26,7 @@ from pika.exceptions import (
 )
 
 from ..exceptions import BadDeclaration, PermissionException
+from ..text import printable
 from .address import Address
 from .delivery import ACK, NACK, Delivery
 from .failure import SessionLost, connect_error, reason
@@ -218,7 +219,7 @@ class Session:
         if is_connection and exc.reply_code not in _HOPELESS:
             return SessionLost(reason(exc))
         if self._settled_before and exc.reply_code in _PASSING:
-            return SessionLost(f"{obj_type} {name!r}: {exc.reply_text}")
+            return SessionLost(f"{obj_type} {name!r}: {printable(exc.reply_text)}")
         return BadDeclaration(obj_type, name, exc.reply_text)
 
     # -- using it ----------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from fmconsume import cli, config
 from fmconsume.cli import main
 from fmconsume.config import LazyConfig
-from fmconsume.exceptions import ConsumerCanceled, HaltConsumer
+from fmconsume.exceptions import BadDeclaration, ConsumerCanceled, HaltConsumer
 from fmconsume.version import __version__
 
 from .fakes import restored_configuration
@@ -240,6 +240,9 @@ def test_main_selects(consumers: list[FakeConsumer]) -> None:
         (HaltConsumer(256, "enough"), 256, 1, "the callback halted the consumer: enough"),
         (ConsumerCanceled("the broker cancelled"), 12, 12, "the broker cancelled"),
         (KeyError("apple"), 13, 13, "the callback failed: KeyError: 'apple'"),
+        (ValueError("a\nb\x1b[2J"), 13, 13, r"the callback failed: ValueError: a b\x1b[2J"),
+        (HaltConsumer(7, "a\nb\x9b"), 7, 7, r"the callback halted the consumer: a b\x9b"),
+        (BadDeclaration("queue", "a", "b\nc"), 10, 10, r"cannot declare queue 'a': b\nc"),
         (SystemExit(0), 13, 13, "the callback failed: SystemExit: 0"),
         (KeyError("a bug"), 11, 11, "unexpected error, please report it: KeyError: 'a bug'"),
     ],

@@ -311,6 +311,29 @@ def test_replay_broken_line(path: Path, capsys: pytest.CaptureFixture[str], line
     assert out.endswith("2 messages: 1 broken, 1 acknowledged\n")
 
 
+def test_replay_hostile_names(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each message is one harmless line, whatever it and its error are called."""
+    evil = "x\nacknowledged: line 9\r\x1b[2J\u202e\ud800"
+
+    def fail(message: Message) -> None:
+        raise ([HaltConsumer(0, evil), ValueError(evil), Drop()])[message.body["n"]]
+
+    messages = numbered(2, 1, 0)
+    for message in messages:
+        message.id = message.queue = message.topic = evil
+    record(path, *messages)
+    replay(str(path), fail)
+    lines = capsys.readouterr().out.split("\n")
+    assert [line.partition(":")[0] for line in lines] == [
+        "dropped",
+        "failed",
+        "halted",
+        "3 messages",
+        "",
+    ]
+    assert all(line.isprintable() for line in lines)
+
+
 def test_replay_invalid_message(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A message that a consumer would reject fails the replay without reaching the callback."""
     path.write_text('{"topic": "t", "body": [], "headers": {}}\n')
