@@ -12,6 +12,7 @@ from typing import Callable, NamedTuple, Optional
 
 from ..engine.delivery import Outcome
 from ..engine.state import Observer, Snapshot, State, Stats
+from .journal import PlainFormatter
 
 __all__ = ["BOUNDS", "STEP", "STEPS", "Entry", "History", "Recent", "Slow", "Tally"]
 
@@ -136,6 +137,7 @@ class Recent(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
+        self.setFormatter(PlainFormatter())
         #: Oldest first; replaced whole by the thread that logs.
         self.entries: tuple[Entry, ...] = ()
         #: What was put where.
@@ -143,12 +145,8 @@ class Recent(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Note a record."""
-        try:
-            entry = Entry(record.created, record.levelname, self.format(record)[:_ENTRY_LENGTH])
-        except Exception:  # Arguments that do not fit, or whose __str__ fails.
-            self.handleError(record)
-        else:
-            self.entries = (*self.entries[1 - _ENTRIES :], entry)
+        entry = Entry(record.created, record.levelname, self.format(record)[:_ENTRY_LENGTH])
+        self.entries = (*self.entries[1 - _ENTRIES :], entry)
 
     def __enter__(self) -> Recent:
         root, ours = logging.getLogger(), logging.getLogger("fmconsume")

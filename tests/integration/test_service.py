@@ -228,7 +228,7 @@ def test_journal_priorities(broker, queue, folder):
     assert rejected.startswith(
         f"<4>[fmconsume.engine.workers WARNING] message torn from queue {queue!r} rejected: "
     )
-    traceback = lines.index("<3>Traceback (most recent call last):")
+    traceback = lines.index("<3>  Traceback (most recent call last):")
     assert queue in lines[traceback - 1]
     assert all(line[:3] in ("<3>", "<4>", "<6>") for line in lines[:-1])
 

@@ -15,8 +15,8 @@ HOUSE = Path(fmconsume.__file__).parent
 #: Lowest first. A module imports from floors below its own, never from its own.
 FLOORS = (
     "text version",
-    "exceptions notes engine/backoff engine/certificate engine/coroutines service/journal "
-    "engine/__init__ service/__init__",
+    "exceptions notes engine/backoff engine/certificate engine/coroutines "
+    "service/journal engine/__init__ service/__init__",
     "config schema schema_utils engine/delivery engine/address callbacks",
     "message engine/ledger engine/memory engine/state engine/failure",
     "engine/unsettled engine/workers engine/session engine/line service/systemd service/history",
