@@ -70,6 +70,8 @@ class Monitoring:
             reason = str(getattr(exc, "strerror", None) or exc).partition(" (")[0]
             raise ConfigurationException(f"monitoring: cannot listen at {where}: {reason}") from exc
         self.recent.__enter__()
+        # The consumer may have been made long before it runs.
+        self.history.seen = monotonic()
         for number in range(_THREADS):
             name = f"fmconsume-monitoring-{number + 1}"
             Thread(target=self._serve, name=name, daemon=True).start()
@@ -162,6 +164,9 @@ def _read_request(connection: socket.socket) -> bytes:
 
 def _live(monitoring: Monitoring, headers: Headers) -> _Answer:
     snapshot = monitoring.history.snapshot
+    silence = monitoring.history.silence
+    if silence:
+        return _json(503, {"status": silence})
     if snapshot.overdue or snapshot.dead_workers:
         return _json(503, {"status": "a callback is past callback_timeout, or a worker ended"})
     return _json(200, {"status": "OK"})
@@ -169,7 +174,7 @@ def _live(monitoring: Monitoring, headers: Headers) -> _Answer:
 
 def _ready(monitoring: Monitoring, headers: Headers) -> _Answer:
     """Tell whether messages flow, in the words of fedora-messaging."""
-    state, stats = monitoring.history.state, monitoring.history.stats()
+    history, stats = monitoring.history, monitoring.history.stats()
     consumed = {
         "received": stats.received,
         "processed": stats.acknowledged,
@@ -177,8 +182,9 @@ def _ready(monitoring: Monitoring, headers: Headers) -> _Answer:
         "rejected": stats.rejected + stats.requeued,
         "failed": stats.failed,
     }
-    answer = {"consuming": state.is_consuming, "state": state.text, "consumed": consumed}
-    return _json(200 if state.is_consuming else 503, answer)
+    text = history.silence or history.state.text
+    answer = {"consuming": history.is_consuming, "state": text, "consumed": consumed}
+    return _json(200 if history.is_consuming else 503, answer)
 
 
 def _json(status: int, value: object) -> _Answer:

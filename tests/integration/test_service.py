@@ -284,6 +284,20 @@ def test_metrics_agree_with_the_broker(broker, new_queue, serve, ask):
     assert list(consumed.values()) == [61, 40, 10, 11, 0]
 
 
+def test_metrics_of_a_queue_named_by_the_broker(broker, proxy, serve, ask):
+    """A queue that has another name after each reconnection is counted on under one."""
+    serve(url=proxy.url(), queues=None)
+    count = 'fmconsume_deliveries_total{outcome="acknowledged",queue="(server-named)"}'
+    wait_until(lambda: ask("/ready")[0] == 200)
+    for number in range(1, 4):
+        reconnected = f"fmconsume_reconnections_total {number - 1}.0"
+        wait_until(lambda text=reconnected: text in ask("/metrics")[1])
+        broker.publish("some.topic", [{"n": number}], exchange="amq.topic")
+        wait_until(lambda number=number: f"{count} {number}.0" in ask("/metrics")[1])
+        proxy.cut()
+    assert "amq.gen-" not in ask("/metrics")[1]
+
+
 def test_page_of_the_command(broker, queue, serve, ask):
     """The status page shows the queue, the broker and what became of the messages."""
     broker.publish(queue, [*numbered(1), b"no json"])

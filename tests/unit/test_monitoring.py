@@ -81,6 +81,30 @@ def test_live_hanging(server: Monitoring, trouble: str) -> None:
     assert ask(server, "/live")[0] == 200
 
 
+def test_silent_supervisor(server: Monitoring) -> None:
+    """A supervisor that is dead or stuck is neither alive nor ready, whatever it said last."""
+    server.history.on_state(CONSUMING)
+    server.history.seen -= 100
+    reason = "no sign of life from the supervisor for 100 s"
+    assert ask(server, "/live")[::2] == (503, f'{{"status": "{reason}"}}\n')
+    status, _, body = ask(server, "/ready")
+    assert (status, json.loads(body)["consuming"], json.loads(body)["state"]) == (
+        503,
+        False,
+        reason,
+    )
+    server.history.on_tick(look())
+    assert (ask(server, "/live")[0], ask(server, "/ready")[0]) == (200, 200)
+
+
+def test_consumer_made_long_before_it_runs() -> None:
+    """The time before the start is no silence."""
+    server = Monitoring(lambda: STATS, "localhost", 0)
+    server.history.seen -= 100
+    with server:
+        assert ask(server, "/live")[0] == 200
+
+
 def test_ready(server: Monitoring) -> None:
     """A consumer is ready while it consumes, whatever its mood; the answer has the counts."""
     assert ask(server, "/ready")[0] == 503
