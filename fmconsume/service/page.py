@@ -69,6 +69,7 @@ setInterval(async () => {{
   if (document.hidden || document.querySelector("details[open]")) return;
   try {{
     const answer = await fetch("/", {{cache: "no-store", signal: AbortSignal.timeout(10000)}});
+    if (!answer.ok) throw answer.status;
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     document.querySelector("main").replaceWith(fresh.querySelector("main"));
     document.title = fresh.title;

@@ -11,6 +11,7 @@ import uuid
 from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -311,13 +312,16 @@ def test_page_of_the_command(broker, queue, serve, ask):
 
 
 def test_hostile_clients_delay_no_message(broker, queue, port, serve, ask):
-    """Clients that hold every thread of the server, and more, do not hold a message."""
+    """Clients that are idle, and as many as there may be, hold neither a message nor a probe."""
     command = serve()
     wait_until(lambda: ask("/ready")[0] == 200)
     with ExitStack() as stack:
-        for number in range(50):
+        for number in range(120):
             client = stack.enter_context(socket.create_connection((LOOPBACK, port)))
             client.sendall(b"GET / HTTP/1.1\r\nX: " * (number % 2))
+        began = monotonic()
+        assert ask("/live")[0] == 200
+        assert monotonic() - began < 1
         broker.publish(queue, numbered(100))
         wait_until(lambda: command.printed().count("took") == 100, timeout=5)
 

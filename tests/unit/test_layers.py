@@ -17,7 +17,7 @@ FLOORS = (
     "text version",
     "exceptions notes engine/backoff engine/certificate engine/coroutines "
     "service/journal engine/__init__ service/__init__",
-    "config schema schema_utils engine/delivery engine/address callbacks",
+    "config schema schema_utils service/server engine/delivery engine/address callbacks",
     "message engine/ledger engine/memory engine/state engine/failure",
     "engine/unsettled engine/workers engine/session engine/line service/systemd service/history",
     "engine/opener engine/tasks engine/watch example settings service/metrics service/page",
