@@ -22,16 +22,16 @@ from typing import Any, Callable
 
 from .engine.coroutines import CoroutineRunner
 from .exceptions import ConfigurationException
+from .text import describe
 
 __all__ = [
-    "describe",
     "find_function",
     "instantiate",
     "is_users_own",
     "load_from_file",
     "load_from_module",
+    "locate",
     "prepare",
-    "summarize",
 ]
 
 
@@ -140,19 +140,12 @@ def is_users_own(exc: BaseException) -> bool:
     return any(frame.f_code is _run.__code__ for frame, _ in frames)
 
 
-def describe(exc: BaseException) -> str:
+def locate(exc: BaseException) -> str:
     """Say what was raised and where, in one line."""
     if isinstance(exc, SyntaxError):  # It says so itself, and better.
-        return summarize(exc)
+        return describe(exc)
     last = traceback.extract_tb(exc.__traceback__)[-1]
-    return f"{summarize(exc)} ({Path(last.filename).name}, line {last.lineno})"
-
-
-def summarize(exc: BaseException) -> str:
-    """Say what was raised, in one line."""
-    # str() may fail on a class of the user's.
-    text = " ".join(str(traceback.TracebackException(type(exc), exc, None)).split())
-    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__
+    return f"{describe(exc)} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _run(function: Callable[..., Any], *args: Any) -> Any:
@@ -168,7 +161,7 @@ def _construct(cls: Any) -> Any:
         if len(traceback.extract_tb(exc.__traceback__)) > 2:
             raise
         what = f"callback class {cls.__module__}.{cls.__qualname__} could not be constructed"
-        raise ValueError(f"{what}: {summarize(exc)}; it is called without arguments") from exc
+        raise ValueError(f"{what}: {describe(exc)}; it is called without arguments") from exc
 
 
 def _refuse_generator(callback: Any) -> None:
@@ -228,4 +221,4 @@ def _object_of(module: ModuleType, name: str, path: str) -> Any:
 def _failure(where: str, exc: BaseException) -> str:
     is_alias_missing = isinstance(exc, ModuleNotFoundError) and exc.name == "fedora_messaging"
     hint = "; run it with --as-fedora-messaging" if is_alias_missing else ""
-    return f"importing {where} failed: {describe(exc)}{hint}"
+    return f"importing {where} failed: {locate(exc)}{hint}"

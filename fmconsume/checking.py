@@ -42,6 +42,7 @@ from .engine.session import Topology
 from .exceptions import ConnectionException, ExitCode
 from .redaction import hide_passwords, redact_value
 from .settings import addresses
+from .text import printable
 
 __all__ = ["Row", "advise", "check", "examine"]
 
@@ -101,9 +102,11 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
         _look_at_callback(callback),
         *examine(topology, conf["tls"]),
     ]
-    # A URL may stand where a file or a queue should.
+    # A URL may stand where a file or a queue should, and names are the choice of others.
     rows = [
-        row._replace(name=redact_value(row.name), status=hide_passwords(row.status))
+        row._replace(
+            name=printable(redact_value(row.name)), status=printable(hide_passwords(row.status))
+        )
         for row in found
     ]
     width = max(len(row.name) for row in rows)

@@ -27,6 +27,7 @@ from .exceptions import (
 from .log import get_logger, is_stuck
 from .settings import select, topology
 from .shortage import shortage
+from .text import brief, describe
 from .version import __version__
 
 __all__ = ["main", "parser"]
@@ -125,7 +126,7 @@ def _verdict(exc: BaseException) -> tuple[str, ExitCode]:
     if callbacks.is_users_own(exc):
         # Whatever it is: an unfinished boot, a database that is away, or a mistake.
         _log.error("the callback cannot be made ready", exc_info=exc)
-        text = f"the callback failed before the first message: {callbacks.describe(exc)}"
+        text = f"the callback failed before the first message: {callbacks.locate(exc)}"
         return text, ExitCode.TEMPORARY
     exc = shortage(exc) or exc
     if isinstance(exc, (UnavailableException, OSError)):
@@ -203,7 +204,7 @@ def _run(consumer: Consumer) -> int:
         consumer.run()
     except HaltConsumer as exc:
         if exc.exit_code:
-            console.complain(f"the callback halted the consumer: {' '.join(str(exc).split())}")
+            console.complain(f"the callback halted the consumer: {brief(str(exc))}")
     except BaseException as exc:
         console.complain(_explain(exc, consumer.exit_code))
         if consumer.exit_code > 128 and isinstance(exc, KeyboardInterrupt):
@@ -214,9 +215,9 @@ def _run(consumer: Consumer) -> int:
 
 def _explain(error: BaseException, exit_code: int) -> str:
     if exit_code == ExitCode.CALLBACK:
-        return f"the callback failed: {callbacks.summarize(error)}"
+        return f"the callback failed: {describe(error)}"
     if exit_code == ExitCode.UNEXPECTED:
-        return f"unexpected error, please report it: {callbacks.summarize(error)}"
+        return f"unexpected error, please report it: {describe(error)}"
     if isinstance(error, KeyboardInterrupt):
         return f"{error}: stopped without waiting for the callback; RabbitMQ will redeliver"
     return str(error)

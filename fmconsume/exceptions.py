@@ -6,6 +6,7 @@ import enum
 from typing import Any, Optional
 
 from .redaction import hide_passwords, redact_value
+from .text import printable
 
 __all__ = [
     "BadDeclaration",
@@ -54,8 +55,8 @@ class ValidationError(FmconsumeError):
     @property
     def summary(self) -> str:
         """The first line of what is wrong."""
-        lines = str(self).splitlines()
-        return lines[0] if lines else type(self).__name__
+        lines = str(self).splitlines() or [""]
+        return printable(lines[0]) or type(self).__name__
 
 
 class ConnectionException(FmconsumeError):
@@ -97,7 +98,8 @@ class PermissionException(FmconsumeError):
 
     def __str__(self) -> str:
         name = redact_value(str(self.description))
-        return hide_passwords(f"no permission for {self.obj_type} {name!r}: {self.reason}")
+        text = f"no permission for {self.obj_type} {name!r}: {printable(self.reason)}"
+        return hide_passwords(text)
 
 
 class BadDeclaration(PermissionException):
@@ -105,7 +107,8 @@ class BadDeclaration(PermissionException):
 
     def __str__(self) -> str:
         name = redact_value(str(self.description))
-        return hide_passwords(f"cannot declare {self.obj_type} {name!r}: {self.reason}")
+        text = f"cannot declare {self.obj_type} {name!r}: {printable(self.reason)}"
+        return hide_passwords(text)
 
 
 class ConsumeException(FmconsumeError):

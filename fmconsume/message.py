@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, Optional, Union
 from . import config, schema
 from .exceptions import ConfigurationException, ValidationError
 from .log import get_logger
-from .schema import brief
 from .schema_utils import user_avatar_url
+from .text import brief, describe, printable, printable_lines
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution, EntryPoint
@@ -175,7 +175,7 @@ class Message:
                 for item in getattr(self, attribute):
                     headers[f"fedora_messaging_{kind}_{item}"] = True
             except Exception as exc:  # A subclass's property, over a body not yet validated.
-                _log.warning("%s.%s failed: %r", type(self).__name__, attribute, exc)
+                _log.warning("%s.%s failed: %s", type(self).__name__, attribute, describe(exc))
         return headers
 
     @property
@@ -280,11 +280,10 @@ class Message:
 
     def __str__(self) -> str:
         """Show all of the message to a person; for subclasses to override."""
-        text = (
-            f"Id: {self.id}\nTopic: {self.topic}\n"
+        return printable_lines(
+            f"Id: {printable(self.id)}\nTopic: {printable(self.topic)}\n"
             f"Headers: {_pretty(self._headers)}\nBody: {_pretty(self.body)}"
         )
-        return _UNPRINTABLE.sub(lambda match: ascii(match[0])[1:-1], text)
 
     @property
     def summary(self) -> str:
@@ -742,7 +741,3 @@ def _pretty(value: Any) -> str:
         return json.dumps(_plain(value), ensure_ascii=False, indent=4, sort_keys=True)
     except Exception:  # A cycle, or nested too deep; it is to be shown nevertheless.
         return reprlib.repr(value)
-
-
-# Half characters would end the print(), and control characters command the terminal.
-_UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -27,6 +27,7 @@ from .exceptions import ConnectionException, PublishException, PublishTimeout
 from .log import get_logger
 from .message import Message
 from .settings import addresses
+from .text import printable
 
 __all__ = ["Publisher", "publish"]
 
@@ -144,7 +145,8 @@ class Publisher:
 
     def _explain(self) -> str:
         line = self._line
-        blocked = f"the broker blocks publishers: {line.blocked}" if line and line.blocked else ""
+        blocked = printable(line.blocked) if line else ""
+        blocked = blocked and f"the broker blocks publishers: {blocked}"
         return blocked or self._trouble or "no answer from the broker"
 
     # -- its own thread ----------------------------------------------------

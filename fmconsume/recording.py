@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import base64
 import copy
+import fcntl
 import hashlib
 import itertools
 import json
+import logging
 import os
 import re
+import reprlib
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, NoReturn
 
 from pika import BasicProperties
 
@@ -33,12 +37,19 @@ from .exceptions import (
 )
 from .message import Message, dump_line
 from .rehearsal import Rehearsal
-from .schema import brief
+from .text import brief, describe, printable
 
 __all__ = ["FailedMessages", "Recorder", "replay"]
 
+_log = logging.getLogger(__name__)
+
 #: Characters of the progress bar.
 _WIDTH = 40
+#: The files of FailedMessages, and no other, are named so; before they are whole: so.
+_KEPT = re.compile(r".*-[0-9a-f]{16}\.fmconsume\.json", re.DOTALL)
+_PARTIAL = ".fmconsume-", ".part"
+#: Bytes of a topic in such a name; file systems take 255 in all.
+_TOPIC_BYTES = 100
 
 
 class Recorder:
@@ -58,7 +69,7 @@ class Recorder:
             _end_torn_line(path)
         except OSError as exc:
             raise ConfigurationException(f"cannot record to {path!r}: {exc.strerror}") from exc
-        self._limit = limit if sys.stderr.isatty() else None
+        self._limit = limit if sys.stderr and sys.stderr.isatty() else None
         self._count = itertools.count(1)
 
     def __call__(self, message: Message) -> None:
@@ -89,6 +100,8 @@ def _show_progress(count: int, limit: int) -> None:
 class FailedMessages:
     """A folder of messages that made the callback fail, each a file to be replayed.
 
+    Several processes may share it. Files that it did not name itself it does not touch.
+
     Args:
         folder: It is made if it is not there.
         limit: How many are kept; the oldest goes first.
@@ -106,55 +119,107 @@ class FailedMessages:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as exc:
             raise UnavailableException(f"failed_messages {folder!r}: {exc.strerror}") from exc
+        self._remove_leftovers()
 
     def keep(self, delivery: Delivery, error: BaseException) -> None:
-        """Write a message and the traceback; one that fails again replaces its own file."""
+        """Write a message and the traceback; one that fails again replaces its own file.
+
+        Raises:
+            OSError: It cannot be written.
+        """
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-        line = _dump(self._message_of(delivery), traceback=trace)
-        # Made for its owner alone, and not half written where somebody may read it.
-        number, path = tempfile.mkstemp(dir=self._folder)
+        self._write(self._line_of(delivery, trace), _file_name(delivery))
+        try:
+            self._remove_oldest()
+        except OSError as exc:
+            _log.error("failed_messages: an old one cannot be removed: %s", describe(exc))
+
+    def _line_of(self, delivery: Delivery, trace: str) -> bytes:
+        properties: Any = delivery.properties
+        message = Message(topic=delivery.routing_key, properties=properties)
+        message.body, message.queue = self._body_of(delivery), delivery.queue
+        try:
+            return _dump(message, traceback=trace)
+        except Exception:  # It holds itself (the callback may have seen to that), or is too deep.
+            message.body, headers = delivery.body, reprlib.repr(properties.headers)
+            message._properties = BasicProperties(message_id=message.id, priority=message.priority)
+            return _dump(message, traceback=trace, unreadable_headers=headers)
+
+    def _body_of(self, delivery: Delivery) -> Any:
+        body = delivery.body
+        if self._body_mode != "bytes":
+            with suppress(Exception):  # What does not decode is kept as it came.
+                text = body.decode(delivery.properties.content_encoding or "utf-8")
+                return json.loads(text, parse_constant=_refuse)
+        return body
+
+    def _write(self, line: bytes, name: str) -> None:
+        """Make a file for its owner alone, and never half of one where somebody may read it."""
+        number, path = tempfile.mkstemp(_PARTIAL[1], _PARTIAL[0], self._folder)
         try:
             with open(number, "wb") as file:
+                with suppress(OSError):  # Not every file system has locks.
+                    fcntl.flock(file, fcntl.LOCK_EX)
                 file.write(line)
-            os.replace(path, self._folder / _file_name(delivery))
-        except OSError:
-            os.unlink(path)
+                file.flush()
+                # The file system's own clock may not tell this one from the one before.
+                os.utime(number, ns=(time.time_ns(), time.time_ns()))
+                os.replace(path, self._folder / name)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(path)
             raise
-        self._remove_oldest()
 
-    def _message_of(self, delivery: Delivery) -> Message:
-        body: Any = delivery.body
-        if self._body_mode != "bytes":
-            body = json.loads(body.decode(delivery.properties.content_encoding or "utf-8"))
-        message = Message(topic=delivery.routing_key, properties=delivery.properties)
-        message.body, message.queue = body, delivery.queue
-        return message
+    def _remove_leftovers(self) -> None:
+        """Remove what a process that was killed had not finished."""
+        for path in self._folder.glob("*".join(_PARTIAL)):
+            # Whoever still writes it has locked it.
+            with suppress(OSError), open(path, "rb+") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
     def _remove_oldest(self) -> None:
-        files = sorted(self._folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for path in files[: -self._limit]:
-            path.unlink(missing_ok=True)  # Another worker may have been here.
+        ages = []
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                if _KEPT.fullmatch(entry.name):
+                    with suppress(FileNotFoundError):  # Another worker removes files too.
+                        ages.append((entry.stat().st_mtime_ns, entry.path))
+        for _, path in sorted(ages)[: -self._limit]:
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _file_name(delivery: Delivery) -> str:
     """Name a message so that it keeps its name when it comes again."""
-    known = f"{delivery.queue} {delivery.properties.message_id} {delivery.routing_key}"
+    known = repr((delivery.queue, delivery.properties.message_id, delivery.routing_key))
     digest = hashlib.sha256(known.encode() + delivery.body).hexdigest()[:16]
-    readable = re.sub(r"[^\w.-]+", "_", str(delivery.routing_key))[:100]
-    return f"{readable}-{digest}.json"
+    encoding = sys.getfilesystemencoding()
+    readable = re.sub(r"[^\w.-]+", "_", str(delivery.routing_key)).encode(encoding, "ignore")
+    return f"{readable[:_TOPIC_BYTES].decode(encoding, 'ignore')}-{digest}.fmconsume.json"
 
 
 # -- Lines -----------------------------------------------------------------------------
 
 
 def _dump(message: Message, **more: object) -> bytes:
-    """Turn a message into a line of ASCII; a body of bytes into base64."""
+    """Turn a message into a line of ASCII; a body of bytes into base64.
+
+    Raises:
+        ValidationError: It is not to be had as JSON.
+    """
     body: Any = message.body
     if isinstance(body, bytes):
         message = copy.copy(message)
         message.body = base64.b64encode(body).decode()
         more["body_encoding"] = "base64"
-    return json.dumps({**json.loads(dump_line(message)), **more}).encode() + b"\n"
+    # NaN and the infinities, which JSON does not have, become strings.
+    fields = json.loads(dump_line(message), parse_constant=str)
+    return json.dumps({**fields, **more}).encode() + b"\n"
 
 
 def _load(line: bytes, number: int) -> Delivery:
@@ -175,8 +240,7 @@ def _load(line: bytes, number: int) -> Delivery:
         )
         raw = base64.b64decode(body, validate=True) if is_binary else json.dumps(body).encode()
     except Exception as exc:
-        reason = f"{type(exc).__name__}: {exc}"
-        raise ValidationError(brief(f"line {number} holds no message: {reason}")) from exc
+        raise ValidationError(f"line {number} holds no message: {describe(exc)}") from exc
     return Delivery(
         1,
         number,
@@ -240,9 +304,9 @@ def _replay_line(
         outcome = rehearsal.run(_load(line, number))
     except ValidationError as exc:
         return "broken", exc.summary, None
-    text, error = f"line {number}, {outcome.delivery.name}", outcome.error
+    text, error = f"line {number}, {printable(outcome.delivery.name)}", outcome.error
     if error is None:
         return outcome.verdict.value, text, None
     if isinstance(error, HaltConsumer):
-        return "halted", f"{text}: {error}", error
-    return "failed", f"{text}: {type(error).__name__}: {error}", None
+        return "halted", f"{text}: {brief(str(error))}", error
+    return "failed", f"{text}: {describe(error)}", None

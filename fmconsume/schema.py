@@ -5,20 +5,13 @@ from __future__ import annotations
 from typing import Any, NoReturn
 
 from .exceptions import ConfigurationException, ValidationError
+from .text import brief
 
-__all__ = ["brief", "check"]
+__all__ = ["check"]
 
 #: Schema and validator by class and part, so that a property that builds its schema
 #: anew for each message neither compiles each time nor fills the memory.
 _compiled: dict[tuple[type, str], tuple[Any, Any]] = {}
-
-
-def brief(text: str) -> str:
-    """Cut a text down to one line of at most 300 printable characters."""
-    # Publishers choose some of it, and control characters command the terminal.
-    line = " ".join(text[:1000].split())
-    line = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
-    return line if len(line) <= 300 else f"{line[:297]}..."
 
 
 def check(owner: type, part: str, schema: Any, instance: Any) -> None:

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..text import printable
+
 if TYPE_CHECKING:
     from pika.spec import BasicProperties
 
@@ -60,7 +62,7 @@ class Delivery:
     @property
     def name(self) -> str:
         """The message as the log calls it."""
-        return f"message {self.message_id} from queue {self.queue!r}"
+        return f"message {printable(self.message_id)} from queue {self.queue!r}"
 
 
 @dataclass

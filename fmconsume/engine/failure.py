@@ -17,6 +17,7 @@ from pika.exceptions import (
 
 from ..exceptions import ConnectionException
 from ..redaction import hide_passwords
+from ..text import brief, printable
 from .address import Address
 
 __all__ = ["SessionLost", "connect_error", "make_parameters", "reason"]
@@ -91,7 +92,9 @@ def connect_error(address: Address, exc: BaseException) -> Exception:
         return ConnectionException(reason=f"{address.name}: {alert[1].strip()}")
     closed = _CLOSED_WHILE_OPENING.search(str(cause))
     if closed and _is_refusal(int(closed["code"]), closed["text"]):
-        return ConnectionException(reason=f"{address.name}: {closed['code']} {closed['text']}")
+        return ConnectionException(
+            reason=f"{address.name}: {closed['code']} {printable(closed['text'])}"
+        )
     return SessionLost(text)
 
 
@@ -103,9 +106,9 @@ def _is_refusal(code: int, text: str) -> bool:
 def reason(exc: BaseException) -> str:
     """Say in one line what happened."""
     if isinstance(exc, (ChannelClosedByBroker, ConnectionClosedByBroker)):
-        return f"{exc.reply_code} {exc.reply_text}"
+        return f"{exc.reply_code} {printable(exc.reply_text)}"
     root = _root(exc)
-    text = " ".join(str(root).split()) or type(root).__name__
+    text = brief(str(root)) or type(root).__name__
     if _UNREADABLE.search(text):
         text += "; pika cannot read a message's headers: look at the head of the queue"
     return text

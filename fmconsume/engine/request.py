@@ -16,7 +16,7 @@ from pika.frame import Header, Method
 from pika.spec import Basic
 
 from ..exceptions import ValidationError
-from ..schema import brief
+from ..text import brief
 
 __all__ = ["Request"]
 

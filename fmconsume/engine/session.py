@@ -30,6 +30,7 @@ from pika.exceptions import (
 from ..exceptions import BadDeclaration, ConsumerCanceled, FmconsumeError, PermissionException
 from ..log import get_logger
 from ..redaction import hide_passwords
+from ..text import printable
 from .address import Address
 from .delivery import ACK, FAIL, NACK, Delivery
 from .failure import SessionLost, connect_error, make_parameters, reason
@@ -276,7 +277,7 @@ class Session:
         if is_connection and exc.reply_code not in _HOPELESS:
             return SessionLost(reason(exc))
         if exc.reply_code in self._passing or _AWAY.search(exc.reply_text):
-            return SessionLost(f"{obj_type} {name!r}: {exc.reply_text}")
+            return SessionLost(f"{obj_type} {name!r}: {printable(exc.reply_text)}")
         return BadDeclaration(obj_type, name, exc.reply_text)
 
     @contextmanager

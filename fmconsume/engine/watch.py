@@ -12,6 +12,7 @@ from time import monotonic
 from typing import Callable, Optional
 
 from ..log import get_logger
+from ..text import printable
 from .delivery import Delivery, Outcome
 from .session import Session
 from .state import Observer, Snapshot, State, Stats
@@ -26,6 +27,8 @@ _log = get_logger(__name__)
 _TICK = 1.0
 #: A message that is in hand for longer is shown in the state, seconds.
 _SLOW = 60.0
+#: The text of a state is cut to so many characters; it may name many queues.
+_LENGTH = 2000
 #: States in which somebody may have to act.
 _TROUBLE = {"waiting", "blocked", "busy", "prefetch full"}
 
@@ -70,6 +73,7 @@ class Watch:
 
     def enter(self, name: str, text: str) -> None:
         """Change the state; each change is one log line."""
+        text = printable(text, _LENGTH)
         if (name, text) == self.state:
             return
         if name != self.state.name or name == "connecting":

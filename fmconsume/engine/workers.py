@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from ..exceptions import Drop, HaltConsumer, Nack, ValidationError
 from ..log import get_logger
+from ..text import brief, describe
 from .coroutines import format_stack
 from .delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome
 
@@ -110,7 +111,7 @@ class Worker(ABC):
             _log.warning("%s rejected: %s", delivery.name, exc.summary)
             return Outcome(delivery, REJECT)
         except BaseException as exc:
-            _log.error("%s could not be decoded, put back: %r", delivery.name, exc)
+            _log.error("%s could not be decoded, put back: %s", delivery.name, describe(exc))
             return Outcome(delivery, FAIL, exc)
 
     def _judge(self, delivery: Delivery, exc: BaseException, started: float) -> Outcome:
@@ -123,7 +124,7 @@ class Worker(ABC):
             _log.warning("%s dropped by the callback", delivery.name)
             verdict = DROP
         elif isinstance(exc, HaltConsumer):
-            _log.info("%s halted the consumer: %s", delivery.name, exc)
+            _log.info("%s halted the consumer: %s", delivery.name, brief(str(exc)))
             verdict, error = (NACK if exc.requeue else ACK), exc
         else:
             # SystemExit too: a callback that calls sys.exit() did not finish its message.
@@ -137,7 +138,7 @@ class Worker(ABC):
             try:
                 self.keep(delivery, error)
             except Exception as exc:
-                _log.error("%s could not be kept: %r", delivery.name, exc)
+                _log.error("%s could not be kept: %s", delivery.name, describe(exc))
 
     def _report(self, outcome: Outcome) -> None:
         self.current = self._awaited = None

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
+from collections import Counter
 from time import monotonic, time
 from typing import Callable, NamedTuple, Optional
 
 from ..engine.delivery import Outcome
 from ..engine.state import Observer, Snapshot, State, Stats
+from ..text import printable
+from .journal import PlainFormatter
 
 __all__ = ["BOUNDS", "STEP", "STEPS", "Entry", "History", "Recent", "Slow", "Tally"]
 
@@ -19,6 +22,11 @@ __all__ = ["BOUNDS", "STEP", "STEPS", "Entry", "History", "Recent", "Slow", "Tal
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 #: The rate is counted in steps of so many seconds, and so many of them are remembered.
 STEP, STEPS = 5, 120
+#: Seconds without a sign of life after which the supervisor is taken for dead. It gives one every
+#: five, and nothing that it does takes longer than thirty.
+_SILENCE = 60.0
+#: RabbitMQ begins the names that it chooses with this, and nobody else may declare such a one.
+_SERVER_NAMED = "amq.gen-"
 #: Slow callbacks and log entries that are remembered.
 _SLOW, _ENTRIES = 8, 20
 #: A log entry is cut to so many characters.
@@ -79,28 +87,45 @@ class History(Observer):
         self.state = State("connecting", "connecting")
         #: When the name of the state changed, monotonic seconds.
         self.since = self.started
+        #: When the supervisor last gave a sign of life, monotonic seconds.
+        self.seen = self.started
         self.snapshot = Snapshot(self.state, Stats(), 0, 0, 0, 0, 0, "")
         #: The last broker that was connected.
         self.broker = ""
         #: When the last delivery was noticed, monotonic seconds; None before the first.
         self.delivered: Optional[float] = None
-        #: Ready messages, by queue.
+        #: Ready messages, by queue; empty without a session.
         self.depths: dict[str, int] = {}
+        #: What became of deliveries, by queue.
         self.tallies: dict[str, Tally] = {}
         #: Outcomes by the number of the step in which they came.
         self.rate: dict[int, int] = {}
         #: Slowest first.
         self.slowest: list[Slow] = []
 
+    @property
+    def silence(self) -> str:
+        """Say so when the supervisor is dead or stuck; "" while it is not. Thread: any."""
+        seconds = monotonic() - self.seen
+        if seconds <= _SILENCE:
+            return ""
+        return f"no sign of life from the supervisor for {seconds:.0f} s"
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether messages are taken from the broker as they come. Thread: any."""
+        return self.state.is_consuming and not self.silence
+
     def on_state(self, state: State) -> None:
         """Note a change of state."""
+        self.seen = monotonic()
         if state.name != self.state.name:
             self.since = monotonic()
         self.state = state
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Count an outcome."""
-        queue = outcome.delivery.queue
+        queue = _label(outcome.delivery.queue)
         if queue not in self.tallies:
             self.tallies = {**self.tallies, queue: Tally()}
         self.tallies[queue].add(outcome)
@@ -111,8 +136,11 @@ class History(Observer):
 
     def on_tick(self, snapshot: Snapshot) -> None:
         """Take a look, and forget what is old."""
+        self.seen = monotonic()
         if snapshot.stats.received != self.snapshot.stats.received:
-            self.delivered = monotonic()
+            self.delivered = self.seen
+        if not snapshot.broker:
+            self.depths = {}
         self.broker = snapshot.broker or self.broker
         self.snapshot = snapshot
         oldest = int(monotonic() / STEP) - STEPS
@@ -120,15 +148,21 @@ class History(Observer):
 
     def on_depths(self, depths: dict[str, int]) -> None:
         """Note how many messages are ready."""
-        self.depths = depths
+        found: Counter[str] = Counter()
+        for queue, depth in depths.items():
+            found[_label(queue)] += depth
+        self.depths = dict(found)
 
     def _note_slow(self, outcome: Outcome) -> None:
         delivery = outcome.delivery
-        message_id = str(delivery.properties.message_id)
-        slow = Slow(
-            outcome.seconds, time(), outcome.name, message_id, delivery.queue, delivery.routing_key
-        )
+        names = (delivery.properties.message_id, delivery.queue, delivery.routing_key)
+        slow = Slow(outcome.seconds, time(), outcome.name, *map(printable, names))
         self.slowest = sorted([*self.slowest, slow], reverse=True)[:_SLOW]
+
+
+def _label(queue: str) -> str:
+    """Name a queue so that one whose name changes with each session stays the same."""
+    return "(server-named)" if queue.startswith(_SERVER_NAMED) else queue
 
 
 class Recent(logging.Handler):
@@ -136,6 +170,7 @@ class Recent(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
+        self.setFormatter(PlainFormatter())
         #: Oldest first; replaced whole by the thread that logs.
         self.entries: tuple[Entry, ...] = ()
         #: What was put where.
@@ -143,12 +178,8 @@ class Recent(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Note a record."""
-        try:
-            entry = Entry(record.created, record.levelname, self.format(record)[:_ENTRY_LENGTH])
-        except Exception:  # Arguments that do not fit, or whose __str__ fails.
-            self.handleError(record)
-        else:
-            self.entries = (*self.entries[1 - _ENTRIES :], entry)
+        entry = Entry(record.created, record.levelname, self.format(record)[:_ENTRY_LENGTH])
+        self.entries = (*self.entries[1 - _ENTRIES :], entry)
 
     def __enter__(self) -> Recent:
         root, ours = logging.getLogger(), logging.getLogger("fmconsume")

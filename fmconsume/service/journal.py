@@ -1,4 +1,4 @@
-"""Formats log records for standard error, where that is the journal; any thread may log."""
+"""Formats log records, for standard error and where that is the journal; any thread may log."""
 
 from __future__ import annotations
 
@@ -6,14 +6,40 @@ import logging
 import os
 from typing import Any
 
-__all__ = ["Formatter"]
+from ..text import describe, printable, printable_lines
+
+__all__ = ["Formatter", "PlainFormatter"]
 
 #: Python's levels from the highest, and what syslog calls them.
-_PRIORITIES = ((50, 2), (40, 3), (30, 4), (20, 6), (0, 7))
+_PRIORITIES = ((50, 2), (40, 3), (30, 4), (20, 6))
 
 
-class Formatter(logging.Formatter):
-    """A logging.Formatter whose lines tell the journal their priority: "<3>" for an error.
+class PlainFormatter(logging.Formatter):
+    """A logging.Formatter that writes every record, and only one.
+
+    A record that Python cannot write becomes a line that says where it came from. Nothing in a
+    record looks like another one: all lines but the first are indented, and control characters
+    are escaped.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write a record, which may be several lines."""
+        try:
+            text = super().format(record)
+        except Exception as exc:  # Arguments that do not fit, or whose __str__ fails.
+            text = _explain(record, exc)
+        return printable_lines(text).replace("\n", "\n  ")
+
+
+def _explain(record: logging.LogRecord, error: Exception) -> str:
+    """Say which record cannot be written, and why."""
+    text = f" ({printable(record.msg)})" if isinstance(record.msg, str) else ""
+    place = f"{record.pathname} line {record.lineno}"
+    return f"a log record of {record.name}{text}, {place}, cannot be written: {describe(error)}"
+
+
+class Formatter(PlainFormatter):
+    """A PlainFormatter whose lines tell the journal their priority: "<3>" for an error.
 
     It adds nothing where standard error is not the journal. The time it leaves to the journal.
     """
@@ -27,7 +53,8 @@ class Formatter(logging.Formatter):
         text = super().format(record)
         if not self._is_journal:
             return text
-        mark = next(f"<{syslog}>" for level, syslog in _PRIORITIES if record.levelno >= level)
+        syslog = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
+        mark = f"<{syslog}>"
         # The journal makes an entry of each line.
         return mark + text.replace("\n", f"\n{mark}")
 

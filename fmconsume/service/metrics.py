@@ -46,7 +46,10 @@ def write(history: History, accept: str) -> tuple[str, bytes]:
     registry = CollectorRegistry()
     registry.register(_Collector(history))
     registry.register(REGISTRY)
-    encode, content_type = choose_encoder(accept)
+    try:
+        encode, content_type = choose_encoder(accept)
+    except Exception:  # The client asks for a version or an escaping that there is not.
+        encode, content_type = choose_encoder("")
     return content_type, encode(registry)
 
 
@@ -78,9 +81,12 @@ def _counters(history: History) -> Iterable[Metric]:
 def _gauges(history: History) -> Iterable[Metric]:
     now, snapshot, state = monotonic(), history.snapshot, history.state
     is_state = {name: name == state.name for name in _STATES}
-    yield _gauge("consuming", "Whether messages are taken as they come", state.is_consuming)
+    yield _gauge("consuming", "Whether messages are taken as they come", history.is_consuming)
     yield _gauge("state", "Whether this is the state", is_state, "state")
     yield _gauge("uptime_seconds", "Time since the start", now - history.started)
+    yield _gauge(
+        "tick_age_seconds", "Time since the supervisor's last sign of life", now - history.seen
+    )
     yield _gauge("running_callbacks", "Callbacks that run", snapshot.running)
     yield _gauge("overdue_callbacks", "Callbacks past callback_timeout", snapshot.overdue)
     yield _gauge("prefetched", "Deliveries that wait for a worker", snapshot.prefetched)

@@ -1,41 +1,33 @@
 """The monitoring server: /live, /ready, /metrics, and a page for a person.
 
-It has threads of its own, which only read what the supervisor's thread recorded.
+The server's thread calls what answers, which only reads what the supervisor's thread recorded.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import socket
-from contextlib import suppress
-from email.message import Message as Headers
-from http.server import BaseHTTPRequestHandler
+from contextlib import ExitStack
+from ipaddress import ip_address
 from threading import Thread
-from time import monotonic, sleep
-from typing import Any, Callable, NamedTuple
+from time import monotonic
+from typing import Callable
 
 from ..engine.state import Stats
 from ..exceptions import ConfigurationException, UnavailableException
 from ..redaction import redact_value
-from ..version import __version__
+from ..text import printable
 from . import metrics, page
 from .history import History, Recent
+from .server import Answer, Request, Server
 
 __all__ = ["Monitoring"]
 
 _log = logging.getLogger(__name__)
 
-#: Requests that are answered at the same time; further ones wait in the kernel.
-_THREADS = 4
-#: Seconds that a client gets to ask, and again to take the answer.
-_PATIENCE = 5.0
-#: Length of a request at most.
-_REQUEST_BYTES = 8192
-#: Seconds that a thread rests after each answer: clients that hammer must not take the
-#: processor from the callbacks.
-_REST = 0.05
+#: Seconds that the server gets to end.
+_DEADLINE = 1.0
 
 
 class Monitoring:
@@ -53,9 +45,11 @@ class Monitoring:
         #: What it tells of; to be made an observer of the engine.
         self.history = History(stats)
         self.recent = Recent()
+        #: What this machine is called, in small letters. Replaced whole, read by the server.
+        self._names = {"localhost", address.lower()}
         self._listener: socket.socket
-        #: Set before the listener is closed, read by the server's threads.
-        self._is_closed = False
+        #: What ends with the block.
+        self._opened = ExitStack()
 
     def __enter__(self) -> Monitoring:
         """Start to serve.
@@ -73,34 +67,49 @@ class Monitoring:
             reason = str(getattr(exc, "strerror", None) or exc).partition(" (")[0]
             error = UnavailableException if isinstance(exc, OSError) else ConfigurationException
             raise error(f"monitoring: cannot listen at {where}: {reason}") from exc
-        self.recent.__enter__()
-        for number in range(_THREADS):
-            name = f"fmconsume-monitoring-{number + 1}"
-            Thread(target=self._serve, name=name, daemon=True).start()
+        # The consumer may have been made long before it runs.
+        self.history.seen = monotonic()
+        with ExitStack() as opened:
+            opened.enter_context(self._listener)
+            opened.enter_context(self.recent)
+            server = Server(self._listener, self._answer, urgent={"/live", "/ready"})
+            server.start()
+            opened.callback(_end, server)
+            # The domain name service may take its time.
+            Thread(target=self._learn_names, name="fmconsume-names", daemon=True).start()
+            self._opened = opened.pop_all()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._is_closed = True
-        # Closing alone would not end an accept() under way.
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        self.recent.__exit__()
+        self._opened.close()
 
-    def _serve(self) -> None:
-        """Answer one client after the other. Threads: fmconsume-monitoring-N."""
-        while not self._is_closed:
-            try:
-                connection, client = self._listener.accept()
-                with connection:
-                    _Handler(connection, client, self)  # type: ignore[arg-type]
-            except OSError:
-                # The client went or was too slow; or this server was closed, or there are too
-                # many open files, which passes.
-                pass
-            except Exception:
-                _log.exception("a request to the monitoring server failed")
-            sleep(_REST)
+    # -- other threads -----------------------------------------------------
+
+    def _learn_names(self) -> None:
+        """Find out what this machine is called. Thread: fmconsume-names."""
+        name, full_name = socket.gethostname(), socket.getfqdn()
+        self._names = {*self._names, *map(str.lower, (name, name.partition(".")[0], full_name))}
+
+    def _answer(self, request: Request) -> Answer:
+        """Answer a request. Thread: the server's."""
+        if request.method not in ("GET", "HEAD"):
+            return _text(501, "There is only GET and HEAD.")
+        return _ROUTES.get(request.path, _not_found)(self, request)
+
+    def is_asked_by_name(self, request: Request) -> bool:
+        """Tell whether the client knows whom it asks.
+
+        A web site can let its own name mean the address of this server, and a browser then shows
+        it what is here (DNS rebinding). The browser still says whom the site asked for.
+        """
+        name = _host(request)
+        return name in self._names or not name or _is_address(name)
+
+
+def _end(server: Server) -> None:
+    server.close(_DEADLINE)
+    if server.is_alive():
+        _log.warning("thread %s did not end and is left behind", server.name)
 
 
 def _listen(address: str, port: int) -> socket.socket:
@@ -111,69 +120,37 @@ def _listen(address: str, port: int) -> socket.socket:
     return socket.create_server(place[:2], family=family)
 
 
-class _Answer(NamedTuple):
-    status: int
-    content_type: str
-    body: bytes
+def _host(request: Request) -> str:
+    """Return whom the client asks, in small letters and without the port; "" if it does not say."""
+    host = request.headers.get("host", "").lower()
+    if host.startswith("["):
+        return host[1:].partition("]")[0]
+    return host.partition(":")[0].rstrip(".")
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """One request."""
-
-    server: Any
-    server_version = f"fmconsume/{__version__}"
-    sys_version = ""
-
-    def setup(self) -> None:
-        super().setup()
-        self.rfile = io.BytesIO(_read_request(self.connection))
-        self.connection.settimeout(_PATIENCE)
-
-    def do_GET(self) -> None:
-        route = _ROUTES.get(self.path.partition("?")[0], _not_found)
-        status, content_type, body = route(self.server, self.headers)
-        self.send_response(status)
-        self.send_header("Content-Type", content_type)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Content-Security-Policy", page.POLICY)
-        self.send_header("Cache-Control", "no-store")
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    do_HEAD = do_GET
-
-    def log_message(self, format: str, *args: Any) -> None:
-        _log.debug("%s asks %.200r", self.client_address[0], getattr(self, "requestline", ""))
-
-
-def _read_request(connection: socket.socket) -> bytes:
-    """Read up to the empty line; a client that sends slowly gains nothing."""
-    deadline = monotonic() + _PATIENCE
-    request = b""
-    while b"\n\r\n" not in request and b"\n\n" not in request and len(request) < _REQUEST_BYTES:
-        connection.settimeout(max(0.0, deadline - monotonic()))
-        received = connection.recv(_REQUEST_BYTES)
-        if not received:
-            break
-        request += received
-    return request
+def _is_address(name: str) -> bool:
+    try:
+        ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 # -- what there is to ask for ----------------------------------------------
 
 
-def _live(monitoring: Monitoring, headers: Headers) -> _Answer:
-    snapshot = monitoring.history.snapshot
+def _live(monitoring: Monitoring, request: Request) -> Answer:
+    snapshot, silence = monitoring.history.snapshot, monitoring.history.silence
+    if silence:
+        return _json(503, {"status": silence})
     if snapshot.overdue or snapshot.dead_workers:
         return _json(503, {"status": "a callback is past callback_timeout, or a worker ended"})
     return _json(200, {"status": "OK"})
 
 
-def _ready(monitoring: Monitoring, headers: Headers) -> _Answer:
+def _ready(monitoring: Monitoring, request: Request) -> Answer:
     """Tell whether messages flow, in the words of fedora-messaging."""
-    state, stats = monitoring.history.state, monitoring.history.stats()
+    history, stats = monitoring.history, monitoring.history.stats()
     consumed = {
         "received": stats.received,
         "processed": stats.acknowledged,
@@ -181,32 +158,60 @@ def _ready(monitoring: Monitoring, headers: Headers) -> _Answer:
         "rejected": stats.rejected + stats.requeued,
         "failed": stats.failed,
     }
-    answer = {"consuming": state.is_consuming, "state": state.text, "consumed": consumed}
-    return _json(200 if state.is_consuming else 503, answer)
+    is_consuming = history.is_consuming
+    answer: dict[str, object] = {"consuming": is_consuming}
+    # A probe only needs the status, whatever it calls this machine.
+    if monitoring.is_asked_by_name(request):
+        answer.update(state=history.silence or history.state.text, consumed=consumed)
+    return _json(200 if is_consuming else 503, answer)
 
 
-def _json(status: int, value: object) -> _Answer:
-    return _Answer(status, "application/json", json.dumps(value).encode() + b"\n")
+def _json(status: int, value: object) -> Answer:
+    return _send(status, "application/json", json.dumps(value).encode() + b"\n")
 
 
-def _metrics(monitoring: Monitoring, headers: Headers) -> _Answer:
+def _metrics(monitoring: Monitoring, request: Request) -> Answer:
+    # Prometheus may know a container by a name of its own; no web site has a name without a dot.
+    if not monitoring.is_asked_by_name(request) and "." in _host(request):
+        return _misdirected(request)
     try:
-        return _Answer(200, *metrics.write(monitoring.history, headers.get("Accept", "")))
+        accept = request.headers.get("accept", "")
+        return _send(200, *metrics.write(monitoring.history, accept))
     except ImportError:
         return _text(501, "Metrics need prometheus-client: pip install 'fmconsume[monitoring]'")
 
 
-def _page(monitoring: Monitoring, headers: Headers) -> _Answer:
+def _page(monitoring: Monitoring, request: Request) -> Answer:
+    if not monitoring.is_asked_by_name(request):
+        return _misdirected(request)
     text = page.render(monitoring.history, monitoring.recent.entries)
-    return _Answer(200, "text/html; charset=utf-8", text.encode(errors="replace"))
+    return _send(200, "text/html; charset=utf-8", text.encode(errors="replace"))
 
 
-def _not_found(monitoring: Monitoring, headers: Headers) -> _Answer:
+def _misdirected(request: Request) -> Answer:
+    text = (
+        f"{printable(_host(request))} may be the name of a web site that wants to read this: ask "
+        f"for localhost, an IP address, {socket.gethostname()} or monitoring.address instead."
+    )
+    return _text(421, text)
+
+
+def _not_found(monitoring: Monitoring, request: Request) -> Answer:
     return _text(404, f"There are {', '.join(_ROUTES)}.")
 
 
-def _text(status: int, text: str) -> _Answer:
-    return _Answer(status, "text/plain; charset=utf-8", f"{text}\n".encode())
+def _text(status: int, text: str) -> Answer:
+    return _send(status, "text/plain; charset=utf-8", f"{text}\n".encode())
+
+
+def _send(status: int, content_type: str, body: bytes) -> Answer:
+    headers = {
+        "Content-Type": content_type,
+        "Content-Security-Policy": page.POLICY,
+        "Cache-Control": "no-store",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Answer(status, headers, body)
 
 
 _ROUTES = {"/": _page, "/live": _live, "/ready": _ready, "/metrics": _metrics}

@@ -14,6 +14,7 @@ from math import floor, log10
 from time import localtime, monotonic, strftime
 from typing import Optional
 
+from ..text import printable
 from ..version import __version__
 from .history import STEP, STEPS, Entry, History, Slow, Tally
 
@@ -68,6 +69,7 @@ setInterval(async () => {{
   if (document.hidden || document.querySelector("details[open]")) return;
   try {{
     const answer = await fetch("/", {{cache: "no-store", signal: AbortSignal.timeout(10000)}});
+    if (!answer.ok) throw answer.status;
     const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
     document.querySelector("main").replaceWith(fresh.querySelector("main"));
     document.title = fresh.title;
@@ -134,9 +136,12 @@ def _header(history: History) -> str:
         f"started {_duration(now - history.started)} ago",
         f"fmconsume {__version__}",
     ]
+    silence = history.silence
+    is_good = state.name == "consuming" and not silence
+    alarm = f'<p class="bad">There is {escape(silence)}.</p>\n' if silence else ""
     return (
-        f'<h1 class="{"good" if state.name == "consuming" else ""}">'
-        f"{escape(state.name.capitalize())}</h1>\n<p>{escape(state.text)}</p>\n"
+        f'<h1 class="{"good" if is_good else ""}">'
+        f"{escape(state.name.capitalize())}</h1>\n<p>{escape(state.text)}</p>\n{alarm}"
         f'<p class="dim">{escape(" · ".join(filter(None, facts)))}</p>'
     )
 
@@ -218,7 +223,9 @@ def _queues(history: History) -> str:
         tally = history.tallies.get(name) or Tally()
         ran = sum(tally.buckets)
         mean = _duration(tally.seconds / ran) if ran else "-"
-        rows.append([name, history.depths.get(name, "-"), *tally.outcomes.values(), mean])
+        rows.append(
+            [printable(name), history.depths.get(name, "-"), *tally.outcomes.values(), mean]
+        )
     head = "*Queue #Ready #Acknowledged #Requeued #Dropped #Rejected #Failed #Mean_time"
     return _table("Queues", head, rows)
 

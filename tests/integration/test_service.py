@@ -11,6 +11,7 @@ import uuid
 from contextlib import ExitStack
 from http.client import HTTPConnection
 from pathlib import Path
+from time import monotonic
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -237,7 +238,7 @@ def test_journal_priorities(broker, queue, folder):
     assert rejected.startswith(
         f"<4>[fmconsume.engine.workers WARNING] message torn from queue {queue!r} rejected: "
     )
-    traceback = lines.index("<3>Traceback (most recent call last):")
+    traceback = lines.index("<3>  Traceback (most recent call last):")
     assert queue in lines[traceback - 1]
     assert all(line[:3] in ("<3>", "<4>", "<6>") for line in lines[:-1])
 
@@ -293,6 +294,20 @@ def test_metrics_agree_with_the_broker(broker, new_queue, serve, ask):
     assert list(consumed.values()) == [61, 40, 10, 11, 0]
 
 
+def test_metrics_of_a_queue_named_by_the_broker(broker, proxy, serve, ask):
+    """A queue that has another name after each reconnection is counted on under one."""
+    serve(url=proxy.url(), queues=None)
+    count = 'fmconsume_deliveries_total{outcome="acknowledged",queue="(server-named)"}'
+    wait_until(lambda: ask("/ready")[0] == 200)
+    for number in range(1, 4):
+        reconnected = f"fmconsume_reconnections_total {number - 1}.0"
+        wait_until(lambda text=reconnected: text in ask("/metrics")[1])
+        broker.publish("some.topic", [{"n": number}], exchange="amq.topic")
+        wait_until(lambda number=number: f"{count} {number}.0" in ask("/metrics")[1])
+        proxy.cut()
+    assert "amq.gen-" not in ask("/metrics")[1]
+
+
 def test_page_of_the_command(broker, queue, serve, ask):
     """The status page shows the queue, the broker and what became of the messages."""
     broker.publish(queue, [*numbered(1), b"no json"])
@@ -306,13 +321,16 @@ def test_page_of_the_command(broker, queue, serve, ask):
 
 
 def test_hostile_clients_delay_no_message(broker, queue, port, serve, ask):
-    """Clients that hold every thread of the server, and more, do not hold a message."""
+    """Clients that are idle, and as many as there may be, hold neither a message nor a probe."""
     command = serve()
     wait_until(lambda: ask("/ready")[0] == 200)
     with ExitStack() as stack:
-        for number in range(50):
+        for number in range(120):
             client = stack.enter_context(socket.create_connection((LOOPBACK, port)))
             client.sendall(b"GET / HTTP/1.1\r\nX: " * (number % 2))
+        began = monotonic()
+        assert ask("/live")[0] == 200
+        assert monotonic() - began < 1
         broker.publish(queue, numbered(100))
         wait_until(lambda: command.printed().count("took") == 100, timeout=5)
 

@@ -13,12 +13,11 @@ from unittest.mock import Mock
 import pytest
 
 from fmconsume.callbacks import (
-    describe,
     instantiate,
     is_users_own,
     load_from_file,
     load_from_module,
-    summarize,
+    locate,
 )
 from fmconsume.exceptions import ConfigurationException
 
@@ -140,7 +139,7 @@ def test_load_what_raises(
     with pytest.raises(error) as caught:
         load("orchard:pick" if load is load_from_module else f"{path}:pick")
     assert is_users_own(caught.value)
-    assert describe(caught.value).endswith(f"(orchard.py, line {text.count(chr(10))})")
+    assert locate(caught.value).endswith(f"(orchard.py, line {text.count(chr(10))})")
 
 
 @pytest.mark.parametrize("path", ["meadow:pick", "orchard:plant", "broken:pick", "orchard"])
@@ -361,8 +360,8 @@ def test_instantiate_class_fails(cls: type, error: type[BaseException], text: st
     with pytest.raises(error) as caught:
         instantiate(cls)
     assert is_users_own(caught.value)
-    assert describe(caught.value).startswith(text)
-    assert "(test_callbacks.py, line " in describe(caught.value)
+    assert locate(caught.value).startswith(text)
+    assert "(test_callbacks.py, line " in locate(caught.value)
 
 
 def generate(message: Any) -> Iterator[None]:
@@ -443,22 +442,3 @@ class Speechless(Exception):
 
     def __str__(self) -> str:
         raise RuntimeError
-
-
-@pytest.mark.parametrize(
-    ("error", "text"),
-    [
-        (KeyError("apple"), "KeyError: 'apple'"),
-        (RuntimeError("two\nlines"), "RuntimeError: two lines"),
-        (KeyboardInterrupt(), "KeyboardInterrupt"),
-    ],
-    ids=repr,
-)
-def test_summarize(error: BaseException, text: str) -> None:
-    """Whatever was raised is told in one line."""
-    assert summarize(error) == text
-
-
-def test_summarize_speechless() -> None:
-    """An exception that fails to say what it is fails nothing else."""
-    assert summarize(Speechless()).startswith("Speechless: <")

@@ -51,6 +51,18 @@ def test_examine_unreachable() -> None:
     assert "Sesame" not in str(row)
 
 
+def test_check_hostile_names(
+    conf: LazyConfig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each row is one line, whatever is in it."""
+    row = Row("queue", "a\nb\x1b[2J", "exists, but 404 c\r\u202ed", ExitCode.DECLARATION)
+    monkeypatch.setattr(checking, "examine", lambda *args: [row])
+    assert check(print, make_topology(), 1) == ExitCode.DECLARATION
+    lines = capsys.readouterr().out.split("\n")
+    words = [r"a\nb\x1b[2J", "exists,", "but", "404", r"c\r\u202ed"]
+    assert lines[2].split() == ["!", "queue", *words]
+
+
 def test_examine_several_unreachable(conf: LazyConfig) -> None:
     """Each address that was tried has its row."""
     conf["amqp_url"] = ["amqp://127.0.0.1:1", "amqp://127.0.0.1:2"]

@@ -16,6 +16,7 @@ from fmconsume import cli, config
 from fmconsume.cli import main
 from fmconsume.config import LazyConfig
 from fmconsume.exceptions import (
+    BadDeclaration,
     ConnectionException,
     ConsumerCanceled,
     ExitCode,
@@ -265,6 +266,9 @@ def test_main_selects(consumers: list[FakeConsumer]) -> None:
         (HaltConsumer(256, "enough"), 256, 1, "the callback halted the consumer: enough"),
         (ConsumerCanceled("the broker cancelled"), 12, 12, "the broker cancelled"),
         (KeyError("apple"), 13, 13, "the callback failed: KeyError: 'apple'"),
+        (ValueError("a\nb\x1b[2J"), 13, 13, r"the callback failed: ValueError: a b\x1b[2J"),
+        (HaltConsumer(7, "a\nb\x9b"), 7, 7, r"the callback halted the consumer: a b\x9b"),
+        (BadDeclaration("queue", "a", "b\nc"), 10, 10, r"cannot declare queue 'a': b\nc"),
         (SystemExit(0), 13, 13, "the callback failed: SystemExit: 0"),
         (KeyError("two\nlines"), 13, 13, "the callback failed: KeyError: 'two\\nlines'"),
         (UnavailableException("port 1 is taken"), 1, 1, "port 1 is taken"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -151,6 +152,49 @@ def test_on_depths(history: History) -> None:
     assert history.depth_interval == 15.0
 
 
+def test_queue_named_by_the_broker(history: History) -> None:
+    """A queue that the broker names anew for each session is one, however often that was."""
+    for number in range(50):
+        name = f"amq.gen-{number}"
+        history.on_outcome(make_outcome(queue=name))
+        history.on_depths({name: number, "fruit": 3})
+    assert list(history.tallies) == ["(server-named)"]
+    assert history.tallies["(server-named)"].outcomes["acknowledged"] == 50
+    assert history.depths == {"(server-named)": 49, "fruit": 3}
+
+
+def test_on_tick_without_session(history: History) -> None:
+    """Nobody knows the depth of a queue while there is no session."""
+    history.on_depths({"fruit": 3})
+    history.on_tick(make_snapshot(broker="far"))
+    assert history.depths == {"fruit": 3}
+    history.on_tick(make_snapshot())
+    assert history.depths == {}
+
+
+@pytest.mark.parametrize("sign", ["state", "tick"])
+def test_silence(clock: list[float], sign: str) -> None:
+    """A supervisor that has not been heard of for a minute is dead, until it is heard of again."""
+    history = History(Stats)
+    history.on_state(State("consuming", "consuming from fruit"))
+    clock[0] += 60
+    assert (history.silence, history.is_consuming) == ("", True)
+    clock[0] += 1
+    assert history.silence == "no sign of life from the supervisor for 61 s"
+    assert not history.is_consuming
+    if sign == "state":
+        history.on_state(State("consuming", "consuming from fruit"))
+    else:
+        history.on_tick(make_snapshot())
+    assert (history.silence, history.is_consuming) == ("", True)
+
+
+def test_slowest_printable(history: History) -> None:
+    """Names that were chosen to do harm are remembered as they can be shown."""
+    history.on_outcome(make_outcome(message_id="a\nb\x1b[2J"))
+    assert history.slowest[0].message_id == r"a\nb\x1b[2J"
+
+
 # -- the log
 
 
@@ -208,9 +252,12 @@ def test_recent_is_bounded(ours: logging.Logger) -> None:
 def test_recent_survives_a_bad_record(
     ours: logging.Logger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A record that cannot be written is left out."""
+    """A record that cannot be written is noted as such, also where nobody can be told."""
     ours.addHandler(logging.NullHandler())
-    monkeypatch.setattr(logging, "raiseExceptions", False)
+    ours.propagate = False  # pytest's own handler would raise.
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    sys.stderr.close()
     with Recent() as recent:
         ours.error("%d", "no number")
-    assert recent.entries == ()
+    (entry,) = recent.entries
+    assert entry.text.startswith("a log record of fmconsume (%d), ")

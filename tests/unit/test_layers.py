@@ -14,10 +14,12 @@ HOUSE = Path(fmconsume.__file__).parent
 
 #: Lowest first. A module imports from floors below its own, never from its own.
 FLOORS = (
-    "version redaction log notes engine/backoff engine/certificate engine/coroutines "
+    "text version",
+    "redaction log notes engine/backoff engine/certificate engine/coroutines "
     "service/journal engine/__init__ service/__init__",
     "exceptions",
-    "config schema schema_utils engine/delivery engine/address callbacks console shortage",
+    "config schema schema_utils service/server engine/delivery engine/address callbacks console "
+    "shortage",
     "message engine/ledger engine/memory engine/state engine/failure engine/request",
     "engine/unsettled engine/workers engine/session engine/line service/systemd service/history",
     "engine/opener engine/tasks engine/watch example settings service/metrics service/page",

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from fmconsume import log
+from tests.waiting import wait_until
 
 from .fakes import wait_soon
 
@@ -138,6 +139,7 @@ def test_handler_blocks_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
             log.get_logger(NAME).warning("again")
         assert log._writer._queue.qsize() <= 3
         go_on.set()
+        wait_until(lambda: not log.is_stuck() and not log._writer._queue.qsize())
 
 
 def test_no_thread(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

@@ -225,7 +225,7 @@ def test_message_filter_headers_failing(install: Install, caplog: pytest.LogCapt
     """A property that fails over an invalid body costs its headers, not the message."""
     message = __import__(install(UPDATE, "named.v1 = {}:Named")).Named(body={})
     assert "fedora_messaging_rpm_kernel" in message.headers
-    assert "Named.usernames failed: KeyError('name')" in caplog.text
+    assert "Named.usernames failed: KeyError: 'name'" in caplog.text
 
 
 def test_message_unregistered() -> None:

@@ -97,6 +97,46 @@ def test_write_openmetrics(history: History) -> None:
     assert "fmconsume_deliveries" in {family.name for family in parse_open(text.decode())}
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text; version=soup",
+        "application/openmetrics-text; version=1.0.0; escaping=\x1b[2J",
+        "text/plain; version=1.0.0; escaping=soup",
+        "text/plain; version=9999999999999999999999.x",
+        "text/plain;version",
+        ";;;=,,,\xff",
+        "text/plain" * 1000,
+    ],
+)
+def test_write_hostile_accept(history: History, accept: str) -> None:
+    """A header that makes no sense gets text, and its own text is in no header of the answer."""
+    content_type, text = metrics_module.write(history, accept)
+    assert b"fmconsume_received_total 7.0" in text
+    assert content_type.isprintable()
+    assert "soup" not in content_type
+
+
+def test_write_silent_supervisor(history: History) -> None:
+    """A supervisor that is dead consumes nothing, whatever its last state was."""
+    assert read(history)["fmconsume_consuming",] == 1
+    history.seen -= 100
+    samples = read(history)
+    assert samples["fmconsume_consuming",] == 0
+    assert 100 <= samples["fmconsume_tick_age_seconds",] < 160
+
+
+def test_write_same_series_after_reconnections(history: History) -> None:
+    """A queue that has another name in each session adds no series."""
+    counts = set()
+    for number in range(50):
+        name = f"amq.gen-{number}"
+        history.on_outcome(make_outcome(queue=name))
+        history.on_depths({name: 0})
+        counts.add(len(read(history)))
+    assert len(counts) == 1
+
+
 def test_write_with_those_of_the_callback(history: History) -> None:
     """What a callback counts with prometheus-client is there too."""
     Counter("test_metrics_of_the_callback", "Builds seen").inc(3)

@@ -89,6 +89,16 @@ def test_render_names_the_broker_once() -> None:
     assert page.render(history, []).count("amqp://far") == 1
 
 
+def test_render_silent_supervisor() -> None:
+    """A page whose supervisor is dead says so, and does not look well."""
+    history = History(Stats)
+    history.on_state(State("consuming", "consuming from fruit at far"))
+    history.seen -= 100
+    text = page.render(history, [])
+    assert "There is no sign of life from the supervisor for 100 s." in text
+    assert '<h1 class="">Consuming</h1>' in text
+
+
 def test_render_escapes() -> None:
     """Nothing that comes from outside becomes markup."""
     harmless, evil = (

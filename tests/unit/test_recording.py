@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
+import fcntl
 import io
 import json
+import math
 import os
 import stat
+import subprocess
 import sys
 import threading
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from fmconsume import Drop, HaltConsumer, Message, Nack
+from fmconsume.engine.workers import ThreadWorker
 from fmconsume.exceptions import ConfigurationException, UnavailableException
+from fmconsume.message import decode
 from fmconsume.recording import FailedMessages, Recorder, replay
 
 from .fakes import make_delivery
@@ -138,6 +146,13 @@ def test_record_progress(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert shown[-1].endswith("\n")
 
 
+def test_record_without_standard_error(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program whose standard error is closed records as well."""
+    monkeypatch.setattr(sys, "stderr", None)
+    Recorder(str(path), limit=2)(Message())
+    assert path.read_bytes()
+
+
 def test_record_no_progress(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a limit, or where nobody looks, nothing is shown."""
     terminal, file = Terminal(), io.StringIO()
@@ -235,15 +250,197 @@ def test_keep_bounded(tmp_path: Path) -> None:
     assert sorted(kept) == ["2", "3", "4"]
 
 
-@pytest.mark.parametrize("name", ["../../escape", "/etc/passwd", "a" * 250, "\x1b[2J", ""])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../../escape", "/etc/passwd", "\x1b[2J", "a\nb", "\ud800", ".", ""),
+        *("a" * 255, "\u0436" * 127, "\u674e" * 85, "\U0001f350" * 63, "\U00020bb7" * 63),
+    ],
+)
 def test_keep_hostile_name(tmp_path: Path, name: str) -> None:
-    """Whatever a publisher calls a message, its file is in the folder."""
+    """Whatever a publisher calls a message, in whatever script, its file is in the folder."""
     folder = tmp_path / "failed"
     delivery = make_delivery(routing_key=name, message_id=name, body=b"{}")
     FailedMessages(str(folder), 3).keep(delivery, fail())
     (file,) = folder.iterdir()
     assert file.name.isprintable()
     assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_keep_newest(tmp_path: Path) -> None:
+    """Two messages that fail at the same time do not look equally old."""
+    failed = FailedMessages(str(tmp_path), 1)
+    for number in range(100):
+        failed.keep(make_delivery(message_id=str(number)), fail())
+        assert read_only_file(tmp_path)["id"] == str(number)
+
+
+def test_keep_touches_its_own_files_only(tmp_path: Path) -> None:
+    """What it did not name itself stays, though the callback keeps its state in the folder."""
+    others = {"state.json", "fruit-0123456789abcdef.json", "a.fmconsume.json", "x.part", ".a.json"}
+    for name in others:
+        (tmp_path / name).touch()
+    failed = FailedMessages(str(tmp_path), 1)
+    for number in range(3):
+        failed.keep(make_delivery(message_id=str(number)), fail())
+    names = {file.name for file in tmp_path.iterdir()}
+    assert others < names
+    assert len(names - others) == 1
+
+
+def test_keep_many_threads(tmp_path: Path) -> None:
+    """Several workers that keep messages at the same time do not disturb each other."""
+    failed = FailedMessages(str(tmp_path), 2)
+    errors: list[Exception] = []
+
+    def run(worker: int) -> None:
+        try:
+            for number in range(100):
+                failed.keep(make_delivery(message_id=f"{worker} {number}"), fail())
+        except Exception as exc:
+            errors.append(exc)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding"),
+    [(b"\xff{", None), (b"no json", None), (b'{"n": NaN}', None), (b"{}", "klingon"), (b"", None)],
+)
+def test_keep_body_that_does_not_decode(tmp_path: Path, body: bytes, encoding: Any) -> None:
+    """A body that is not JSON is kept as it came, and replays so."""
+    delivery = make_delivery(body=body)
+    delivery.properties.content_encoding = encoding
+    FailedMessages(str(tmp_path), 10).keep(delivery, fail())
+    (file,) = tmp_path.iterdir()
+    seen: list[Any] = []
+    assert replay(str(file), lambda message: seen.append(message.body), "bytes") == 0
+    assert seen == [body]
+
+
+def refuse(constant: str) -> None:
+    """Find a constant that JSON does not have."""
+    raise AssertionError(f"{constant} is not JSON")
+
+
+def test_keep_headers_without_json(tmp_path: Path) -> None:
+    """Header values that JSON does not have are kept as text."""
+    headers = {
+        "when": datetime.datetime(2024, 5, 6, tzinfo=datetime.timezone.utc),
+        "raw": b"\xff",
+        "price": decimal.Decimal("1.50"),
+        "nan": [math.nan, -math.inf],
+        "half": "\ud800",
+    }
+    FailedMessages(str(tmp_path), 10).keep(make_delivery(headers=headers), fail())
+    (file,) = tmp_path.iterdir()
+    assert json.loads(file.read_text(), parse_constant=refuse)["headers"] == {
+        "when": "2024-05-06T00:00:00+00:00",
+        "raw": r"\xff",
+        "price": "1.50",
+        "nan": ["NaN", "-Infinity"],
+        "half": "\ud800",
+    }
+
+
+@pytest.mark.parametrize("depth", [10, 300, 900, 5000])
+def test_keep_nested(tmp_path: Path, depth: int) -> None:
+    """However deep headers and body are nested, the message is kept."""
+    headers: dict[str, Any] = {}
+    for _ in range(depth):
+        headers = {"a": headers}
+    body = b'{"a":' * depth + b"1" + b"}" * depth
+    FailedMessages(str(tmp_path), 10).keep(make_delivery(headers=headers, body=body), fail())
+    line = read_only_file(tmp_path)
+    assert line["id"] == "apple"
+    assert "body" in line
+
+
+def test_keep_headers_that_hold_themselves(tmp_path: Path) -> None:
+    """A callback that ties its headers into a knot does not prevent it either."""
+    headers: dict[str, Any] = {"color": "red"}
+    headers["self"] = headers
+    FailedMessages(str(tmp_path), 10).keep(make_delivery(headers=headers), fail())
+    line = read_only_file(tmp_path)
+    assert "'color': 'red'" in line["unreadable_headers"]
+    assert (line["id"], line["queue"], line["headers"]) == ("apple", "fruit", {})
+
+
+def test_keep_folder_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Without its folder each message costs one line that names it, and the worker its patience."""
+    folder = tmp_path / "failed"
+    failed = FailedMessages(str(folder), 3)
+    folder.rmdir()
+    inbox: SimpleQueue[Any] = SimpleQueue()
+    outcomes: list[Any] = []
+    for message_id in ("apple", "pear"):
+        worker = ThreadWorker(1, by_number, decode, outcomes.append, inbox, lambda result: None)
+        worker.keep = failed.keep
+        inbox.put(make_delivery(message_id=message_id, body=b'{"n": 3}'))
+        worker.run()
+    lines = [text for _, _, text in caplog.record_tuples if "could not be kept" in text]
+    assert [line.partition(" from ")[0] for line in lines] == ["message apple", "message pear"]
+    assert all(f"No such file or directory: '{folder}" in line for line in lines)
+    assert [type(outcome.error) for outcome in outcomes] == [KeyError] * 2
+
+
+def test_leftovers_are_removed(tmp_path: Path) -> None:
+    """What a killed process left is removed at the next start; what one still writes is not."""
+    dead, busy, other = tmp_path / ".fmconsume-a.part", tmp_path / ".fmconsume-b.part", ".part"
+    for path in (dead, busy, tmp_path / other):
+        path.touch()
+    with open(busy, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        FailedMessages(str(tmp_path), 3)
+        assert {path.name for path in tmp_path.iterdir()} == {busy.name, other}
+    FailedMessages(str(tmp_path), 3)
+    assert [path.name for path in tmp_path.iterdir()] == [other]
+
+
+def test_leftovers_of_a_killed_process(tmp_path: Path) -> None:
+    """A process that dies while it writes leaves what the next start knows as a leftover."""
+    code = (
+        "import os, sys\n"
+        "from fmconsume.recording import FailedMessages\n"
+        "from tests.unit.fakes import make_delivery\n"
+        "failed = FailedMessages(sys.argv[1], 3)\n"
+        "os.replace = lambda *args: os._exit(9)\n"
+        "failed.keep(make_delivery(), ValueError())\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 9
+    assert len(list(tmp_path.iterdir())) == 1
+    FailedMessages(str(tmp_path), 3)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_keep_old_one_cannot_be_removed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """That the oldest stays is one line; the message itself is kept."""
+    failed = FailedMessages(str(tmp_path), 1)
+    stuck = tmp_path / "a-0123456789abcdef.fmconsume.json"
+    stuck.mkdir()
+    os.utime(stuck, (0, 0))
+    failed.keep(make_delivery(), fail())
+    assert len(list(tmp_path.iterdir())) == 2
+    (text,) = (text for _, _, text in caplog.record_tuples)
+    assert text.startswith("failed_messages: an old one cannot be removed: ")
+    assert str(stuck) in text
+
+
+def test_replay_files_of_earlier_versions(tmp_path: Path) -> None:
+    """What an earlier version kept under its shorter name is replayed as well."""
+    failed = FailedMessages(str(tmp_path), 3)
+    failed.keep(make_delivery(body=b'{"n": 1}'), fail())
+    (file,) = tmp_path.iterdir()
+    old = file.rename(tmp_path / "fruit.ripe-0123456789abcdef.json")
+    seen: list[Message] = []
+    assert replay(str(old), seen.append) == 0
+    assert seen[0].body == {"n": 1}
 
 
 def test_keep_disk_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +506,29 @@ def test_replay_broken_line(path: Path, capsys: pytest.CaptureFixture[str], line
     assert "broken: line 2 holds no message: " in out
     assert "acknowledged: line 3" in out
     assert out.endswith("2 messages: 1 broken, 1 acknowledged\n")
+
+
+def test_replay_hostile_names(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each message is one harmless line, whatever it and its error are called."""
+    evil = "x\nacknowledged: line 9\r\x1b[2J\u202e\ud800"
+
+    def fail(message: Message) -> None:
+        raise ([HaltConsumer(0, evil), ValueError(evil), Drop()])[message.body["n"]]
+
+    messages = numbered(2, 1, 0)
+    for message in messages:
+        message.id = message.queue = message.topic = evil
+    record(path, *messages)
+    replay(str(path), fail)
+    lines = capsys.readouterr().out.split("\n")
+    assert [line.partition(":")[0] for line in lines] == [
+        "dropped",
+        "failed",
+        "halted",
+        "3 messages",
+        "",
+    ]
+    assert all(line.isprintable() for line in lines)
 
 
 def test_replay_invalid_message(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

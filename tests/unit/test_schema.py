@@ -11,7 +11,7 @@ import pytest
 
 from fmconsume import schema
 from fmconsume.exceptions import ConfigurationException, ValidationError
-from fmconsume.schema import brief, check
+from fmconsume.schema import check
 
 DRAFT_4 = "http://json-schema.org/draft-04/schema#"
 DRAFT_2019 = "https://json-schema.org/draft/2019-09/schema"
@@ -172,17 +172,3 @@ def test_import_is_light() -> None:
     code = "import fmconsume, sys; sys.exit('jsonschema_rs' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     assert jsonschema_rs.__name__ in sys.modules
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("a\n  b\tc", "a b c"),
-        ("\x1b[2J\x9b\ud800 ž", r"\x1b[2J\x9b\ud800 ž"),
-        ("x" * 300, "x" * 300),
-        ("x" * 10**6, "x" * 297 + "..."),
-    ],
-)
-def test_brief(text: str, expected: str) -> None:
-    """A text becomes one line of at most 300 printable characters."""
-    assert brief(text) == expected
