@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import marshal
 from collections import OrderedDict, deque
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from .delivery import Delivery, Verdict
@@ -19,6 +20,12 @@ __all__ = ["Memory", "delivery_count", "identity"]
 #: Headers in which a quorum queue counts deliveries of a message.
 #: Source: RabbitMQ's documentation of quorum queues; x-acquired-count since 4.3.
 _COUNTERS = frozenset(("x-acquired-count", "x-delivery-count"))
+#: Every property but the headers. Their numbers are small or times, so that they may be hashed.
+_properties_of = attrgetter(
+    *("content_type", "content_encoding", "delivery_mode", "priority", "correlation_id"),
+    *("reply_to", "expiration", "message_id", "timestamp", "type", "user_id", "app_id"),
+    "cluster_id",
+)
 #: Of the formats of marshal the last one in which equal values always give equal bytes.
 _MARSHAL_VERSION = 2
 
@@ -33,21 +40,18 @@ def identity(delivery: Delivery) -> int:
     """
     if not delivery.message_id:
         return 0
-    fields = vars(delivery.properties)
-    headers = fields["headers"]
+    properties = delivery.properties
+    headers: Any = properties.headers
     if headers is not None and not (headers and _COUNTERS.isdisjoint(headers)):
         headers = {name: value for name, value in headers.items() if name not in _COUNTERS}
         # None for an empty table, as before the broker added its counts to no headers at all.
-        fields = {**fields, "headers": headers or None}
-    published = _to_bytes(list(fields.values()))
-    return hash((delivery.queue, delivery.routing_key, delivery.body, published)) or 1
-
-
-def _to_bytes(values: Any) -> bytes:
+        headers = headers or None
     try:
-        return marshal.dumps(values, _MARSHAL_VERSION)
+        headers = marshal.dumps(headers, _MARSHAL_VERSION)
     except ValueError:  # A time or a decimal number among them; this takes twice as long.
-        return repr(values).encode(errors="surrogatepass")
+        headers = repr(headers)
+    rest = _properties_of(properties)
+    return hash((delivery.queue, delivery.routing_key, delivery.body, headers, rest)) or 1
 
 
 def delivery_count(delivery: Delivery) -> int:

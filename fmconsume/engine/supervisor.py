@@ -123,8 +123,8 @@ class Supervisor(threading.Thread):
         self._session: Session | None = None
         self._sessions = 0
         self._unsettled = Unsettled(options.remember, topology.counting_queues)
-        #: What has come out of the mailbox and is to be done once the broker has been told.
-        self._agenda: deque[Callable[[], None]] = deque()
+        #: Outcomes of which account is kept once the broker has been told, and what they settle.
+        self._agenda: deque[tuple[Outcome, Delivery]] = deque()
         #: Deliveries that the workers do not have: just come, or beyond the limit until the stop.
         self._waiting: deque[Delivery] = deque()
         limit = math.inf if options.limit is None else options.limit
@@ -490,7 +490,7 @@ class Supervisor(threading.Thread):
             item()
             return
         target = self._unsettled.conclude(item)
-        self._agenda.append(partial(self._on_outcome, item, target))
+        self._agenda.append((item, target))
         error = item.error
         if error is not None:
             self._end(
@@ -502,7 +502,7 @@ class Supervisor(threading.Thread):
 
     def _do_agenda(self) -> None:
         while self._agenda:
-            self._agenda.popleft()()
+            self._on_outcome(*self._agenda.popleft())
 
     def _on_delivery(self, delivery: Delivery) -> None:
         self.stats.received += 1
@@ -539,8 +539,7 @@ class Supervisor(threading.Thread):
             release()
 
     def _count(self, outcome: Outcome) -> None:
-        name = outcome.name
-        setattr(self.stats, name, getattr(self.stats, name) + 1)
+        vars(self.stats)[outcome.name] += 1
 
     def _end(self, error: BaseException | None, exit_code: int) -> None:
         """Begin to stop; the first reason is the one that counts."""

@@ -113,7 +113,8 @@ class Unsettled:
         delivery = outcome.delivery
         del self._running[delivery]
         target = self._adopted.pop(delivery, delivery)
-        self._disown(target)
+        if self._orphans:
+            self._disown(target)
         if target.session == self._session:
             if outcome.verdict in RETURNS:
                 self._held[target.tag] = outcome
@@ -179,8 +180,7 @@ class Unsettled:
 
     def _disown(self, delivery: Delivery) -> None:
         """Let a delivery wait no more for its redelivery, if it does."""
-        if self._orphans:
-            orphans = self._orphans.get(delivery.identity, {})
-            orphans.pop(delivery, None)
-            if not orphans:
-                self._orphans.pop(delivery.identity, None)
+        orphans = self._orphans.get(delivery.identity, {})
+        orphans.pop(delivery, None)
+        if not orphans:
+            self._orphans.pop(delivery.identity, None)
