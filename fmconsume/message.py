@@ -470,6 +470,10 @@ def decode(delivery: Delivery, body_mode: str = "object") -> Message:
 def _decode(delivery: Delivery, body_mode: str) -> Message:
     properties = delivery.properties
     body: Any = delivery.body
+    flaw = getattr(properties, "flaw", "")
+    if flaw:
+        where = f"routing key {delivery.routing_key!r}, {len(body)} bytes"
+        raise ValidationError(f"its properties cannot be read: {flaw} ({where})")
     if body_mode != "bytes":
         body = _parse_body(body, properties.content_encoding)
     severity = _accept(delivery, body) if body_mode == "object" else _tolerate(properties)

@@ -50,8 +50,8 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
 
     Args:
         message: It is validated first. Its topic gets the configured topic_prefix. Its body is
-            JSON, which has no NaN and no Infinity; its headers are what AMQP has, which
-            pika gives no floats.
+            JSON, which has no NaN and no Infinity, and neither have its headers, which are
+            what AMQP has.
         exchange: Name of the exchange; None takes the configured publish_exchange.
         timeout: Seconds for all of it, connecting included.
 

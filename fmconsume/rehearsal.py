@@ -13,6 +13,7 @@ from typing import Any, Callable
 from .callbacks import prepare
 from .engine.coroutines import CoroutineRunner
 from .engine.delivery import Delivery, Outcome
+from .engine.wire import published
 from .engine.workers import ThreadWorker
 from .message import Message, decode
 
@@ -79,4 +80,5 @@ def make_delivery(message: Message, tag: int) -> Delivery:
         body,
         message.properties.message_id,
         monotonic(),
+        published(message.properties),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..text import printable
 
@@ -45,6 +45,7 @@ class Delivery:
     Attributes:
         message_id: As it arrived; a callback may change the properties.
         received: When it arrived, monotonic seconds.
+        published: What was published but for queue, routing key and body, as it came.
         identity: As `memory.identity` gives it; 0 is none.
     """
 
@@ -57,6 +58,7 @@ class Delivery:
     body: bytes
     message_id: str | None
     received: float
+    published: tuple[Any, ...] = ()
     identity: int = 0
 
     @property

@@ -29,9 +29,6 @@ _NO_LINE = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
 #: pika guesses what a close while opening means, and keeps the broker's words in the text.
 #: With TLS 1.3 the broker refuses a client certificate only after pika's handshake is done.
 _ALERT = re.compile(r"\[SSL: \w*ALERT_\w+\] ([^(]*)")
-#: What pika stumbles over, such as a timestamp in the headers that is out of range; it then drops
-#: the connection.
-_UNREADABLE = re.compile(r"Stream connection lost: (?!\w*(Connection|SSL|Pipe|Timeout|OS))\w+\(")
 #: What OpenSSL refuses only where it is strict, as Python has it since version 3.13.
 #: Source: X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA and those after it in OpenSSL 3's x509_vfy.h.
 _STRICT = range(80, 94)
@@ -108,10 +105,7 @@ def reason(exc: BaseException) -> str:
     if isinstance(exc, (ChannelClosedByBroker, ConnectionClosedByBroker)):
         return f"{exc.reply_code} {printable(exc.reply_text)}"
     root = _root(exc)
-    text = brief(str(root)) or type(root).__name__
-    if _UNREADABLE.search(text):
-        text += "; pika cannot read a message's headers: look at the head of the queue"
-    return text
+    return brief(str(root)) or type(root).__name__
 
 
 def _root(exc: BaseException) -> BaseException:

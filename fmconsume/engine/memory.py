@@ -8,10 +8,8 @@ messages that were published alike have the same one and cannot be told apart.
 
 from __future__ import annotations
 
-import marshal
 from collections import OrderedDict, deque
-from operator import attrgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .delivery import Delivery, Verdict
 
@@ -19,15 +17,7 @@ __all__ = ["Memory", "delivery_count", "identity"]
 
 #: Headers in which a quorum queue counts deliveries of a message.
 #: Source: RabbitMQ's documentation of quorum queues; x-acquired-count since 4.3.
-_COUNTERS = frozenset(("x-acquired-count", "x-delivery-count"))
-#: Every property but the headers. Their numbers are small or times, so that they may be hashed.
-_properties_of = attrgetter(
-    *("content_type", "content_encoding", "delivery_mode", "priority", "correlation_id"),
-    *("reply_to", "expiration", "message_id", "timestamp", "type", "user_id", "app_id"),
-    "cluster_id",
-)
-#: Of the formats of marshal the last one in which equal values always give equal bytes.
-_MARSHAL_VERSION = 2
+_COUNTERS = ("x-acquired-count", "x-delivery-count")
 
 
 def identity(delivery: Delivery) -> int:
@@ -36,22 +26,10 @@ def identity(delivery: Delivery) -> int:
     That is queue, routing key, body, all properties and all headers but the broker's delivery
     counters. What went through a dead-letter exchange has other headers, so it is another message.
     Each process hashes differently, so that nobody can make up two messages with the same number.
-    To be called before the callback may change the properties.
     """
     if not delivery.message_id:
         return 0
-    properties = delivery.properties
-    headers: Any = properties.headers
-    if headers is not None and not (headers and _COUNTERS.isdisjoint(headers)):
-        headers = {name: value for name, value in headers.items() if name not in _COUNTERS}
-        # None for an empty table, as before the broker added its counts to no headers at all.
-        headers = headers or None
-    try:
-        headers = marshal.dumps(headers, _MARSHAL_VERSION)
-    except ValueError:  # A time or a decimal number among them; this takes twice as long.
-        headers = repr(headers)
-    rest = _properties_of(properties)
-    return hash((delivery.queue, delivery.routing_key, delivery.body, headers, rest)) or 1
+    return hash((delivery.queue, delivery.routing_key, delivery.body, *delivery.published)) or 1
 
 
 def delivery_count(delivery: Delivery) -> int:

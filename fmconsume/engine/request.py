@@ -5,26 +5,27 @@ Any thread may make one; the line that sends it answers.
 
 from __future__ import annotations
 
+import math
 import reprlib
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any
 
 import pika
-from pika.data import encode_table
 from pika.frame import Header, Method
 from pika.spec import Basic
 
 from ..exceptions import ValidationError
 from ..text import brief
+from .wire import Properties, writable
 
 __all__ = ["Request"]
 
 #: What AMQP has for integers in headers. pika 1.3 sends larger ones, which others read as negative.
 _INTEGERS = range(-(2**63), 2**63)
 _TYPES = (
-    "headers hold strings, bytes, booleans, integers of 64 bits, decimals of 32 bits, dates, None, "
-    "and lists and tables of these"
+    "headers hold strings, bytes, booleans, integers of 64 bits, finite floats, decimals of 32 "
+    "bits, dates, None, and lists and tables of these"
 )
 
 
@@ -51,10 +52,11 @@ class Request:
     header_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.properties = writable(self.properties)
         try:
             Method(1, Basic.Publish(exchange=self.exchange, routing_key=self.routing_key)).marshal()
             self.header_bytes = len(Header(1, len(self.body), self.properties).marshal())
-            _check_integers(self.properties.headers)
+            _check_numbers(self.properties.headers)
         except Exception as exc:  # Among others struct.error, AssertionError and pika's own.
             reason = _find_header(self.properties.headers) or repr(exc)
             raise ValidationError(brief(f"the message cannot be encoded: {reason}")) from exc
@@ -64,18 +66,20 @@ def _find_header(headers: Any) -> str:
     """Say which header it is that cannot be sent, or nothing."""
     for name, value in headers.items() if isinstance(headers, dict) else ():
         try:
-            encode_table([], {name: value})
-            _check_integers(value)
+            Properties(headers={name: value}).encode()
+            _check_numbers(value)
         except Exception:
             return f"header {reprlib.repr(name)} holds {reprlib.repr(value)}; {_TYPES}"
     return ""
 
 
-def _check_integers(value: Any) -> None:
+def _check_numbers(value: Any) -> None:
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list):
         for item in value:
-            _check_integers(item)
+            _check_numbers(item)
     elif isinstance(value, int) and value not in _INTEGERS:
         raise ValueError(f"{value} has more than 64 bits")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{value} ends the connection: RabbitMQ has no such number")

@@ -35,6 +35,7 @@ from .address import Address
 from .delivery import ACK, FAIL, NACK, Delivery
 from .failure import SessionLost, connect_error, make_parameters, reason
 from .ledger import Frame
+from .wire import install
 
 __all__ = ["Session", "Topology"]
 
@@ -50,6 +51,8 @@ _DEPRECATED = re.compile(r"Feature `(\w+)` is deprecated")
 #: Seconds that the broker gets for an answer, or for what is sent; and for each of the two steps
 #: of a stop, to cancel and to close.
 _DEADLINE, _STOP_DEADLINE = 30.0, 5.0
+#: Heartbeat intervals after which a line counts as silent. It is noticed half of one later.
+_SILENT = 1.4
 #: When so many bytes came, more are probably there: pika dispatches what it has once it has read
 #: 100 KB, of which it counts whole frames. Source: `_MAX_CONSUME_BYTES` in pika 1.3 and 1.4.
 _PIECE = 64 * 1024
@@ -159,6 +162,7 @@ class Session:
             ConnectionException: The broker refuses, and would again.
             SessionLost: It cannot be reached now.
         """
+        install()
         parameters = make_parameters(self.address)
         wanted = parameters.heartbeat
         # A function and not the method: pika copies its parameters deeply.
@@ -304,8 +308,8 @@ class Session:
     # -- using it ----------------------------------------------------------
 
     def tick(self, seconds: float) -> None:
-        """Make sure that something happens every so many seconds, or quarter of a heartbeat."""
-        seconds = min(seconds, self._heartbeat / 4 or seconds)
+        """Make sure that something happens every so many seconds, or half a heartbeat."""
+        seconds = min(seconds, self._heartbeat / 2 or seconds)
         if monotonic() - self._sending_since > _DEADLINE - seconds:
             raise SessionLost("the broker takes no acknowledgements")
         # Twice: pika's loop calls also while it blocks, and its connection ends a wait.
@@ -360,7 +364,7 @@ class Session:
         if count:
             self._bytes_heard += count
             self._heard_at = now
-        elif self._heartbeat and now - self._heard_at > 1.5 * self._heartbeat:
+        elif self._heartbeat and now - self._heard_at > _SILENT * self._heartbeat:
             raise SessionLost(f"nothing heard from the broker for {now - self._heard_at:.0f} s")
         return count
 
@@ -482,6 +486,7 @@ class Session:
                 body,
                 properties.message_id,
                 monotonic(),
+                properties.published,
             )
         )
 

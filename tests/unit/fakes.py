@@ -13,6 +13,7 @@ from pika.spec import BasicProperties
 
 from fmconsume.config import LazyConfig, conf
 from fmconsume.engine.delivery import Delivery
+from fmconsume.engine.wire import published
 
 T = TypeVar("T")
 
@@ -43,6 +44,7 @@ def make_delivery(
         body,
         properties.message_id,
         monotonic(),
+        published(properties),
     )
 
 

@@ -125,24 +125,6 @@ def test_reason_one_line(error: Exception, expected: str) -> None:
     assert reason(error) == expected
 
 
-@pytest.mark.parametrize(
-    ("error", "is_unreadable"),
-    [
-        (OverflowError("timestamp out of range"), True),
-        (ValueError("year 70000 is out of range"), True),
-        (ConnectionResetError(104, "Connection reset by peer"), False),
-        (BrokenPipeError(32, "Broken pipe"), False),
-        (TimeoutError("timed out"), False),
-        (OSError(113, "No route to host"), False),
-        (ssl.SSLError(1, "[SSL] internal error"), False),
-    ],
-)
-def test_reason_unreadable_headers(error: Exception, is_unreadable: bool) -> None:
-    """Headers that pika cannot read are told from a line that broke."""
-    lost = StreamLostError(f"Stream connection lost: {error!r}")
-    assert ("head of the queue" in reason(lost)) is is_unreadable
-
-
 def test_connect_error_connection_limit() -> None:
     """A limit on connections passes: one that died may still count."""
     text = "NOT_ALLOWED - access to vhost 'v' refused: connection limit (1) is reached"

@@ -15,7 +15,7 @@ HOUSE = Path(fmconsume.__file__).parent
 #: Lowest first. A module imports from floors below its own, never from its own.
 FLOORS = (
     "text version",
-    "redaction log notes engine/backoff engine/certificate engine/coroutines "
+    "redaction log notes engine/backoff engine/certificate engine/coroutines engine/wire "
     "service/journal engine/__init__ service/__init__",
     "exceptions",
     "config schema schema_utils service/server engine/delivery engine/address callbacks console "

@@ -27,6 +27,7 @@ from fmconsume.engine.delivery import Delivery, Verdict
 from fmconsume.engine.failure import SessionLost
 from fmconsume.engine.ledger import Frame
 from fmconsume.engine.session import Session, Topology
+from fmconsume.engine.wire import Properties
 from fmconsume.exceptions import BadDeclaration, ConsumerCanceled, PermissionException
 
 from .fakes import wait_soon
@@ -520,7 +521,7 @@ def test_on_message_delivers(session: Session, channel: FakeChannel) -> None:
     session.declare()
     session.consume()
     method = SimpleNamespace(delivery_tag=9, routing_key="a.b", redelivered=True)
-    properties = pika.BasicProperties(message_id="apple")
+    properties = Properties(message_id="apple")
     channel.on_message["amq.gen-1"](channel, method, properties, b"{}")
     (delivery,) = got
     assert (delivery.session, delivery.tag, delivery.queue) == (3, 9, "amq.gen-1")
@@ -582,12 +583,12 @@ def test_wait_time_limit(session: Session, connection: FakeConnection) -> None:
 
 @pytest.mark.parametrize(
     ("configured", "agreed", "longest"),
-    [("", 60, 15.0), ("heartbeat=7", 7, 1.75), ("heartbeat=0", 0, 1000.0)],
+    [("", 60, 30.0), ("heartbeat=7", 7, 3.5), ("heartbeat=0", 0, 1000.0)],
 )
 def test_tick_heartbeat(
     connection: FakeConnection, configured: str, agreed: int, longest: float
 ) -> None:
-    """Each quarter of a heartbeat has a tick, if there are any; the URL goes before the broker."""
+    """Each half heartbeat has a tick, if there are any; the URL goes before the broker."""
     parameters = partial(pika.URLParameters, f"amqp://h?{configured}")
     session = Session(1, ADDRESS._replace(parameters=parameters), TOPOLOGY)
     session.connect()
@@ -624,7 +625,7 @@ def test_wait_counts_read_meanwhile(session: Session, connection: FakeConnection
 def test_wait_silent_line(
     connection: FakeConnection, monkeypatch: pytest.MonkeyPatch, heartbeat: int
 ) -> None:
-    """A line is lost that is silent for one and a half heartbeats, where there are any."""
+    """A line is lost that is silent for 1.4 heartbeats, where there are any."""
     now = [1000.0]
     monkeypatch.setattr(session_module, "monotonic", lambda: now[0])
     parameters = partial(pika.URLParameters, f"amqp://h?heartbeat={heartbeat}")
