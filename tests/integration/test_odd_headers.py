@@ -1,4 +1,4 @@
-"""Headers that Python or pika cannot represent: they disturb nobody, and most arrive as they are."""
+"""Headers that Python or pika cannot represent disturb nobody, and most arrive as they are."""
 
 from __future__ import annotations
 
