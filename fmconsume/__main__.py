@@ -1,6 +1,6 @@
 """Runs the command as `python -m fmconsume`."""
 
-from .cli import main
+from .cli import command
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    command()

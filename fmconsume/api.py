@@ -9,7 +9,7 @@ import inspect
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from queue import Empty
@@ -22,8 +22,8 @@ from .engine.state import End, Observer, State, Stats
 from .engine.supervisor import Options, Supervisor
 from .engine.tasks import hire_tasks
 from .engine.workers import Pool, Worker, hire_threads
-from .exceptions import ExitCode, UnavailableException
-from .log import get_logger
+from .exceptions import ConfigurationException, ExitCode, UnavailableException
+from .log import get_logger, quieten_pika
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
 from .notes import Notes
 from .publisher import publish
@@ -66,7 +66,7 @@ class Consumer:
         workers: Callbacks that run at the same time; None takes the
             configuration's.
         limit: Stop after so many messages; None is no limit.
-        drain: Stop once the queues are empty and everything is settled.
+        drain: Stop once the queues are empty but for what the callback returned.
 
     Raises:
         ValueError: An argument cannot be used; the message names the key.
@@ -133,12 +133,14 @@ class Consumer:
 
         Raises:
             UnavailableException: The port for monitoring is in use, or no thread can be started.
+            ConfigurationException: The address for monitoring is none.
             HaltConsumer: The callback raised it.
-            ConsumerCanceled: The broker cancelled the consumer.
+            ConsumerCanceled: The broker cancelled the consumer, and the queue is gone.
             BadDeclaration, PermissionException, ConnectionException: The broker refuses.
             KeyboardInterrupt: A second signal came before the callbacks had finished.
             Exception: Whatever else the callback raised.
         """
+        quieten_pika()
         with ExitStack() as stack:
             self._start(stack)
             end = self._wait()
@@ -158,6 +160,8 @@ class Consumer:
             short = shortage(exc)
             if short or isinstance(exc, (UnavailableException, OSError)):
                 self.exit_code = ExitCode.TEMPORARY
+            elif isinstance(exc, ConfigurationException):
+                self.exit_code = ExitCode.USAGE
             if short:
                 raise short from exc
             raise
@@ -191,9 +195,12 @@ class Consumer:
             except Empty:
                 if end is not None:
                     return end
-                if not self._supervisor.is_alive():
-                    return End(RuntimeError("the supervisor is gone"), ExitCode.UNEXPECTED)
-                continue
+                if self._supervisor.is_alive():
+                    continue
+                # It reports before it ends, perhaps after the wait was over.
+                with suppress(Empty):
+                    return self._last_word()
+                return End(RuntimeError("the supervisor is gone"), ExitCode.UNEXPECTED)
             if isinstance(note, End):
                 return note
             if note is _STOP or not signals:
@@ -202,6 +209,13 @@ class Consumer:
                 end = End(KeyboardInterrupt(signal.Signals(note).name), 128 + note)
                 self._supervisor.abandon(end)
             signals += note is not _STOP
+
+    def _last_word(self) -> End:
+        """Give the end that is among the notes, or raise queue.Empty."""
+        while True:
+            note = self._notes.get(0)
+            if isinstance(note, End):
+                return note
 
     def _join(self) -> None:
         """Let the threads end, and name those that do not."""

@@ -211,7 +211,7 @@ def _is_part_of(missing: Any, module_name: str) -> bool:
 
 def _object_of(module: ModuleType, name: str, path: str) -> Any:
     try:
-        return attrgetter(name)(module)
+        return _run(attrgetter(name), module)
     except AttributeError as exc:
         raise ConfigurationException(
             f"callback {path!r}: {module.__name__} has no {name!r}"

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from . import callbacks, console
 from .api import Consumer
@@ -25,12 +25,13 @@ from .exceptions import (
     UnavailableException,
 )
 from .log import get_logger, is_stuck
+from .redaction import hide_passwords
 from .settings import select, topology
 from .shortage import shortage
 from .text import brief, describe
 from .version import __version__
 
-__all__ = ["main", "parser"]
+__all__ = ["command", "main", "parser"]
 
 _log = get_logger(__name__)
 
@@ -54,14 +55,22 @@ status is 1 if one fails"""
 
 def parser() -> argparse.ArgumentParser:
     """Build the argument parser; the man page is made from it too."""
-    result = argparse.ArgumentParser(
+    result = _Parser(
         prog="fmconsume",
         description="Consume messages from RabbitMQ queues with a Python callback.",
     )
     add = result.add_mutually_exclusive_group().add_argument
     add("--callback", metavar="MODULE:OBJECT", help=_CALLBACK)
-    add("--callback-file", metavar="FILE.py:OBJECT", help="the same, taken from a Python file")
-    add("--record", metavar="FILE", help="add each message to this file, as a line of JSON")
+    add(
+        "--callback-file",
+        metavar="FILE.py:OBJECT",
+        help="the same, taken from a Python file",
+    )
+    add(
+        "--record",
+        metavar="FILE",
+        help="add each message to this file, as a line of JSON",
+    )
     add = result.add_mutually_exclusive_group().add_argument
     add("--check", action="store_true", help=_CHECK)
     add(
@@ -77,12 +86,46 @@ def parser() -> argparse.ArgumentParser:
     add = result.add_argument_group("in place of the configuration").add_argument
     add("--queue-name", metavar="QUEUE", help="consume from this queue only")
     add("--exchange", metavar="EXCHANGE", help="bind the queues to this exchange")
-    add("--routing-key", metavar="KEY", action="append", help="bind with this key; may be repeated")
+    add(
+        "--routing-key",
+        metavar="KEY",
+        action="append",
+        help="bind with this key; may be repeated",
+    )
     add("--app-name", metavar="NAME", help="name shown to the broker's administrators")
     add("--workers", metavar="N", type=int, help="callbacks that run at the same time")
     add("--limit", metavar="N", type=int, help="stop after this many messages")
     add("--log-level", metavar="LEVEL", choices=_LEVELS, help=f"one of {', '.join(_LEVELS)}")
     return result
+
+
+class _Parser(argparse.ArgumentParser):
+    """Shows no password that was given where none belongs, and takes no empty value for none."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse the arguments; a variable that is not set gives an empty one."""
+        parsed = super().parse_args(args, namespace)
+        for name, value in vars(parsed).items():
+            if value == "" or (isinstance(value, list) and "" in value):
+                self.error(f"argument --{name.replace('_', '-')}: found an empty value")
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """End with the usage and what is wrong."""
+        super().error(hide_passwords(message))
+
+
+def command() -> NoReturn:
+    """Run the command as a process, and end that whatever the callback has left running."""
+    status: Any = ExitCode.UNEXPECTED
+    try:
+        status = main()
+    except SystemExit as exc:  # argparse's.
+        status = exc.code
+        raise
+    finally:
+        console.end_soon(status if isinstance(status, int) else 0)
+    raise SystemExit(status)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

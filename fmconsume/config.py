@@ -9,6 +9,7 @@ import copy
 import functools
 import os
 import re
+import stat
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional
@@ -382,10 +383,12 @@ def _read(path: str, note: Optional[str]) -> dict[str, Any]:
 
 
 def _mark(path: str) -> object:
-    """Give what changes with a file, None where there is none."""
+    """Give what changes with a file; None where there is none, or something that could block."""
     try:
         found = os.stat(path)
     except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -397,11 +400,11 @@ class LazyConfig(dict[str, Any]):
     loaded = False
     #: Path of that file, whether it exists or not.
     path = ""
-    #: The same for those who read it again, when the directory may be another one.
+    #: The same from the root, so that it is found again from any working directory.
     absolute_path = ""
     #: What it said, checked; a program may have changed the values since.
     as_loaded: Mapping[str, Any] = types.MappingProxyType({})
-    #: By what a change of the file shows.
+    #: Inode, size and time of the file when it was read.
     _mark: object = None
 
     def load_config(self, config_path: Optional[str] = None) -> LazyConfig:
@@ -423,15 +426,16 @@ class LazyConfig(dict[str, Any]):
         except RecursionError as exc:
             raise ConfigurationException(f"{path} cannot be used: it is nested too deep") from exc
         # Last and at once: a failure leaves everything as it was.
-        dict.update(self, config)
+        dict.update(self, copy.deepcopy(config))
         self.path, self.loaded = path, True
         self.as_loaded, self._mark, self.absolute_path = config, mark, os.path.abspath(path)
         return self
 
     @property
     def is_outdated(self) -> bool:
-        """Whether the file has changed since it was loaded. Thread: any."""
-        return _mark(self.absolute_path) != self._mark
+        """Whether there is another file than was loaded. Thread: any."""
+        mark = _mark(self.absolute_path)
+        return mark is not None and mark != self._mark
 
     def validate(self) -> None:
         """Check the present values, which a program may have changed since they were loaded.

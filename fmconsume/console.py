@@ -11,15 +11,19 @@ import logging
 import os
 import select
 import sys
+import threading
+import time
 from contextlib import suppress
 from typing import Any
 
 from . import log
 
-__all__ = ["complain", "end", "flush", "prepare", "say"]
+__all__ = ["complain", "end", "end_soon", "flush", "prepare", "say"]
 
 #: Seconds that whoever reads standard error gets to make room for a line.
 _PATIENCE = 1.0
+#: Seconds that threads of the program's own get to end once there is nothing more to do.
+_LAST_PATIENCE = 5.0
 
 
 def prepare() -> None:
@@ -48,9 +52,30 @@ def complain(text: str) -> None:
 def end(status: int) -> None:
     """End the process without the interpreter's farewell, which could wait for ever."""
     if _is_read(sys.stderr):
-        logging.shutdown()
+        # Not here: who holds a lock of logging may not give it back.
+        last = threading.Thread(target=logging.shutdown, name="fmconsume-farewell", daemon=True)
+        with suppress(RuntimeError):
+            last.start()
+            last.join(_PATIENCE)
         flush()
     os._exit(status)
+
+
+def end_soon(status: int) -> None:
+    """See to it that the process ends, even where a thread of the program's own does not."""
+    watch = threading.Thread(target=_end_late, args=(status,), name="fmconsume-end", daemon=True)
+    with suppress(RuntimeError):
+        watch.start()
+
+
+def _end_late(status: int) -> None:
+    time.sleep(_LAST_PATIENCE)
+    main = threading.main_thread()
+    ours = (main, threading.current_thread())
+    left = [each.name for each in threading.enumerate() if not (each.daemon or each in ours)]
+    if left:
+        complain(f"left behind: the callback's own threads {', '.join(left)}, which do not end")
+    end(status)
 
 
 def flush() -> None:
@@ -58,7 +83,7 @@ def flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError, AttributeError):
+        except Exception:  # A program may have put anything there.
             _silence(stream)
 
 
@@ -84,7 +109,7 @@ def _write(stream: Any, text: str) -> None:
     try:
         encoding = stream.encoding or "utf-8"
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-    except (OSError, ValueError, AttributeError):
+    except Exception:  # A program may have put anything there.
         _silence(stream)
 
 

@@ -116,7 +116,7 @@ class ConsumeException(FmconsumeError):
 
 
 class ConsumerCanceled(ConsumeException):
-    """Raised when the broker cancels the consumer, as it does when the queue is deleted."""
+    """Raised when the broker cancels the consumer and the queue is gone."""
 
 
 class Nack(ConsumeException):

@@ -1,4 +1,4 @@
-"""The engine's log lines are written by a thread of their own, so that no handler, filter or
+"""Log lines of this package are written by a thread of their own, so that no handler, filter or
 stream can end or block the thread that has something to say.
 
 Any thread may log. It waits until its line is written, but never longer than a second.
@@ -13,7 +13,7 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-__all__ = ["get_logger", "is_stuck"]
+__all__ = ["get_logger", "is_stuck", "quieten_pika"]
 
 #: Longest wait for a line to be written, seconds.
 _PATIENCE = 1.0
@@ -34,7 +34,8 @@ class _Writer:
 
     def write(self, record: logging.LogRecord) -> None:
         """Write a record, and wait a little for that."""
-        if not self._has_thread():
+        # A handler that has something to log itself would wait for itself.
+        if not self._has_thread() or threading.current_thread() is self._thread:
             _handle(record)
         elif self._queue.qsize() < _MOST:
             written: SimpleQueue[None] = SimpleQueue()
@@ -88,9 +89,13 @@ os.register_at_fork(after_in_child=_start_anew)
 class _Relay(logging.Logger):
     """Makes the records of the logger of its name, and leaves the rest to the writer."""
 
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._real = logging.getLogger(name)
+
     def isEnabledFor(self, level: int) -> bool:
-        """Tell what the real logger says."""
-        return logging.getLogger(self.name).isEnabledFor(level)
+        """Tell what the real logger would, but without logging's lock: who holds it may block."""
+        return level > self.manager.disable and level >= self._real.getEffectiveLevel()
 
     def makeRecord(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
         """Make a record, a plain one where the program's own factory fails."""
@@ -107,6 +112,17 @@ class _Relay(logging.Logger):
 def get_logger(name: str) -> logging.Logger:
     """Give a logger that cannot end or block the thread that logs."""
     return _Relay(name)
+
+
+def quieten_pika() -> None:
+    """Leave out what pika logs, unless the program has set a level for its logger.
+
+    pika logs inside its calls, where nothing keeps a handler that blocks from blocking whoever
+    called. What matters of it is logged here in a line.
+    """
+    logger = logging.getLogger("pika")
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.CRITICAL)
 
 
 def is_stuck() -> bool:

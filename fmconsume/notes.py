@@ -69,7 +69,7 @@ class Notes:
                 return self._queue.get_nowait()
             try:
                 self._bell.recv(4096)
-            except socket.timeout:
+            except (socket.timeout, BlockingIOError):
                 raise Empty from None
 
     @contextmanager

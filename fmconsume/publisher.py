@@ -27,6 +27,7 @@ from .exceptions import ConnectionException, PublishException, PublishTimeout
 from .log import get_logger
 from .message import Message
 from .settings import addresses
+from .shortage import shortage
 from .text import printable
 
 __all__ = ["Publisher", "publish"]
@@ -270,8 +271,7 @@ def _start_publisher() -> Publisher:
         made = Publisher(brokers)
         made.start()
     except (OSError, RuntimeError) as exc:
-        reason = f"cannot publish now: {exc}; look at the process's limits of threads and files"
-        raise PublishException(reason) from exc
+        raise PublishException(f"cannot publish now: {shortage(exc) or exc}") from exc
     return made
 
 

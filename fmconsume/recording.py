@@ -11,7 +11,6 @@ import fcntl
 import hashlib
 import itertools
 import json
-import logging
 import os
 import re
 import reprlib
@@ -35,13 +34,17 @@ from .exceptions import (
     UnavailableException,
     ValidationError,
 )
+from .log import get_logger
 from .message import Message, dump_line
 from .rehearsal import Rehearsal
 from .text import brief, describe, printable
 
 __all__ = ["FailedMessages", "Recorder", "replay"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
+
+#: A partial file may still be written for so many seconds.
+_WRITING = 60.0
 
 #: Characters of the progress bar.
 _WIDTH = 40
@@ -112,7 +115,8 @@ class FailedMessages:
     """
 
     def __init__(self, folder: str, limit: int, body_mode: str = "object") -> None:
-        self._folder = Path(folder)
+        # The callback may change the working directory.
+        self._folder = Path(folder).absolute()
         self._limit = limit
         self._body_mode = body_mode
         try:
@@ -173,8 +177,10 @@ class FailedMessages:
     def _remove_leftovers(self) -> None:
         """Remove what a process that was killed had not finished."""
         for path in self._folder.glob("*".join(_PARTIAL)):
-            # Whoever still writes it has locked it.
+            # Whoever still writes it has locked it, or is about to.
             with suppress(OSError), open(path, "rb+") as file:
+                if time.time() - os.fstat(file.fileno()).st_mtime < _WRITING:
+                    continue
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
 
@@ -196,7 +202,7 @@ def _refuse(constant: str) -> NoReturn:
 
 def _file_name(delivery: Delivery) -> str:
     """Name a message so that it keeps its name when it comes again."""
-    known = repr((delivery.queue, delivery.properties.message_id, delivery.routing_key))
+    known = repr((delivery.queue, delivery.message_id, delivery.routing_key))
     digest = hashlib.sha256(known.encode() + delivery.body).hexdigest()[:16]
     encoding = sys.getfilesystemencoding()
     readable = re.sub(r"[^\w.-]+", "_", str(delivery.routing_key)).encode(encoding, "ignore")

@@ -10,7 +10,9 @@ import re
 __all__ = ["hide_passwords", "redact", "redact_value"]
 
 #: A user, a colon and a password up to the last "@" of the word. The colon of "amqp://" is not one.
-_LOGIN = re.compile(r"""([^\s:/@'"]*):(?!//)[^\s'"]*@""")
+_LOGIN = re.compile(r"([^\s:/@'\"]*):(?!//)\S*@")
+#: A password as a parameter of a URL.
+_PARAMETER = re.compile(r"(?i)([?&]password=)[^&\s'\"]+")
 
 
 def redact(url: str) -> str:
@@ -20,7 +22,7 @@ def redact(url: str) -> str:
     """
     scheme, rest = re.findall(r"(?is)^(amqps?://)?(.*)", url)[0]
     # pika takes the password of a private key in there.
-    rest = re.sub(r"(ssl_options=)[^&]+", r"\1***", rest)
+    rest = _PARAMETER.sub(r"\1***", re.sub(r"(ssl_options=)[^&]+", r"\1***", rest))
     user_info, at, host = rest.rpartition("@") if "@" in rest else (rest, "", "")
     user, _, password = user_info.partition(":")
     is_port = not at and (user.startswith("[") or re.match(r"\d*([/?#]|$)", password))
@@ -37,4 +39,6 @@ def hide_passwords(text: str) -> str:
 
     A URL can stand where a path or a name should, and an error shows what it found there.
     """
-    return _LOGIN.sub(r"\1:***@", text) if "@" in text else text
+    if "@" in text:
+        text = _LOGIN.sub(r"\1:***@", text)
+    return _PARAMETER.sub(r"\1***", text) if "?" in text else text

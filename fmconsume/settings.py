@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -12,11 +11,12 @@ from .config import DEFAULTS, LazyConfig, check_bindings, check_queues, conf
 from .engine.address import Address, parse_address
 from .engine.session import Topology
 from .exceptions import ConfigurationException
+from .log import get_logger
 from .redaction import redact
 
 __all__ = ["addresses", "select", "topology"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 
 def addresses() -> list[Address]:
@@ -63,14 +63,23 @@ class _Source:
             return url, self.tls
         if self._config.is_outdated:
             self._read(self._config.absolute_path)
+        return self._find(url) or url, self.tls
+
+    def _find(self, url: str) -> str:
+        """Give what the URL is now, "" if it is there no more."""
         same = [each for each in self.urls if _place(each) == _place(url)]
-        return (same or [url])[0], self.tls
+        return url if url in self.urls else "".join(same[:1])
 
     def _read(self, path: str) -> None:
+        before = self.urls, self.tls
         try:
             self._config = LazyConfig().load_config(path)
             self._take(self._config)
+            if not all(map(self._find, before[0])):
+                # Half written, perhaps; what belongs to another broker is of no use here.
+                raise ConfigurationException(f"{path} has another amqp_url now")
         except ConfigurationException as exc:
+            self.urls, self.tls = before
             # What is known may still do, and the next connection reads the file again.
             _log.warning("going on with the amqp_url and [tls] of before: %s", exc)
 

@@ -10,12 +10,13 @@ import traceback
 import warnings
 from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager, suppress
+from types import AsyncGeneratorType, GeneratorType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
 
-__all__ = ["CoroutineRunner", "format_stack"]
+__all__ = ["CoroutineRunner", "format_stack", "refuse_generator"]
 
 
 class CoroutineRunner:
@@ -132,6 +133,18 @@ async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None
         return await awaitable, None
     except BaseException as exc:
         return None, exc
+
+
+def refuse_generator(result: object) -> None:
+    """Refuse what a callback returned where it is code that nobody runs.
+
+    Raises:
+        TypeError: It is a generator, or a context manager made of one.
+    """
+    made_of = getattr(result, "gen", result)
+    if isinstance(made_of, (GeneratorType, AsyncGeneratorType)):
+        kind = type(made_of).__name__.replace("_", " ")
+        raise TypeError(f"the callback returned a {kind}, whose code never runs: is a yield in it?")
 
 
 def format_stack(awaitable: Any) -> str:

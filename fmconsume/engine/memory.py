@@ -63,13 +63,15 @@ class Memory:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        #: By identity; where there were several messages, how often it is in `_order`.
-        self._finished: dict[int, _Past | int] = {}
-        #: Identities in the order in which they were finished, oldest first.
+        #: Identities of which one message is known, which is finished.
+        self._finished: dict[int, _Past] = {}
+        #: Identities of which there were several messages, each with its number in `_order`.
+        self._several: dict[int, int] = {}
+        #: Both in the order in which they came, oldest first.
         self._order: deque[int] = deque()
-        #: What most messages of a session have: one for all of them.
+        #: One for all messages that a session acknowledges.
         self._usual = _Past(Verdict.ACK, 0)
-        #: Identities of what the broker has unfinished, the one that came last at the end.
+        #: Identities of messages that went back to the broker unfinished, the last one at the end.
         self._owed: OrderedDict[int, None] = OrderedDict()
         #: How often each message was returned, the one returned last at the end.
         self._returns: OrderedDict[int, int] = OrderedDict()
@@ -80,11 +82,11 @@ class Memory:
             return
         if self._returns:
             self._returns.pop(key, None)
-        past = self._finished.get(key)
-        if past is None and key not in self._owed:
-            self._finished[key] = self._new(verdict, session)
+        if key in self._finished or key in self._several or key in self._owed:
+            self._see_several(key)
+            self._several[key] += 1
         else:
-            self._finished[key] = 1 + (past if isinstance(past, int) else past is not None)
+            self._finished[key] = self._new(verdict, session)
         self._append(key)
 
     def _new(self, verdict: Verdict, session: int) -> _Past:
@@ -97,9 +99,10 @@ class Memory:
         self._order.append(key)
         if len(self._order) > self._size:
             oldest = self._order.popleft()
-            past = self._finished.pop(oldest)
-            if isinstance(past, int) and past > 1:
-                self._finished[oldest] = past - 1
+            if self._finished.pop(oldest, None) is None:
+                self._several[oldest] -= 1
+                if not self._several[oldest]:
+                    del self._several[oldest]
 
     def owe(self, key: int) -> None:
         """Remember that the broker has a message unfinished."""
@@ -111,16 +114,16 @@ class Memory:
                 self._see_several(self._owed.popitem(last=False)[0])
 
     def meet(self, key: int) -> None:
-        """Take note of an unfinished message, beside which another one makes several."""
+        """Take note of a message that is unfinished now; if another is known, there are several."""
         if key in self._finished or key in self._owed:
             self._see_several(key)
 
     def _see_several(self, key: int) -> None:
-        past = self._finished.get(key)
-        if not isinstance(past, int):
-            self._finished[key] = 1
-            if past is None:
-                self._append(key)
+        if self._finished.pop(key, None) is not None:
+            self._several[key] = 1
+        elif key not in self._several:
+            self._several[key] = 1
+            self._append(key)
 
     def recall(self, key: int, session: int) -> Verdict | None:
         """Give the verdict that settles a redelivery, None when it has to run.
@@ -130,7 +133,7 @@ class Memory:
         """
         self._owed.pop(key, None)
         past = self._finished.get(key)
-        if not isinstance(past, _Past):
+        if past is None:
             return None
         if past.session == session:
             self._see_several(key)

@@ -22,7 +22,7 @@ from .wire import Properties, writable
 __all__ = ["Request"]
 
 #: What AMQP has for integers in headers. pika 1.3 sends larger ones, which others read as negative.
-_INTEGERS = range(-(2**63), 2**63)
+_LEAST, _MOST = -(2**63), 2**63 - 1
 _TYPES = (
     "headers hold strings, bytes, booleans, integers of 64 bits, finite floats, decimals of 32 "
     "bits, dates, None, and lists and tables of these"
@@ -79,7 +79,7 @@ def _check_numbers(value: Any) -> None:
     if isinstance(value, list):
         for item in value:
             _check_numbers(item)
-    elif isinstance(value, int) and value not in _INTEGERS:
+    elif isinstance(value, int) and not _LEAST <= value <= _MOST:
         raise ValueError(f"{value} has more than 64 bits")
     elif isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{value} ends the connection: RabbitMQ has no such number")

@@ -10,6 +10,7 @@ import math
 import re
 import struct
 import threading
+import uuid
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -17,7 +18,6 @@ from time import monotonic
 from typing import Any, Callable, NamedTuple
 
 import pika
-from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import (
     AMQPChannelError,
     AMQPConnectionError,
@@ -35,7 +35,7 @@ from .address import Address
 from .delivery import ACK, FAIL, NACK, Delivery
 from .failure import SessionLost, connect_error, make_parameters, reason
 from .ledger import Frame
-from .wire import install
+from .wire import install, ordered
 
 __all__ = ["Session", "Topology"]
 
@@ -140,9 +140,11 @@ class Session:
         self.deliver: Callable[[Delivery], None] = lambda delivery: None
         #: A wake is under way; set by any thread, cleared by the supervisor before it reads.
         self.is_woken = False
+        #: A stop waits for this session; set by any thread.
+        self.is_in_a_hurry = False
         #: Reason given by the broker while it blocks publishers (an alarm), or "".
         self.blocked = ""
-        #: Consumer tag to the name of its queue.
+        #: Each consumer tag of this session to the name of its queue.
         self.consumers: dict[str, str] = {}
         #: Bytes received when something last came, and when that was, monotonic seconds.
         self._bytes_heard, self._heard_at = 0, monotonic()
@@ -150,8 +152,15 @@ class Session:
         self._sending_since = math.inf
         #: Queue whose consumer the broker has cancelled, None while it did not.
         self._cancelled: str | None = None
-        self._connection: pika.BlockingConnection
-        self._channel: pika.adapters.blocking_connection.BlockingChannel
+        #: None until it is open; what uses them comes later.
+        self._connection: Any = None
+        self._channel: Any = None
+        #: pika's connection inside its BlockingConnection, and what was agreed on with the broker.
+        self._wire: Any = None
+        self._heartbeat = 0
+        self._counting = topology.counting_queues
+        #: Each configured name of a queue to the one that it has.
+        self._names: dict[str, str] = {}
 
     # -- making it ---------------------------------------------------------
 
@@ -171,7 +180,9 @@ class Session:
             self._connection = pika.BlockingConnection(parameters)
             with self._within(_DEADLINE, "opening a channel"):
                 self._channel = self._connection.channel()
-        except (AMQPError, AMQPConnectorException, OSError) as exc:
+        except SessionLost:
+            raise
+        except Exception as exc:  # Also what a log handler of the program's raises inside pika.
             raise connect_error(self.address, exc) from exc
         self._connection.add_on_connection_blocked_callback(self._on_blocked)
         self._connection.add_on_connection_unblocked_callback(self._on_unblocked)
@@ -179,8 +190,8 @@ class Session:
 
     def _negotiate(self, wanted: Any, wire: pika.connection.Connection, proposed: int) -> int:
         """Agree on a heartbeat, and keep what counts the bytes."""
-        self._heartbeat: int = proposed if wanted is None else wanted
-        self._wire: Any = wire
+        self._heartbeat = proposed if wanted is None else wanted
+        self._wire = wire
         return self._heartbeat
 
     def declare(self) -> None:
@@ -222,11 +233,11 @@ class Session:
         Raises:
             As `consume`.
         """
-        with _LOSS, self._within(_DEADLINE, "consuming again"):
-            for tag in list(self.consumers):
-                self._channel.basic_cancel(tag)
-        self.consumers.clear()
+        before = list(self._channel.consumer_tags)
+        # First, since a queue may be deleted with its last consumer.
         self.consume()
+        with _LOSS, self._within(_DEADLINE, "consuming again"):
+            self._cancel(before)
 
     def _declare_exchange(self, name: str, exchange: Mapping[str, Any]) -> None:
         self._channel.exchange_declare(
@@ -286,24 +297,37 @@ class Session:
 
     @contextmanager
     def _within(self, seconds: float, what: str) -> Iterator[None]:
-        """Give up what blocks inside pika after so many seconds.
+        """Give up what blocks inside pika when nothing came for so many seconds.
 
-        pika waits for an answer without a limit, or as long as its heartbeat allows; what its
-        loop calls meanwhile may end that.
+        That is 5 s when in a hurry, and 30 s altogether, whatever came. pika waits for an answer
+        without a limit, or as long as its heartbeat allows; what its loop calls meanwhile may end
+        that.
 
         Raises:
             SessionLost: The time is up.
         """
+        loop, end = self._wire.ioloop, monotonic() + _DEADLINE
+        count, heard = self._wire.bytes_received, monotonic()
 
-        def give_up() -> None:
-            raise SessionLost(f"no answer from the broker within {seconds:.0f} s: {what}")
+        def look() -> None:
+            nonlocal count, heard
+            now = monotonic()
+            if self._wire.bytes_received != count:
+                count, heard = self._wire.bytes_received, now
+            patience = _STOP_DEADLINE if self.is_in_a_hurry else seconds
+            if now >= end or now - heard >= patience:
+                raise SessionLost(f"no answer from the broker within {patience:.0f} s: {what}")
+            wait()
 
-        loop = self._wire.ioloop
-        timer = loop.call_later(seconds, give_up)
+        def wait() -> None:
+            timers.append(loop.call_later(_STOP_DEADLINE, look))
+
+        timers: list[Any] = []
+        wait()
         try:
             yield
         finally:
-            loop.remove_timeout(timer)
+            loop.remove_timeout(timers[-1])
 
     # -- using it ----------------------------------------------------------
 
@@ -371,7 +395,7 @@ class Session:
     @property
     def name(self) -> str:
         """Its queues and its broker, as the log calls them."""
-        return hide_passwords(f"{', '.join(self.consumers.values())} at {self.address.name}")
+        return hide_passwords(f"{', '.join(self._names.values())} at {self.address.name}")
 
     @property
     def is_consuming(self) -> bool:
@@ -443,28 +467,56 @@ class Session:
             SessionLost: The session ended first, or there was no answer in time.
         """
         with _LOSS, self._within(_STOP_DEADLINE, "cancelling the consumers"):
-            for tag in list(self.consumers):
-                self._channel.basic_cancel(tag)
+            self._cancel(list(self._channel.consumer_tags))
+
+    def _cancel(self, tags: Iterable[str]) -> None:
+        """Cancel consumers.
+
+        pika rejects, one by one, what it holds when it sends a basic.cancel, and what comes before
+        the answer. So it delivers first all that it has.
+        """
+        for tag in tags:
+            self._connection.process_data_events(0)
+            self._channel.basic_cancel(tag)
+
+    def leave(self) -> None:
+        """Let the broker close the channel: pika would cancel the consumers first.
+
+        A single active consumer that is cancelled is replaced before what it had is back in the
+        queue. A channel that dies returns all that it had in one step.
+
+        Raises:
+            SessionLost: The session ended first, or there was no answer in time.
+        """
+        nowhere = f"fmconsume-leaves-{uuid.uuid4()}"
+        within = self._within(_STOP_DEADLINE, "leaving the queue")
+        with _LOSS, within, suppress(ChannelClosedByBroker):
+            self._channel.queue_declare(nowhere, passive=True)
 
     def close(self) -> None:
         """Close the channel, whose answer tells that every frame has arrived, and the connection.
 
         A session that is broken already is only dropped, and so is one that does not answer.
         """
-        if not hasattr(self, "_connection"):
-            return
-        with suppress(SessionLost), self._within(_STOP_DEADLINE, "closing"):
-            with suppress(AMQPError, OSError, AttributeError):
-                if self._channel.is_open:
-                    self._channel.close()
-            with suppress(AMQPError, OSError, AttributeError):
-                if self._connection.is_open:
-                    self._connection.close()
+        if self._connection is not None:
+            with suppress(SessionLost), self._within(_STOP_DEADLINE, "closing"):
+                self._close()
+
+    def _close(self) -> None:
+        for each in (self._channel, self._connection):
+            try:
+                if each is not None and each.is_open:
+                    each.close()
+            except SessionLost:  # The time is up.
+                raise
+            except Exception as exc:  # Nothing that happens here changes anything.
+                _log.debug("closing %s: %r", self.address.name, exc)
 
     def discard(self) -> None:
         """Close without waiting for a line that may be dead; whoever calls may go on."""
-        if hasattr(self, "_connection") and self._connection.is_open:
-            closer = threading.Thread(target=self.close, name="fmconsume-closer", daemon=True)
+        if self._connection is not None and self._connection.is_open:
+            # Without a limit of ours, so that pika closes the socket in the end.
+            closer = threading.Thread(target=self._close, name="fmconsume-closer", daemon=True)
             try:
                 closer.start()
             except RuntimeError:  # There is no thread to be had; closing ends soon, too.
@@ -475,6 +527,10 @@ class Session:
     def _on_message(
         self, queue: str, channel: Any, method: Any, properties: Any, body: bytes
     ) -> None:
+        # Earlier quorum queues than those of 4.3 sort the headers when they add a count.
+        published = properties.published
+        if queue in self._counting:
+            published = ordered(published)
         self.deliver(
             Delivery(
                 self.number,
@@ -486,7 +542,7 @@ class Session:
                 body,
                 properties.message_id,
                 monotonic(),
-                properties.published,
+                (method.exchange, *published),
             )
         )
 

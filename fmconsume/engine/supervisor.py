@@ -23,6 +23,7 @@ from ..exceptions import (
     FmconsumeError,
     HaltConsumer,
     PermissionException,
+    UnavailableException,
 )
 from ..log import get_logger
 from ..shortage import shortage
@@ -66,7 +67,7 @@ class Options(NamedTuple):
         nack_maximum: Longest hold, seconds.
         remember: Finished messages remembered against a second run.
         limit: Deliveries to work on before stopping; None is no limit.
-        drain: Stop once the queues are empty and everything is settled.
+        drain: Stop once the queues are empty but for what was returned.
         callback_timeout: Seconds after which a running callback is logged; None is never.
     """
 
@@ -123,7 +124,7 @@ class Supervisor(threading.Thread):
         self._session: Session | None = None
         self._sessions = 0
         self._unsettled = Unsettled(options.remember, topology.counting_queues)
-        #: Outcomes of which account is kept once the broker has been told, and what they settle.
+        #: Outcomes to keep account of once the broker has been told, each with what it settles.
         self._agenda: deque[tuple[Outcome, Delivery]] = deque()
         #: Deliveries that the workers do not have: just come, or beyond the limit until the stop.
         self._waiting: deque[Delivery] = deque()
@@ -175,6 +176,9 @@ class Supervisor(threading.Thread):
 
     def stop(self) -> None:
         """Stop gracefully. Thread: any."""
+        session = self._session
+        if session is not None:
+            session.is_in_a_hurry = True
         self.post(partial(self._end, None, ExitCode.OK))
 
     def abandon(self, end: End) -> None:
@@ -257,7 +261,7 @@ class Supervisor(threading.Thread):
         except RuntimeError as exc:
             if not self._sessions:
                 raise  # Nothing is lost by a new start.
-            raise SessionLost(f"{address.name}: no thread to connect with ({exc})") from exc
+            raise SessionLost(f"{address.name}: {shortage(exc) or exc}") from exc
         while self._ending is None:
             self._take_one(self._turn_seconds)
             with suppress(Empty):
@@ -316,19 +320,21 @@ class Supervisor(threading.Thread):
 
         The broker is told nothing before it has stopped to deliver: it would deliver at once what
         is returned, to be returned again. Of a queue with a single active consumer this stays
-        the active one until its callbacks are settled, and closing the channel returns the rest.
+        the active one until its callbacks are settled, and the channel's end returns the rest.
         """
         self._watch.enter("stopping", f"stopping: {self._unsettled.running} deliveries in hand")
         self._return_unstarted()
         if not self._topology.has_single_active_consumer:
             session.cancel()
-            # What was dispatched while the broker answered.
+            # What was delivered until the broker had answered.
             self._return_unstarted()
             self._unsettled.release_all()
         self._is_leaving = True
         while self._is_waiting_for_callbacks:
             self._turn(session)
         self._settle(session)
+        if self._topology.has_single_active_consumer:
+            session.leave()
 
     def _return_unstarted(self) -> None:
         """Put back in its queue what no worker has begun."""
@@ -404,10 +410,13 @@ class Supervisor(threading.Thread):
         held, prefetch = self._unsettled.held, self._topology.prefetch_count
         is_full = 0 < prefetch <= held - self._held_before
         may_go_on = held < _MOST_HELD and not self._topology.has_single_active_consumer
-        if self._is_drained(session) or (is_full and not may_go_on):
+        if self._is_drained(session):
             if held:
                 _log.warning("drained; %d messages that were returned are left", held)
             self._end(None, ExitCode.OK)
+        elif is_full and not may_go_on:
+            reason = f"not drained: no more can be held than the {held} messages that were returned"
+            self._end(UnavailableException(reason), ExitCode.TEMPORARY)
         elif is_full:
             self._held_before = held
             session.consume_again()

@@ -10,6 +10,7 @@ import contextvars
 import threading
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, Optional
@@ -19,6 +20,8 @@ from .delivery import ACK, FAIL, NACK, Delivery, Outcome
 from .workers import Pool, Worker
 
 if TYPE_CHECKING:
+    import asyncio
+
     from ..message import Message
 
 __all__ = ["TaskWorker", "hire_tasks"]
@@ -110,18 +113,20 @@ class TaskWorker(Worker):
             self._ended.set()
         else:
             self.current = (delivery, monotonic())
-            self._task = self._context.run(self._loop.create_task, self._work(delivery))
+            self._task = self._context.run(self._loop.create_task, self._process(delivery))
+            # Not at the end of the task itself: one that is cancelled at once never begins.
+            self._task.add_done_callback(partial(self._on_done, delivery))
 
     def _begin(self) -> None:
         self._enter()
         self._inbox.serve(self)
 
-    async def _work(self, delivery: Delivery) -> None:
+    def _on_done(self, delivery: Delivery, task: asyncio.Task[Outcome]) -> None:
         try:
-            outcome = await self._process(delivery)
-        except BaseException as exc:
-            # A log handler of the user's, say: a worker must not die without a word.
-            outcome = Outcome(delivery, FAIL, exc)
+            outcome = task.result()
+        except BaseException as exc:  # It was cancelled: a worker must not die without a word.
+            verdict = NACK if self._coroutines.is_closing else FAIL
+            outcome = Outcome(delivery, verdict, exc)
         self._report(outcome)
         if outcome.error is None:
             self._inbox.serve(self)

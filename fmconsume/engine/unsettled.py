@@ -32,9 +32,9 @@ class Unsettled:
         self._verdicts: dict[int, Verdict] = {}
         #: Outcomes whose verdict is held back, by tag, oldest first.
         self._held: dict[int, Outcome] = {}
-        #: Handed out to run and without an outcome, oldest first; some of sessions gone by.
+        #: Handed out to run and without an outcome, oldest first; some of earlier sessions.
         self._running: dict[Delivery, None] = {}
-        #: Of those the ones of sessions gone by that have no redelivery yet, by identity.
+        #: By identity, those of earlier sessions that wait for their redelivery.
         self._orphans: dict[int, dict[Delivery, None]] = {}
         #: For a callback that outlived its session: the redelivery that its outcome settles.
         self._adopted: dict[Delivery, Delivery] = {}
@@ -83,7 +83,6 @@ class Unsettled:
         self._verdicts.clear()
         self._held.clear()
         self._adopted.clear()
-        self._orphans.clear()
         for delivery in self._running:
             self._memory.meet(delivery.identity)
             if delivery.identity:

@@ -24,7 +24,7 @@ from pika import spec
 from pika.compat import long
 from pika.data import encode_short_string, encode_value
 
-__all__ = ["Deliver", "Properties", "install", "published", "writable"]
+__all__ = ["Deliver", "Properties", "install", "ordered", "published", "writable"]
 
 _unpack_size = Struct(">I").unpack_from
 _unpack_tag = Struct(">QB").unpack_from
@@ -305,6 +305,13 @@ def _split(table: bytes) -> Iterator[tuple[bytes, bytes]]:
         _, end = _read_value(table, stop, 0)
         yield table[at + 1 : stop], table[at:end]
         at = end
+
+
+def ordered(published: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give `Properties.published` with its headers sorted, since a broker may have done so."""
+    if not published:
+        return published
+    return (*published[:-1], b"".join(sorted(entry for _, entry in _split(published[-1]))))
 
 
 # -- writing -----------------------------------------------------------------

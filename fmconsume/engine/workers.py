@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 from ..exceptions import Drop, HaltConsumer, Nack, ValidationError
 from ..log import get_logger
 from ..text import brief, describe
-from .coroutines import format_stack
+from .coroutines import format_stack, refuse_generator
 from .delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome
 
 if TYPE_CHECKING:
@@ -221,9 +221,12 @@ class ThreadWorker(Worker):
         started = monotonic()
         try:
             result = self._callback(message)
-            if result is not None and hasattr(result, "__await__"):
-                self._awaited = result
-                self._wait_for(result)
+            if result is not None:
+                if hasattr(result, "__await__"):
+                    self._awaited = result
+                    self._wait_for(result)
+                else:
+                    refuse_generator(result)
         except BaseException as exc:
             return self._judge(delivery, exc, started)
         return Outcome(delivery, ACK, None, monotonic() - started)

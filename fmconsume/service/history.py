@@ -155,7 +155,7 @@ class History(Observer):
 
     def _note_slow(self, outcome: Outcome) -> None:
         delivery = outcome.delivery
-        names = (delivery.properties.message_id, delivery.queue, delivery.routing_key)
+        names = (delivery.message_id, delivery.queue, delivery.routing_key)
         slow = Slow(outcome.seconds, time(), outcome.name, *map(printable, names))
         self.slowest = sorted([*self.slowest, slow], reverse=True)[:_SLOW]
 

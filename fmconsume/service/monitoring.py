@@ -6,7 +6,6 @@ The server's thread calls what answers, which only reads what the supervisor's t
 from __future__ import annotations
 
 import json
-import logging
 import socket
 from contextlib import ExitStack
 from ipaddress import ip_address
@@ -16,6 +15,7 @@ from typing import Callable
 
 from ..engine.state import Stats
 from ..exceptions import ConfigurationException, UnavailableException
+from ..log import get_logger
 from ..redaction import redact_value
 from ..text import printable
 from . import metrics, page
@@ -24,7 +24,7 @@ from .server import Answer, Request, Server
 
 __all__ = ["Monitoring"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 #: Seconds that the server gets to end.
 _DEADLINE = 1.0

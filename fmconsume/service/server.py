@@ -6,7 +6,6 @@ must not wait either. A connection carries one request.
 
 from __future__ import annotations
 
-import logging
 import re
 import socket
 import threading
@@ -20,12 +19,13 @@ from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from time import monotonic, sleep, thread_time
 from typing import Callable, NamedTuple, Optional
 
+from ..log import get_logger
 from ..text import printable
 from ..version import __version__
 
 __all__ = ["Answer", "Request", "Server", "parse"]
 
-_log = logging.getLogger(__name__)
+_log = get_logger(__name__)
 
 #: Connections at the same time; one more takes the place of the oldest.
 _CONNECTIONS = 100

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 import pytest
 
 from tests.waiting import wait_until
@@ -93,6 +95,28 @@ def test_drain_returned_messages(broker, new_queue, drain, arguments):
     assert numbers(command) == [23, 24]
     assert "drained; 23 messages that were returned are left" in command.logged()
     wait_until(lambda: broker.depth(queue) == Depth(23, 0))
+
+
+def test_drain_auto_delete(broker, drain):
+    """A queue that goes with its last consumer is drained whole, beside what was returned."""
+    queue = f"auto-{uuid.uuid4()}"
+    settings = {queue: {"durable": False, "auto_delete": True}}
+    with broker.channel() as channel:
+        channel.queue_declare(queue, auto_delete=True)
+    broker.publish(queue, numbered(25))
+    command = drain(broker, settings, "return_the_first")
+    assert command.wait(30) == 0, command.logged()
+    assert numbers(command) == [23, 24]
+
+
+def test_drain_single_active_consumer(broker, new_queue, drain):
+    """Where a full prefetch was returned, and no more can be had, it says so and fails."""
+    queue = new_queue(x_single_active_consumer=True)
+    broker.publish(queue, numbered(25))
+    command = drain(broker, durable(queue, x_single_active_consumer=True), "return_the_first")
+    assert command.wait(30) == 1, command.logged()
+    assert "not drained" in command.logged()
+    wait_until(lambda: broker.depth(queue) == Depth(25, 0))
 
 
 def test_drain_messages_that_come_meanwhile(broker, queue, drain):

@@ -49,6 +49,21 @@ def test_equal_connection_cut(broker, proxy, new_queue, run_consumer, workers, a
     assert running.consumer.stats.reconnections >= 1
 
 
+def test_redelivery_with_headers_in_any_order(broker, proxy, new_queue, run_consumer, gate):
+    """A quorum queue may sort the headers of what it delivers again; it is the same message."""
+    queue = new_queue(x_queue_type="quorum")
+    broker.publish(queue, [{"n": 0}], headers={"b": 1, "a": {"d": 1, "c": 2}})
+    queues = {queue: {"durable": True, "arguments": {"x-queue-type": "quorum"}}}
+    running = run_consumer(gate, queues, workers=2, amqp_url=proxy.url())
+    assert gate.entered.wait(20)
+    proxy.cut()
+    wait_until(lambda: running.consumer.stats.saved == 1)
+    gate.open.set()
+    wait_until(lambda: broker.depth(queue) == Depth(0, 0))
+    running.stop()
+    assert gate.seen == [0]
+
+
 def test_equal_returned_by_another(broker, queue, run_consumer):
     """A copy of a finished message that another consumer held and returned runs."""
     runs = []

@@ -144,6 +144,23 @@ def test_publish_not_encodable(broker, queue, headers, topic, exchange):
     assert len(broker.drain(queue)) == 1
 
 
+def test_publish_what_was_dead_lettered(broker, new_queue, run_consumer, settings):
+    """A callback may publish what came with the broker's own headers, long integers among them."""
+    goal, queue = new_queue(), new_queue()
+    parking = new_queue(x_message_ttl=1, x_dead_letter_exchange="", x_dead_letter_routing_key=queue)
+
+    def callback(message):
+        message.topic = goal
+        publish(message, "")
+
+    running = run_consumer(callback, queue)
+    broker.publish(parking, [{"n": 1}], headers={"large": 2**40})
+    wait_until(lambda: broker.ready(goal) == 1)
+    running.stop()
+    (message,) = broker.drain(goal)
+    assert message.properties.headers["x-death"]
+
+
 @pytest.mark.parametrize(
     ("headers", "reason"),
     [

@@ -128,6 +128,24 @@ def test_stop_single_active_consumer(broker, new_queue, run_consumer, gate):
     wait_until(lambda: broker.depth(queue) == Depth(0, 0))
 
 
+def test_stop_single_active_consumer_keeps_the_order(broker, new_queue, run_consumer):
+    """Instances that take over from one another, each stopped under load, keep the order."""
+    arguments = {"x_single_active_consumer": True}
+    queue, seen = new_queue(**arguments), []
+
+    def callback(message):
+        seen.append(message.body["n"])
+        time.sleep(0.005)
+
+    instances = [run_consumer(callback, durable(queue, **arguments)) for _ in range(3)]
+    broker.publish(queue, numbered(150))
+    for number, instance in enumerate(instances[:2], 1):
+        wait_until(lambda n=number: len(seen) >= 40 * n)
+        instance.stop()
+    wait_until(lambda: len(seen) >= 150)
+    assert seen == list(range(150))
+
+
 def test_stop_silent_line(broker, proxy, queue, run_consumer):
     """On a line that is silent a stop ends in time, whatever the heartbeat."""
     running = run_consumer(print, queue, amqp_url=proxy.url(heartbeat=0))

@@ -237,9 +237,10 @@ def test_size_bounds_everything(steps: list[tuple[str, int]]) -> None:
         memory.count_return(key)
         arguments = {"finish": (key, ACK, session), "recall": (key, session)}
         getattr(memory, name)(*arguments.get(name, (key,)))
-    for store in (memory._finished, memory._order, memory._owed, memory._returns):
+    for store in (memory._order, memory._owed, memory._returns):
         assert len(store) <= 3
-    assert set(memory._finished) == set(memory._order)
+    assert memory._finished.keys().isdisjoint(memory._several)
+    assert {*memory._finished, *memory._several} == set(memory._order)
 
 
 # -- returns ----------------------------------------------------------------------------

@@ -290,7 +290,7 @@ def test_publish_without_thread(publishers: dict[int, Publisher]) -> None:
     """Where no thread can be started the call says so at once, and the next one tries again."""
     before = threading.stack_size(2**46)  # So much memory has no machine.
     try:
-        with pytest.raises(PublishException, match=r"cannot publish now: can't start new thread"):
+        with pytest.raises(PublishException, match=r"cannot publish now: no thread can"):
             publish(Message())
     finally:
         threading.stack_size(before)
@@ -305,7 +305,7 @@ def test_publish_without_files(publishers: dict[int, Publisher]) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
     try:
-        with pytest.raises(PublishException, match=r"cannot publish now: .*Too many open files"):
+        with pytest.raises(PublishException, match=r"cannot publish now: no file can"):
             publish(message)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

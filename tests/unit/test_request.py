@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pika import BasicProperties
+from pika.compat import long
 
 from fmconsume.engine.request import Request
 from fmconsume.exceptions import ValidationError
@@ -90,3 +91,9 @@ def test_request_impossible(wrong: dict[str, Any]) -> None:
     """Names that are too long and numbers out of range are refused."""
     with pytest.raises(ValidationError, match="cannot be encoded"):
         make(**wrong)
+
+
+@pytest.mark.parametrize("value", [long(5), [long(2**63 - 1)], {"a": long(-(2**63))}])
+def test_request_long(value: Any) -> None:
+    """A long integer as pika reads it is taken, and at once: no range is walked through for it."""
+    assert make({"h": value}).header_bytes

@@ -138,9 +138,9 @@ class FakeConnection:
     def __init__(self) -> None:
         self.is_open = True
         self.ioloop = FakeLoop()
-        #: The method that the broker does not answer; how long it had to.
+        #: The method that the broker does not answer; the time meanwhile.
         self.silent_at = ""
-        self.limits: list[float] = []
+        self.now = 0.0
         self.fake_channel = FakeChannel()
         self.fake_channel.before = self._stay_silent
         self.failure: Exception | None = None
@@ -162,8 +162,8 @@ class FakeConnection:
             raise self.failure
 
     def _stay_silent(self, name: str) -> None:
-        if name == self.silent_at:
-            self.limits.append(self.ioloop.timers[-1][0])
+        while name == self.silent_at:
+            self.now += self.ioloop.timers[-1][0]
             self.ioloop.fire()
 
     def channel(self) -> FakeChannel:
@@ -340,23 +340,68 @@ def test_refusals_deprecated(connection: FakeConnection, feature: str, cure: str
     ("step", "limit"),
     [("channel", 30.0), ("queue_declare", 30.0), ("basic_consume", 30.0), ("basic_cancel", 5.0)],
 )
-def test_silence_ends(connection: FakeConnection, step: str, limit: float) -> None:
+def test_silence_ends(
+    connection: FakeConnection, monkeypatch: pytest.MonkeyPatch, step: str, limit: float
+) -> None:
     """Whatever pika waits for without a limit has one of ours."""
+    monkeypatch.setattr(session_module, "monotonic", lambda: connection.now)
     session = Session(1, ADDRESS, TOPOLOGY)
     connection.silent_at = step
     with pytest.raises(SessionLost, match="no answer from the broker within"):
         open_and_cancel(session)
-    assert connection.limits == [limit]
+    assert connection.now == limit
     assert not connection.ioloop.timers
 
 
-def test_close_silent(connection: FakeConnection) -> None:
+def test_depths_silent_in_a_hurry(
+    session: Session, connection: FakeConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop does not wait for an answer to anything else."""
+    session.declare()
+    monkeypatch.setattr(session_module, "monotonic", lambda: connection.now)
+    connection.silent_at = "queue_declare"
+    session.is_in_a_hurry = True
+    with pytest.raises(SessionLost, match="the depths of the queues"):
+        session.depths()
+    assert connection.now == 5.0
+
+
+def test_cancel_delivers_first(
+    session: Session, connection: FakeConnection, channel: FakeChannel
+) -> None:
+    """What pika holds is delivered before each basic.cancel, or pika would reject it."""
+    session.declare()
+    session.consume()
+    connection.waits.clear()
+    session.cancel()
+    assert connection.waits == [0, 0]
+
+
+@pytest.mark.parametrize("step", ["connect", "close"])
+def test_log_handler_fails_inside_pika(
+    connection: FakeConnection, channel: FakeChannel, step: str
+) -> None:
+    """What a log handler raises inside pika costs a new session, and to close one nothing."""
+    session = Session(1, ADDRESS, TOPOLOGY)
+    if step == "connect":
+        connection.failure = KeyError("a log handler")
+        with pytest.raises(SessionLost, match="a log handler"):
+            session.connect()
+    else:
+        session.connect()
+        channel.failures["close"] = KeyError("a log handler")
+        session.close()
+        assert connection.closed == 1
+
+
+def test_close_silent(connection: FakeConnection, monkeypatch: pytest.MonkeyPatch) -> None:
     """To close waits for a silent broker no longer than its part of a stop, and says nothing."""
+    monkeypatch.setattr(session_module, "monotonic", lambda: connection.now)
     session = Session(1, ADDRESS, TOPOLOGY)
     connection.silent_at = "close"
     open_and_cancel(session)
     session.close()
-    assert connection.limits == [5.0]
+    assert connection.now == 5.0
 
 
 def open_and_cancel(session: Session) -> None:
@@ -440,7 +485,7 @@ def test_consume_again(session: Session, channel: FakeChannel) -> None:
     session.consume()
     channel.calls.clear()
     session.consume_again()
-    assert [call[0] for call in channel.calls] == ["basic_cancel"] * 2 + ["basic_consume"] * 2
+    assert [call[0] for call in channel.calls] == ["basic_consume"] * 2 + ["basic_cancel"] * 2
     assert session.is_consuming
 
 
@@ -520,7 +565,9 @@ def test_on_message_delivers(session: Session, channel: FakeChannel) -> None:
     session.deliver = got.append
     session.declare()
     session.consume()
-    method = SimpleNamespace(delivery_tag=9, routing_key="a.b", redelivered=True)
+    method = SimpleNamespace(
+        delivery_tag=9, routing_key="a.b", redelivered=True, exchange="amq.topic"
+    )
     properties = Properties(message_id="apple")
     channel.on_message["amq.gen-1"](channel, method, properties, b"{}")
     (delivery,) = got

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -182,23 +183,45 @@ def test_addresses_other_broker(
     assert passwords(brokers) == ["old", "old"]
 
 
-@pytest.mark.parametrize("text", ["amqp_url = ", "amqp_url = 5", None])
+@pytest.mark.parametrize("text", ["amqp_url = ", "amqp_url = 5", "", "amqp_url = 'amqp://h'"])
 def test_addresses_file_unusable(
     write: Callable[[str, str], str],
     conf: LazyConfig,
     caplog: pytest.LogCaptureFixture,
-    text: Optional[str],
+    text: str,
 ) -> None:
     """While the file cannot be used the known password does, with a warning; then it is read."""
     path = write("a.toml", BROKERS.format(password="old"))
     conf.load_config(path)
     brokers = addresses()
-    Path(path).unlink() if text is None else write("a.toml", text)
+    write("a.toml", text)
     assert passwords(brokers) == ["old", "old"]
     assert "going on with the amqp_url and [tls] of before" in caplog.text
     assert path in caplog.text
     write("a.toml", BROKERS.format(password="renewed"))
     assert passwords(brokers) == ["renewed", "renewed"]
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: None])
+def test_addresses_file_is_none(
+    write: Callable[[str, str], str], conf: LazyConfig, make: Callable[[str], None]
+) -> None:
+    """What is in place of the file, and could block, is not opened: the known password does."""
+    path = write("a.toml", BROKERS.format(password="old"))
+    conf.load_config(path)
+    brokers = addresses()
+    os.unlink(path)
+    make(path)
+    assert passwords(brokers) == ["old", "old"]
+
+
+def test_addresses_tls_set_by_program(write: Callable[[str, str], str], conf: LazyConfig) -> None:
+    """So does what it has changed inside [tls]."""
+    conf.load_config(write("a.toml", BROKERS.format(password="old")))
+    conf["tls"]["ca_cert"] = "/program/own.pem"
+    brokers = addresses()
+    write("a.toml", BROKERS.format(password="renewed"))
+    assert passwords(brokers) == ["old", "old"]
 
 
 def test_addresses_set_by_program(write: Callable[[str, str], str], conf: LazyConfig) -> None:

@@ -78,7 +78,7 @@ class FakeSession(Session):
         self.on_declare()
 
     def consume(self) -> None:
-        self.consumers = {"ctag": "fruit"}
+        self._names = {"fruit": "fruit"}
 
     def tick(self, seconds: float) -> None:
         self.tick_seconds = seconds
@@ -105,6 +105,9 @@ class FakeSession(Session):
     def look_for_queue(self) -> None:
         assert self.cancel_reason is not None
         raise self.cancel_reason
+
+    def leave(self) -> None:
+        self.calls.put("leave")
 
     def consume_again(self) -> None:
         self.calls.put("consume again")
@@ -600,7 +603,7 @@ def test_run_single_active_consumer(bench: Bench) -> None:
     gate.let_out("pear")
     gate.let_out("apple")
     assert bench.end() == End(None, ExitCode.OK)
-    session.expect(Frame(1, ACK, False), "close")
+    session.expect(Frame(1, ACK, False), "leave", "close")
     assert gate.entered.empty()
     assert bench.supervisor.stats.requeued == 3
 
@@ -843,12 +846,14 @@ def test_drain_returned(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_drain_returned_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A drain ends where more is returned than it can hold."""
+    """A drain ends as one that failed where more is returned than it can hold."""
     monkeypatch.setattr(supervisor_module, "_MOST_HELD", 10)
     session = bench.start(nack_all, drain=True)
     session.ready = 1000
     session.deliver_soon(*map(str, range(10)))
-    assert bench.end() == End(None, ExitCode.OK)
+    end = bench.end()
+    assert end.exit_code == ExitCode.TEMPORARY
+    assert "no more can be held than the 10 messages" in str(end.error)
     session.expect("cancel")
 
 

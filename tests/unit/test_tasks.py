@@ -233,6 +233,23 @@ def test_log_handler_fails(staff: Staff, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (outcome.verdict, outcome.error) == (DROP, None)
 
 
+def test_cancelled_before_it_begins(staff: Staff) -> None:
+    """A task that is cancelled before its first step has an outcome, too."""
+
+    async def cancel_others() -> None:
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks():
+            if task is not asyncio.current_task():
+                task.cancel()
+
+    staff.hire(lambda message: cancel_others(), count=2)
+    staff.put(1)
+    staff.put(2)
+    outcomes = sorted((staff.next() for _ in range(2)), key=lambda each: each.delivery.tag)
+    assert [each.delivery.tag for each in outcomes] == [1, 2]
+    assert {each.verdict for each in outcomes} <= {ACK, FAIL}
+
+
 def test_describe(staff: Staff) -> None:
     """While a callback waits, anybody may see where; afterwards the worker is idle."""
     entered, leave = threading.Event(), threading.Event()

@@ -450,6 +450,20 @@ def test_receive_dead_lettered() -> None:
     assert unsettled.receive(make_delivery(2, 1, redelivered=True, headers=headers))
 
 
+def test_lose_after_adoption() -> None:
+    """A callback whose redelivery was lost too adopts the next one, or what it did settles that."""
+    unsettled = open_session()
+    first = make_delivery(1, 1)
+    unsettled.receive(first)
+    for session in (2, 3):
+        lose(unsettled, session)
+        assert receive_again(unsettled, session, 1) == [False]
+    lose(unsettled, 4)
+    finish(unsettled, first)
+    assert receive_again(unsettled, 4, 1) == [False]
+    assert unsettled.take_frames() == [Frame(1, Verdict.ACK, False)]
+
+
 @pytest.mark.parametrize("is_finished", [False, True])
 def test_receive_takes_no_longer_for_many(is_finished: bool) -> None:
     """A redelivery costs the same however much is in hand."""

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pika import spec
 from pika.compat import long
 
-from fmconsume.engine.wire import Deliver, Properties, install, published
+from fmconsume.engine.wire import Deliver, Properties, install, ordered, published
 
 UTC = datetime.timezone.utc
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
@@ -291,6 +291,19 @@ def test_published(values: dict[str, Any], count: int) -> None:
     if counts.keys().isdisjoint(headers):
         assert first.published == again.published == published(pika.BasicProperties(**values))
     assert first.published
+
+
+@given(headers=st.dictionaries(TEXT, VALUES, min_size=2, max_size=4), count=st.integers(0, 9))
+def test_ordered(headers: dict[str, Any], count: int) -> None:
+    """A broker that sorts the headers, and adds a count, makes no other message of it."""
+    counted = dict(sorted({**headers, "x-delivery-count": count}.items()))
+    if "x-delivery-count" not in headers:
+        first, again = (
+            ordered(published(pika.BasicProperties(message_id="apple", headers=each)))
+            for each in (headers, counted)
+        )
+        assert first == again != ()
+    assert ordered(()) == ()
 
 
 @pytest.mark.parametrize("value", [object(), "\ud800", 2**70])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
+from collections.abc import AsyncIterator, Iterator
 from queue import SimpleQueue
 from types import SimpleNamespace
 from typing import Any, Callable, Optional
@@ -164,6 +166,27 @@ def test_run_decoding_fails(error: BaseException) -> None:
     (outcome,) = work(refuse_to_wait, make_delivery(tag=1), make_delivery(tag=2), decode=decode)
     assert (outcome.delivery.tag, outcome.verdict) == (1, FAIL)
     assert outcome.error is error
+
+
+def generate(message: Any) -> Iterator[int]:
+    """Do nothing, as nobody asks for the first value."""
+    yield 1
+
+
+async def generate_async(message: Any) -> AsyncIterator[int]:
+    """Do nothing either."""
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "callback", [generate, generate_async, contextlib.contextmanager(generate)]
+)
+def test_run_callback_returns_generator(callback: Callable[[Any], Any]) -> None:
+    """What a callback returns must not be code that nobody runs: that is a failure."""
+    (outcome,) = work(lambda message: callback(message))
+    assert outcome.verdict is FAIL
+    assert isinstance(outcome.error, TypeError)
+    assert "whose code never runs" in str(outcome.error)
 
 
 class Promise:
