@@ -48,7 +48,7 @@ _WRITING = 60.0
 
 #: Characters of the progress bar.
 _WIDTH = 40
-#: The files of FailedMessages, and no other, are named so; before they are whole: so.
+#: Names of the files of FailedMessages and of no others, and of those half written.
 _KEPT = re.compile(r".*-[0-9a-f]{16}\.fmconsume\.json", re.DOTALL)
 _PARTIAL = ".fmconsume-", ".part"
 #: Bytes of a topic in such a name; file systems take 255 in all.

@@ -42,7 +42,7 @@ class Monitoring:
     def __init__(self, stats: Callable[[], Stats], address: str, port: int) -> None:
         self._address = address
         self._port = port
-        #: What it tells of; to be made an observer of the engine.
+        #: What it tells of; an observer for the engine of the engine.
         self.history = History(stats)
         self.recent = Recent()
         #: What this machine is called, in small letters. Replaced whole, read by the server.

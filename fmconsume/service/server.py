@@ -115,7 +115,7 @@ class Server(threading.Thread):
     Args:
         listener: What clients connect to.
         answer: Gives the answer to a request.
-        urgent: Paths that are quickly answered, and before all others.
+        urgent: Paths that are answered before all others, because that takes no time.
     """
 
     def __init__(

@@ -49,6 +49,12 @@ def wait(message):
 def halt(message):
     raise HaltConsumer(exit_code=42, reason="enough for today")
 
+class Refreshing:
+    def __init__(self):
+        threading.Thread(target=threading.Event().wait, name="refresh").start()
+    def __call__(self, message):
+        fail(message)
+
 class NeedsArguments:
     def __init__(self, path):
         pass
@@ -596,6 +602,32 @@ def test_command_callback_fails(broker, queue, fmconsume):
     assert command.logged().splitlines()[-1].startswith("fmconsume: ")
     assert "RuntimeError: the disk is full" in command.logged().splitlines()[-1]
     wait_until(lambda: broker.ready(queue) == 2)
+
+
+def test_command_thread_left_behind(broker, queue, fmconsume):
+    """A thread of the callback's own that never ends keeps no process without a consumer."""
+    broker.publish(queue, numbered(1))
+    command = fmconsume(callback="callbacks:Refreshing")
+    assert command.wait(30) == 13
+    assert "the callback's own threads refresh, which do not end" in command.logged()
+
+
+@pytest.mark.parametrize("option", ["--replay", "--queue-name", "--exchange"])
+def test_command_empty_value(fmconsume, option):
+    """An option with an empty value is not taken for none: that would consume what it should not."""
+    command = fmconsume(option, "", callback="callbacks:take")
+    assert command.wait(20) == 2
+    assert f"argument {option}: found an empty value" in command.logged()
+
+
+def test_command_usage_hides_passwords(fmconsume):
+    """A URL where none belongs is shown without its password."""
+    url = f"amqp://bob:{_SECRET}@localhost/"
+    for arguments in (["--amqp-url", url], ["--limit", url], ["--log-level", url]):
+        command = fmconsume(*arguments, callback="callbacks:take")
+        assert command.wait(20) == 2
+        assert "amqp://bob:***@localhost/" in command.logged()
+        assert _SECRET not in command.logged()
 
 
 def test_command_callback_halts(broker, queue, fmconsume):
