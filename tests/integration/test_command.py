@@ -614,7 +614,7 @@ def test_command_thread_left_behind(broker, queue, fmconsume):
 
 @pytest.mark.parametrize("option", ["--replay", "--queue-name", "--exchange"])
 def test_command_empty_value(fmconsume, option):
-    """An option with an empty value is not taken for none: that would consume what it should not."""
+    """An option with an empty value is not taken for none: that would consume what it must not."""
     command = fmconsume(option, "", callback="callbacks:take")
     assert command.wait(20) == 2
     assert f"argument {option}: found an empty value" in command.logged()
