@@ -48,20 +48,17 @@ _HEADERS = {
 
 def serve(port: int, count: int, size_bytes: int, prefetch: int) -> None:
     """Deliver so many numbered messages to one consumer, and wait until it closes."""
+    contents = [_content(number, size_bytes) for number in range(count)]
     with socket.create_server(("127.0.0.1", port)) as listener:
         print("listening", flush=True)
         line, _ = listener.accept()
     with line:
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _Peer(line, _make_deliveries(count, size_bytes), prefetch).run()
-
-
-def _make_deliveries(count: int, size_bytes: int) -> list[bytes]:
-    """Make what goes over the wire for each message, but for the consumer tag."""
-    return [_content(number, size_bytes) for number in range(count)]
+        _Peer(line, contents, prefetch).run()
 
 
 def _content(number: int, size_bytes: int) -> bytes:
+    """Make what follows basic.deliver on the wire."""
     body = json.dumps(make_body(number, size_bytes)).encode()
     properties = spec.BasicProperties(
         content_type="application/json",

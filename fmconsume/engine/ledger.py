@@ -59,16 +59,20 @@ class Ledger:
         if not verdicts.keys() <= self._open:
             raise ValueError(f"not outstanding: {sorted(verdicts.keys() - self._open)}")
         self._open.difference_update(verdicts)
-        run = [tag for tag in self._pop_settled() if verdicts.get(tag) is ACK]
-        covered = set(run)
-        frames = [Frame(tag, v, False) for tag, v in verdicts.items() if tag not in covered]
+        head, run, last = 0, 0, 0
+        # This runs for every message.
+        order, outstanding = self._order, self._open
+        while order and order[0] not in outstanding:
+            head = order.popleft()
+            if verdicts.get(head) is ACK:
+                run, last = run + 1, head
+        frames = []
+        if run < len(verdicts):
+            frames = [
+                Frame(tag, verdict, False)
+                for tag, verdict in verdicts.items()
+                if verdict is not ACK or tag > head
+            ]
         if run:
-            frames.append(Frame(run[-1], ACK, len(run) > 1))
+            frames.append(Frame(last, ACK, run > 1))
         return frames
-
-    def _pop_settled(self) -> list[int]:
-        """Take the settled tags off the head of the order."""
-        popped = []
-        while self._order and self._order[0] not in self._open:
-            popped.append(self._order.popleft())
-        return popped
