@@ -176,6 +176,22 @@ def cpu(bench: Bench) -> list[Figure]:
     ]
 
 
+def stream(bench: Bench) -> list[Figure]:
+    """The same bytes from a peer that is no broker, and has no moods; one worker, prefetch 100."""
+    clients = (OURS, PIKA, BATCHED)
+    runs: dict[str, list[Run]] = {client: [] for client in clients}
+    for number in range(bench.settings.rounds):
+        for client in clients if number % 2 == 0 else clients[::-1]:
+            runs[client].append(bench.consume_stream(client, bench.settings.count))
+    figures = []
+    for client in clients[1:]:
+        name, both = f"stream vs {CLIENTS[client]}", (runs[OURS], runs[client])
+        figures.append(compare(name, "/s", *map(rates, both)))
+        cpu_us = ([run.cpu_us for run in each] for each in both)
+        figures.append(compare(f"CPU, {name}", " us", *cpu_us))
+    return figures
+
+
 def prefetch(bench: Bench) -> list[Figure]:
     """Messages a second with the default prefetch."""
     count = _half(bench)
@@ -407,6 +423,7 @@ def _half(bench: Bench) -> int:
 MEASURES: dict[str, Callable[[Bench], list[Figure]]] = {
     "throughput": throughput,
     "cpu": cpu,
+    "stream": stream,
     "prefetch": prefetch,
     "latency": latency,
     "workers": workers,

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
-from tests.integration.broker import Broker
+from tests.integration.broker import Broker, free_port
 from tests.waiting import wait_until
 
 from .messages import make_body
@@ -224,6 +224,22 @@ class Bench:
         command = [*self._command(client), self.broker.url(), queue, str(count), str(prefetch)]
         with _process([*command, *options]) as process:
             yield process
+
+    def consume_stream(self, client: str, count: int, prefetch: int = 100) -> Run:
+        """Let a client consume from a peer that is no broker, and costs the same each time.
+
+        Raises:
+            Void: As for `consume`.
+        """
+        port = free_port()
+        peer = [sys.executable, "-m", "benchmarks.peer", str(port), str(count)]
+        with _process([*peer, str(self.settings.size_bytes), str(prefetch)]) as served:
+            assert served.stdout is not None
+            served.stdout.readline()  # It listens.
+            url = f"amqp://guest:guest@127.0.0.1:{port}/"
+            command = [*self._command(client), url, "stream", str(count), str(prefetch)]
+            with _process(command) as process:
+                return finish(client, process, count)
 
     def wait_for_consumer(self, client: str, queue: str, process: subprocess.Popen[str]) -> None:
         """Wait until a client that was started consumes from a queue; raises Void."""

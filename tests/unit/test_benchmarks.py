@@ -18,7 +18,7 @@ from benchmarks.clients.contract import Tally
 from benchmarks.measures import MEASURES, Figure, Target, compare
 from benchmarks.messages import make_body
 from benchmarks.report import plot, table, write
-from benchmarks.runner import CLIENTS, OURS, ROOT, Run, Void, finish, read
+from benchmarks.runner import CLIENTS, OURS, ROOT, Bench, Run, Settings, Void, finish, read
 
 RUN = Run(messages=3, seconds=0.5, cpu_seconds=0.1, rss_kb=20_480, latencies_us=[])
 
@@ -117,6 +117,14 @@ def test_write_results(tmp_path: Path) -> None:
     assert (results["figures"][0]["ratio"], results["figures"][0]["met"]) == (2.0, True)
     assert results["clients"]["pika"]["messages_per_second"] == [4, 4]
     assert (tmp_path / "throughput.svg").exists()
+
+
+@pytest.mark.parametrize("client", [OURS, "pika", "pika_batched"])
+def test_consume_stream(client: str) -> None:
+    """A client takes each message from the peer once, whether it acknowledges one or many."""
+    bench = Bench(None, Settings())  # type: ignore[arg-type]
+    run = bench.consume_stream(client, 450, prefetch=100)
+    assert run.messages == 450
 
 
 def test_clients_have_scripts() -> None:
