@@ -47,7 +47,7 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
     same message id, while there is time: it may arrive twice.
 
     A message that was received goes out as another one: its header x-fmconsume-copies, an
-    integer, tells how often it was published again. The received message itself stays as it is.
+    integer, counts the attempts to publish it again. The received message itself stays as it is.
 
     Args:
         message: It is validated first. Its topic gets the configured topic_prefix. Its body is

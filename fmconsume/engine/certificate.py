@@ -1,4 +1,4 @@
-"""What Python's ssl module does not tell of the files of TLS: dates, and a key that is encrypted.
+"""What Python's ssl module does not tell of certificates and keys, also of those that a URL names.
 
 Pure but for reading files: any thread may call.
 """

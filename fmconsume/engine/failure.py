@@ -26,7 +26,6 @@ __all__ = ["SessionLost", "connect_error", "make_parameters", "reason"]
 _REFUSED = {403, 530}
 #: A line that ends in the TLS handshake says nothing of certificates: a proxy without a broker.
 _NO_LINE = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
-#: pika guesses what a close while opening means, and keeps the broker's words in the text.
 #: With TLS 1.3 the broker refuses a client certificate only after pika's handshake is done.
 _ALERT = re.compile(r"\[SSL: \w*ALERT_\w+\] ([^(]*)")
 #: What OpenSSL refuses only where it is strict, as Python has it since version 3.13.
@@ -37,6 +36,7 @@ _STRICT_HINT = (
     "basicConstraints = critical,CA:TRUE, keyUsage = critical,keyCertSign,cRLSign and "
     "subjectKeyIdentifier, and sign the broker's with it, with authorityKeyIdentifier"
 )
+#: pika guesses what a close while opening means, and keeps the broker's words in the text.
 _CLOSED_WHILE_OPENING = re.compile(r"ConnectionClosedByBroker: \((?P<code>\d+)\) (?P<text>.*)")
 
 
