@@ -373,6 +373,12 @@ def advise(
                 f"queue {name!r} is a quorum queue without x-dead-letter-exchange: unless a policy "
                 f"says otherwise, what is dropped is gone{lost}"
             )
+        if not (queue["durable"] or queue["exclusive"]) and version >= (4, 3):
+            yield (
+                f"queue {name!r} is neither durable nor exclusive, which RabbitMQ refuses from 4.3 on "
+                "unless its operators permit transient_nonexcl_queues: set durable = true, or "
+                "exclusive = true"
+            )
         if queue["exclusive"] and workers > 1:
             yield (
                 f"queue {name!r} is exclusive: all {workers} workers are in this process, a "

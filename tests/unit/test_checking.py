@@ -262,6 +262,24 @@ def test_advise_quorum_limit(limit: Any, version: tuple[int, ...], lost: Any) ->
     assert ("x-delivery-limit = -1" in advice) == (lost is not None and version >= (4, 0))
 
 
+@pytest.mark.parametrize(
+    ("durable", "exclusive", "version", "count"),
+    [
+        (False, False, (4, 3), 1),
+        (False, False, (4, 2), 0),
+        (True, False, (4, 3), 0),
+        (False, True, (4, 3), 0),
+    ],
+)
+def test_advise_transient_queue(
+    durable: bool, exclusive: bool, version: tuple[int, ...], count: int
+) -> None:
+    """A kind of queue that this RabbitMQ may refuse is named, with what to set."""
+    found = list(advise(make_topology(durable=durable, exclusive=exclusive), 1, 10, 60, version))
+    assert len(found) == count
+    assert all("'fruit' is neither durable nor exclusive" in advice for advice in found)
+
+
 @pytest.mark.parametrize(("nack_maximum", "count"), [(60.0, 0), (1800.0, 0), (3600.0, 1)])
 def test_advise_nack_delay(nack_maximum: float, count: int) -> None:
     """A Nack that is held for longer than the broker waits is worth a word."""
