@@ -375,8 +375,8 @@ def advise(
             )
         if not (queue["durable"] or queue["exclusive"]) and version >= (4, 3):
             yield (
-                f"queue {name!r} is neither durable nor exclusive, which RabbitMQ refuses from 4.3 on "
-                "unless its operators permit transient_nonexcl_queues: set durable = true, or "
+                f"queue {name!r} is neither durable nor exclusive, which RabbitMQ refuses from 4.3 "
+                "on unless its operators permit transient_nonexcl_queues: set durable = true, or "
                 "exclusive = true"
             )
         if queue["exclusive"] and workers > 1:
