@@ -119,12 +119,26 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
         # It also ends with a SystemExit in a background task; who waits for a result must know.
         loop.run_forever()
     finally:
-        tasks = asyncio.all_tasks(loop)
-        for task in tasks:
-            task.cancel()
-        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
+        try:
+            _cancel_tasks(loop)
+            loop.run_until_complete(loop.shutdown_asyncgens())
+        finally:
+            loop.close()
+
+
+def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
+    """Cancel what is left, also what only begins when what was there has ended."""
+    import asyncio
+
+    tasks: set[Any] = {None}
+    while tasks:
+        # Another task may want to end the loop that has ended.
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_until_complete(asyncio.sleep(0))
+            tasks = asyncio.all_tasks(loop)
+            for task in tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
 
 
 async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None]:

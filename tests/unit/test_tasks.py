@@ -233,6 +233,24 @@ def test_log_handler_fails(staff: Staff, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (outcome.verdict, outcome.error) == (DROP, None)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_loop_ends_between_messages(staff: Staff) -> None:
+    """A loop that ends right when a message is done leaves the next one an outcome, too."""
+    tasks = []
+
+    async def end() -> None:
+        raise SystemExit(3)
+
+    async def callback(message: Any) -> None:
+        if tasks:
+            await asyncio.sleep(TIMEOUT)
+        tasks.append(asyncio.create_task(end()))
+
+    staff.hire(callback)
+    staff.put(1, 2)
+    assert [staff.next().verdict for _ in range(2)] == [ACK, FAIL]
+
+
 def test_cancelled_before_it_begins(staff: Staff) -> None:
     """A task that is cancelled before its first step has an outcome, too."""
 
