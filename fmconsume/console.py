@@ -62,7 +62,10 @@ def end(status: int) -> None:
 
 
 def end_soon(status: int) -> None:
-    """See to it that the process ends, even where a thread of the program's own does not."""
+    """See to it that a process that failed ends, even where a thread of the program's own does not.
+
+    One that was stopped waits for it, and says so: it may have something to finish.
+    """
     watch = threading.Thread(target=_end_late, args=(status,), name="fmconsume-end", daemon=True)
     with suppress(RuntimeError):
         watch.start()
@@ -73,9 +76,11 @@ def _end_late(status: int) -> None:
     main = threading.main_thread()
     ours = (main, threading.current_thread())
     left = [each.name for each in threading.enumerate() if not (each.daemon or each in ours)]
+    names = f"the callback's own threads {', '.join(left)}"
     if left:
-        complain(f"left behind: the callback's own threads {', '.join(left)}, which do not end")
-    end(status)
+        complain(f"{'left behind' if status else 'waiting; a signal ends that'}: {names}")
+    if status:
+        end(status)
 
 
 def flush() -> None:

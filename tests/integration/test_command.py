@@ -609,7 +609,17 @@ def test_command_thread_left_behind(broker, queue, fmconsume):
     broker.publish(queue, numbered(1))
     command = fmconsume(callback="callbacks:Refreshing")
     assert command.wait(30) == 13
-    assert "the callback's own threads refresh, which do not end" in command.logged()
+    assert "left behind: the callback's own threads refresh" in command.logged()
+
+
+def test_command_thread_waited_for(broker, queue, fmconsume):
+    """A thread of the callback's own may finish after a stop; what is waited for is said."""
+    command = fmconsume(callback="callbacks:Refreshing")
+    command.wait_for("consuming from")
+    command.send_signal(signal.SIGTERM)
+    command.wait_for("waiting; a signal ends that: the callback's own threads refresh")
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(20) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("option", ["--replay", "--queue-name", "--exchange"])
