@@ -22,13 +22,16 @@ from typing import Any, Callable
 
 from pika import spec
 from pika.compat import long
-from pika.data import encode_short_string, encode_value
+from pika.data import decode_value, encode_short_string, encode_value
 
 __all__ = ["Deliver", "Properties", "install", "ordered", "published", "writable"]
 
 _unpack_size = Struct(">I").unpack_from
 _unpack_tag = Struct(">QB").unpack_from
 _CUT = "they are cut short"
+#: What pika's own times have: UTC since 1.4, None before.
+_EPOCH: Any = decode_value(b"T" + bytes(8), 0)[0]
+_ZONE = _EPOCH.tzinfo
 #: Tables inside tables at most; RabbitMQ's own have two.
 _DEPTH = 100
 #: Headers in which a quorum queue counts deliveries, so that no publisher wrote them.
@@ -259,7 +262,7 @@ def _read_value(encoded: bytes, at: int, depth: int) -> tuple[Any, int]:
 def _time(seconds: int) -> datetime | int:
     """Give a time, or its number, with the sign that its top bit is for most publishers."""
     try:
-        return datetime.fromtimestamp(seconds, timezone.utc)
+        return datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=_ZONE)
     except (OverflowError, ValueError, OSError):
         return seconds - (1 << 64 if seconds >> 63 else 0)
 
