@@ -45,7 +45,7 @@ class Delivery:
     Attributes:
         message_id: As it arrived; a callback may change the properties.
         received: When it arrived, monotonic seconds.
-        published: What was published but for queue, routing key and body, as it came.
+        published: The exchange, properties and headers as they came, without the broker's counts.
         identity: As `memory.identity` gives it; 0 is none.
     """
 

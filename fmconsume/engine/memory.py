@@ -23,8 +23,9 @@ _COUNTERS = ("x-acquired-count", "x-delivery-count")
 def identity(delivery: Delivery) -> int:
     """Give a number that stands for everything published with a message; 0 without a message id.
 
-    That is queue, routing key, body, all properties and all headers but the broker's delivery
-    counters. What went through a dead-letter exchange has other headers, so it is another message.
+    That is queue, exchange, routing key, body, all properties and all headers but the broker's
+    delivery counters. What went through a dead-letter exchange has other headers, so that it is
+    another message.
     Each process hashes differently, so that nobody can make up two messages with the same number.
     """
     if not delivery.message_id:
