@@ -514,8 +514,11 @@ _ENCODINGS = {*encodings.aliases.aliases, *encodings.aliases.aliases.values(), "
 
 def _parse_body(body: bytes, encoding: Optional[str]) -> Any:
     encoding = encoding or "utf-8"
-    if encoding != "utf-8" and encodings.normalize_encoding(encoding).lower() not in _ENCODINGS:
-        raise ValidationError(f"unknown content encoding {encoding!r}")
+    if encoding != "utf-8":
+        # pika gives bytes where it finds no UTF-8, hence str().
+        name = encodings.normalize_encoding(str(encoding)).lower()
+        if name not in _ENCODINGS:
+            raise ValidationError(f"unknown content encoding {encoding!r}")
     text = body.decode(encoding).strip(" \t\n\r")
     value, end = _read_json(text)
     if end < len(text):

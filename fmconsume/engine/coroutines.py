@@ -55,9 +55,7 @@ class CoroutineRunner:
     def start(self) -> None:
         """Start the loop's thread unless it runs."""
         if "thread" not in self._made:
-            thread = threading.Thread(
-                target=_run, args=(self.loop,), name="fmconsume-asyncio", daemon=True
-            )
+            thread = threading.Thread(target=self._run, name="fmconsume-asyncio", daemon=True)
             if self._made.setdefault("thread", thread) is thread:
                 try:
                     thread.start()
@@ -90,6 +88,24 @@ class CoroutineRunner:
         elif "loop" in self._made:
             self.loop.close()
 
+    def _run(self) -> None:
+        """Run the loop until it is closed, then cancel its tasks. Thread: fmconsume-asyncio."""
+        import asyncio
+
+        loop = self.loop
+        asyncio.set_event_loop(loop)
+        try:
+            # A callback may stop the loop, but those that wait for a result still want it.
+            while not self.is_closing:
+                # It also ends with a SystemExit in a background task; then they must know.
+                loop.run_forever()
+        finally:
+            try:
+                _cancel_tasks(loop)
+                loop.run_until_complete(loop.shutdown_asyncgens())
+            finally:
+                loop.close()
+
 
 def _find_loop() -> asyncio.AbstractEventLoop | None:
     """Give the loop that is set for this thread, None where none is: asking must not make one."""
@@ -110,30 +126,14 @@ def _find_loop() -> asyncio.AbstractEventLoop | None:
             del policy.new_event_loop
 
 
-def _run(loop: asyncio.AbstractEventLoop) -> None:
-    """Run the loop until it is stopped, then cancel its tasks. Thread: fmconsume-asyncio."""
-    import asyncio
-
-    asyncio.set_event_loop(loop)
-    try:
-        # It also ends with a SystemExit in a background task; who waits for a result must know.
-        loop.run_forever()
-    finally:
-        try:
-            _cancel_tasks(loop)
-            loop.run_until_complete(loop.shutdown_asyncgens())
-        finally:
-            loop.close()
-
-
 def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
     """Cancel what is left, also what only begins when what was there has ended."""
     import asyncio
 
     tasks: set[Any] = {None}
     while tasks:
-        # Another task may want to end the loop that has ended.
-        with suppress(SystemExit, KeyboardInterrupt):
+        # Another task may want to end or stop the loop that has ended.
+        with suppress(SystemExit, KeyboardInterrupt, RuntimeError):
             loop.run_until_complete(asyncio.sleep(0))
             tasks = asyncio.all_tasks(loop)
             for task in tasks:

@@ -528,7 +528,7 @@ def test_decode_encoding(encoding: Optional[str]) -> None:
 )
 def test_decode_unknown_encoding(encoding: Any) -> None:
     """An encoding that is none, or none for text, makes a message invalid."""
-    with pytest.raises(ValidationError):
+    with pytest.raises(ValidationError, match="encoding"):
         decode(deliver(content_encoding=encoding))
 
 

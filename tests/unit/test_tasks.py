@@ -251,6 +251,23 @@ def test_loop_ends_between_messages(staff: Staff) -> None:
     assert [staff.next().verdict for _ in range(2)] == [ACK, FAIL]
 
 
+@pytest.mark.parametrize("is_slow", [False, True])
+def test_callback_stops_the_loop(staff: Staff, is_slow: bool) -> None:
+    """A callback that stops the loop which is not its own stops neither itself nor the others."""
+
+    async def callback(message: Any) -> None:
+        asyncio.get_running_loop().stop()
+        if is_slow:
+            await asyncio.sleep(0)
+
+    staff.hire(callback, count=2)
+    staff.put(*range(1, 10))
+    assert {staff.next().delivery.tag for _ in range(1, 10)} == set(range(1, 10))
+    assert all(worker.is_alive() for worker in staff.pool.workers)
+    staff.put(10)
+    assert staff.next().verdict is ACK
+
+
 def test_cancelled_before_it_begins(staff: Staff) -> None:
     """A task that is cancelled before its first step has an outcome, too."""
 
