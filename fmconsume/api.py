@@ -18,18 +18,18 @@ from typing import Any, Callable
 from .callbacks import find_function, prepare
 from .config import conf
 from .engine.coroutines import CoroutineRunner
-from .engine.state import End, Observer, State, Stats
+from .engine.states import End, Observer, State, Stats
 from .engine.supervisor import Options, Supervisor
 from .engine.tasks import hire_tasks
 from .engine.workers import Pool, Worker, hire_threads
 from .exceptions import ConfigurationException, ExitCode, UnavailableException
 from .log import get_logger, quieten_pika
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
-from .notes import Notes
 from .publisher import publish
 from .service.systemd import Notifier
 from .settings import addresses, topology
 from .shortage import shortage
+from .wakeup import Notes
 
 __all__ = [
     "SERIALIZED_MESSAGE_SCHEMA",

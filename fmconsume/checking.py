@@ -31,14 +31,14 @@ from pika.exceptions import (
     UnsupportedAMQPFieldException,
 )
 
+from .broker.addresses import Address
+from .broker.certificate import validity
+from .broker.errors import SessionLost, connect_error, make_parameters, reason
+from .broker.session import Topology
 from .callbacks import prepare
 from .config import conf
 from .console import say
-from .engine.address import Address
-from .engine.certificate import validity
 from .engine.coroutines import CoroutineRunner
-from .engine.failure import SessionLost, connect_error, make_parameters, reason
-from .engine.session import Topology
 from .exceptions import ConnectionException, ExitCode
 from .redaction import hide_passwords, redact_value
 from .settings import addresses

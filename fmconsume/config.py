@@ -14,7 +14,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from .engine.certificate import url_options
+from .broker.certificate import url_options
 from .exceptions import ConfigurationException, UnavailableException
 from .redaction import redact, redact_value
 from .version import __version__

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pika.spec import BasicProperties
 
-    from .engine.delivery import Delivery
+    from .delivery import Delivery
 
 __all__ = [
     "DEBUG",

@@ -17,12 +17,12 @@ from time import monotonic
 
 from pika.adapters.select_connection import IOLoop
 
+from .broker.addresses import Address
+from .broker.backoff import Backoff
+from .broker.errors import SessionLost
+from .broker.publish_connection import Line
+from .broker.request import Request
 from .config import conf
-from .engine.address import Address
-from .engine.backoff import Backoff
-from .engine.failure import SessionLost
-from .engine.line import Line
-from .engine.request import Request
 from .exceptions import ConnectionException, PublishException, PublishTimeout
 from .log import get_logger
 from .message import Message

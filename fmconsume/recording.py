@@ -27,7 +27,7 @@ from typing import Any, Callable, NoReturn
 from pika import BasicProperties
 
 from .console import say
-from .engine.delivery import Delivery
+from .delivery import Delivery
 from .exceptions import (
     ConfigurationException,
     HaltConsumer,

@@ -10,10 +10,10 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import Any, Callable
 
+from .broker.wire import published
 from .callbacks import prepare
+from .delivery import Delivery, Outcome
 from .engine.coroutines import CoroutineRunner
-from .engine.delivery import Delivery, Outcome
-from .engine.wire import published
 from .engine.workers import ThreadWorker
 from .message import Message, decode
 

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
 
+from .broker.addresses import Address, parse_address
+from .broker.session import Topology
 from .config import DEFAULTS, LazyConfig, check_bindings, check_queues, conf
-from .engine.address import Address, parse_address
-from .engine.session import Topology
 from .exceptions import ConfigurationException
 from .log import get_logger
 from .redaction import redact

@@ -15,8 +15,8 @@ from contextlib import contextmanager
 from typing import Any, Callable, NamedTuple
 
 from . import publisher
-from .engine.delivery import Verdict
-from .engine.unsettled import Unsettled
+from .delivery import Verdict
+from .engine.account import Unsettled
 from .message import Message
 from .rehearsal import Rehearsal, make_delivery
 

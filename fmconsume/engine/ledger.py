@@ -7,23 +7,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from typing import NamedTuple
 
-from .delivery import ACK, Verdict
+from ..delivery import ACK, Frame, Verdict
 
-__all__ = ["Frame", "Ledger"]
-
-
-class Frame(NamedTuple):
-    """One basic.ack, basic.nack or basic.reject.
-
-    Attributes:
-        multiple: It settles every outstanding tag up to and including this one.
-    """
-
-    tag: int
-    verdict: Verdict
-    multiple: bool
+__all__ = ["Ledger"]
 
 
 class Ledger:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import NamedTuple
 
-from .delivery import Delivery, Verdict
+from ..delivery import Delivery, Verdict
 
 __all__ = ["Memory", "delivery_count", "identity"]
 

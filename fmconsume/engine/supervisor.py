@@ -16,6 +16,12 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Callable, NamedTuple
 
+from ..broker.addresses import Address
+from ..broker.backoff import Backoff, nack_delay
+from ..broker.errors import SessionLost
+from ..broker.opener import Opener
+from ..broker.session import Session, Topology
+from ..delivery import RETURNS, Delivery, Outcome
 from ..exceptions import (
     BadDeclaration,
     ConsumerCanceled,
@@ -27,15 +33,9 @@ from ..exceptions import (
 )
 from ..log import get_logger
 from ..shortage import shortage
-from .address import Address
-from .backoff import Backoff, nack_delay
-from .delivery import RETURNS, Delivery, Outcome
-from .failure import SessionLost
-from .opener import Opener
-from .session import Session, Topology
-from .state import End, Observer, State, Stats
-from .unsettled import Unsettled
-from .watch import Watch
+from .account import Unsettled
+from .states import End, Observer, State, Stats
+from .status import Watch
 from .workers import Pool
 
 __all__ = ["Options", "Supervisor"]

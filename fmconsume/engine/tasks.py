@@ -15,8 +15,8 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
+from ..delivery import ACK, FAIL, NACK, Delivery, Outcome
 from .coroutines import CoroutineRunner
-from .delivery import ACK, FAIL, NACK, Delivery, Outcome
 from .workers import Pool, Worker
 
 if TYPE_CHECKING:

@@ -16,11 +16,11 @@ from queue import SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
+from ..delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome
 from ..exceptions import Drop, HaltConsumer, Nack, ValidationError
 from ..log import get_logger
 from ..text import brief, describe
 from .coroutines import format_stack, refuse_generator
-from .delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome
 
 if TYPE_CHECKING:
     from ..message import Message

@@ -11,8 +11,8 @@ from collections import Counter
 from time import monotonic, time
 from typing import Callable, NamedTuple, Optional
 
-from ..engine.delivery import Outcome
-from ..engine.state import Observer, Snapshot, State, Stats
+from ..delivery import Outcome
+from ..engine.states import Observer, Snapshot, State, Stats
 from ..text import printable
 from .journal import PlainFormatter
 

@@ -13,7 +13,7 @@ from threading import Thread
 from time import monotonic
 from typing import Callable
 
-from ..engine.state import Stats
+from ..engine.states import Stats
 from ..exceptions import ConfigurationException, UnavailableException
 from ..log import get_logger
 from ..redaction import redact_value

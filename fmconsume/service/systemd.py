@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from time import monotonic
 
-from ..engine.state import Observer, Snapshot, State
+from ..engine.states import Observer, Snapshot, State
 
 __all__ = ["Notifier"]
 

@@ -20,8 +20,8 @@ from unittest import mock
 
 from fmconsume import publisher
 from fmconsume.api import Consumer
+from fmconsume.broker.backoff import Backoff
 from fmconsume.config import conf
-from fmconsume.engine.backoff import Backoff
 from fmconsume.message import Message
 from tests.integration.broker import Broker
 from tests.integration.command import Command

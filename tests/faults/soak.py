@@ -15,7 +15,7 @@ from typing import Any
 import pika
 import psutil
 
-from fmconsume.engine.backoff import Backoff
+from fmconsume.broker.backoff import Backoff
 from tests.integration.broker import Broker
 from tests.integration.proxy import Proxy
 from tests.waiting import wait_until

@@ -12,7 +12,7 @@ import pytest
 from pika.exceptions import ChannelClosedByBroker
 
 from fmconsume.api import Consumer
-from fmconsume.engine.session import Session
+from fmconsume.broker.session import Session
 from fmconsume.exceptions import BadDeclaration
 from tests.waiting import wait_until
 

@@ -16,8 +16,8 @@ import pika
 import pytest
 
 from fmconsume import Message, exceptions, publish, publisher
+from fmconsume.broker.request import Request
 from fmconsume.config import conf
-from fmconsume.engine.request import Request
 from tests.waiting import wait_until
 
 from .broker import Broker, free_port

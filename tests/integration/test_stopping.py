@@ -12,7 +12,7 @@ import time
 import pytest
 
 from fmconsume.api import consume
-from fmconsume.engine.backoff import Backoff
+from fmconsume.broker.backoff import Backoff
 from fmconsume.exceptions import HaltConsumer
 from tests.waiting import wait_until
 

@@ -11,9 +11,9 @@ from typing import Any, Optional, TypeVar
 
 from pika.spec import BasicProperties
 
+from fmconsume.broker.wire import published
 from fmconsume.config import LazyConfig, conf
-from fmconsume.engine.delivery import Delivery
-from fmconsume.engine.wire import published
+from fmconsume.delivery import Delivery
 
 T = TypeVar("T")
 

@@ -20,14 +20,14 @@ from fmconsume import api, config
 from fmconsume.api import Consumer, consume
 from fmconsume.config import LazyConfig
 from fmconsume.engine.coroutines import CoroutineRunner
-from fmconsume.engine.state import End, State, Stats
+from fmconsume.engine.states import End, State, Stats
 from fmconsume.exceptions import (
     ConfigurationException,
     ExitCode,
     HaltConsumer,
     UnavailableException,
 )
-from fmconsume.notes import Notes
+from fmconsume.wakeup import Notes
 
 from .fakes import TIMEOUT, get_soon, make_delivery, restored_configuration
 

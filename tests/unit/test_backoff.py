@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmconsume.engine.backoff import Backoff, nack_delay
+from fmconsume.broker.backoff import Backoff, nack_delay
 
 
 def longest(low: float, high: float) -> float:

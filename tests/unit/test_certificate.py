@@ -12,7 +12,7 @@ import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmconsume.engine.certificate import validity
+from fmconsume.broker.certificate import validity
 
 BEGIN = datetime(2019, 3, 4, 5, 6, tzinfo=timezone.utc)
 END = datetime(2051, 7, 8, tzinfo=timezone.utc)

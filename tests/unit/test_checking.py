@@ -12,9 +12,9 @@ import pytest
 import trustme
 
 from fmconsume import checking
+from fmconsume.broker.session import Topology
 from fmconsume.checking import Row, advise, check, examine
 from fmconsume.config import DEFAULTS, LazyConfig
-from fmconsume.engine.session import Topology
 from fmconsume.exceptions import ConfigurationException, ExitCode
 from fmconsume.settings import topology
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from fmconsume.engine.delivery import ACK, DROP, FAIL, NACK, REJECT, Outcome, Verdict
-from fmconsume.engine.state import Snapshot, State, Stats
+from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Outcome, Verdict
+from fmconsume.engine.states import Snapshot, State, Stats
 from fmconsume.exceptions import HaltConsumer
 from fmconsume.service import history as history_module
 from fmconsume.service.history import BOUNDS, STEP, STEPS, History, Recent

@@ -15,14 +15,15 @@ HOUSE = Path(fmconsume.__file__).parent
 #: Lowest first. A module imports from floors below its own, never from its own.
 FLOORS = (
     "text version",
-    "redaction log notes engine/backoff engine/certificate engine/coroutines engine/wire "
-    "service/journal engine/__init__ service/__init__",
+    "redaction log wakeup broker/backoff broker/certificate engine/coroutines broker/wire "
+    "service/journal broker/__init__ engine/__init__ service/__init__",
     "exceptions",
-    "config schema schema_utils service/server engine/delivery engine/address callbacks console "
+    "config schema schema_utils service/server delivery broker/addresses callbacks console "
     "shortage",
-    "message engine/ledger engine/memory engine/state engine/failure engine/request",
-    "engine/unsettled engine/workers engine/session engine/line service/systemd service/history",
-    "engine/opener engine/tasks engine/watch example settings service/metrics service/page",
+    "message engine/ledger engine/memory engine/states broker/errors broker/request",
+    "engine/account engine/workers broker/session broker/publish_connection service/systemd "
+    "service/history",
+    "broker/opener engine/tasks engine/status example settings service/metrics service/page",
     "engine/supervisor service/monitoring publisher rehearsal checking",
     "recording",
     "api testing",
@@ -36,7 +37,7 @@ MODULES = sorted(str(path.relative_to(HOUSE).with_suffix("")) for path in HOUSE.
 #: These offer under one roof what other modules define.
 FACADES = {"__init__", "api", "testing"}
 #: These are run or read, not imported from.
-WITHOUT_ALL = {"__main__", "version", "engine/__init__", "service/__init__"}
+WITHOUT_ALL = {"__main__", "version", "broker/__init__", "engine/__init__", "service/__init__"}
 
 
 def parse(module: str) -> ast.Module:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmconsume.engine.delivery import ACK, DROP, NACK, REJECT, Verdict
-from fmconsume.engine.ledger import Frame, Ledger
+from fmconsume.delivery import ACK, DROP, NACK, REJECT, Frame, Verdict
+from fmconsume.engine.ledger import Ledger
 
 #: A tag to deliver, or a batch of verdicts to settle.
 Step = Union[int, dict[int, Verdict]]

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pika import BasicProperties
 
-from fmconsume.engine.delivery import Delivery, Verdict
+from fmconsume.broker.wire import Properties, published
+from fmconsume.delivery import Delivery, Verdict
 from fmconsume.engine.memory import Memory, identity
-from fmconsume.engine.wire import Properties, published
 
 from .fakes import make_delivery
 

@@ -24,7 +24,7 @@ from pika import BasicProperties
 
 from fmconsume import message as module
 from fmconsume import schema, schema_utils
-from fmconsume.engine.delivery import Delivery
+from fmconsume.delivery import Delivery
 from fmconsume.exceptions import ConfigurationException, ValidationError
 from fmconsume.message import (
     DEBUG,

@@ -9,7 +9,7 @@ from prometheus_client import Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from fmconsume.engine.state import Snapshot, State, Stats
+from fmconsume.engine.states import Snapshot, State, Stats
 from fmconsume.service import metrics as metrics_module
 from fmconsume.service.history import History
 

@@ -12,7 +12,7 @@ from http.client import HTTPConnection
 
 import pytest
 
-from fmconsume.engine.state import Snapshot, State, Stats
+from fmconsume.engine.states import Snapshot, State, Stats
 from fmconsume.exceptions import ConfigurationException, UnavailableException
 from fmconsume.service.monitoring import Monitoring
 from fmconsume.service.server import Request

@@ -10,8 +10,8 @@ from typing import Any, Callable, Optional
 
 import pytest
 
-from fmconsume.engine.opener import Opener
-from fmconsume.engine.session import Session, SessionLost
+from fmconsume.broker.opener import Opener
+from fmconsume.broker.session import Session, SessionLost
 from fmconsume.exceptions import BadDeclaration
 
 from .fakes import TIMEOUT, wait_soon

@@ -14,8 +14,8 @@ from typing import Optional
 
 import pytest
 
-from fmconsume.engine.delivery import Outcome, Verdict
-from fmconsume.engine.state import Snapshot, State, Stats
+from fmconsume.delivery import Outcome, Verdict
+from fmconsume.engine.states import Snapshot, State, Stats
 from fmconsume.service import history as history_module
 from fmconsume.service import page
 from fmconsume.service.history import STEP, STEPS, Entry, History

@@ -14,10 +14,10 @@ import pytest
 from pika import BasicProperties
 
 from fmconsume import Message, publish, publisher
+from fmconsume.broker.addresses import Address, parse_address
+from fmconsume.broker.errors import SessionLost
+from fmconsume.broker.request import Request
 from fmconsume.config import DEFAULTS
-from fmconsume.engine.address import Address, parse_address
-from fmconsume.engine.failure import SessionLost
-from fmconsume.engine.request import Request
 from fmconsume.exceptions import (
     ConnectionException,
     PublishException,

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmconsume.engine.failure import SessionLost
+from fmconsume.broker.errors import SessionLost
 from fmconsume.exceptions import (
     BadDeclaration,
     ConfigurationException,

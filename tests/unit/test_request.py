@@ -10,7 +10,7 @@ import pytest
 from pika import BasicProperties
 from pika.compat import long
 
-from fmconsume.engine.request import Request
+from fmconsume.broker.request import Request
 from fmconsume.exceptions import ValidationError
 
 

@@ -21,13 +21,12 @@ from pika.exceptions import (
     StreamLostError,
 )
 
-from fmconsume.engine import session as session_module
-from fmconsume.engine.address import Address
-from fmconsume.engine.delivery import Delivery, Verdict
-from fmconsume.engine.failure import SessionLost
-from fmconsume.engine.ledger import Frame
-from fmconsume.engine.session import Session, Topology
-from fmconsume.engine.wire import Properties
+from fmconsume.broker import session as session_module
+from fmconsume.broker.addresses import Address
+from fmconsume.broker.errors import SessionLost
+from fmconsume.broker.session import Session, Topology
+from fmconsume.broker.wire import Properties
+from fmconsume.delivery import Delivery, Frame, Verdict
 from fmconsume.exceptions import BadDeclaration, ConsumerCanceled, PermissionException
 
 from .fakes import wait_soon

@@ -10,8 +10,8 @@ from typing import Any, Callable, Optional
 import pytest
 
 from fmconsume import config
+from fmconsume.broker.addresses import Address
 from fmconsume.config import LazyConfig
-from fmconsume.engine.address import Address
 from fmconsume.settings import addresses, select
 
 from .fakes import restored_configuration

@@ -14,14 +14,13 @@ from typing import Any, Callable, Optional
 import pika
 import pytest
 
+from fmconsume.broker.addresses import Address
+from fmconsume.broker.backoff import Backoff
+from fmconsume.broker.errors import SessionLost
+from fmconsume.broker.session import Session, Topology
+from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Frame, Verdict
 from fmconsume.engine import supervisor as supervisor_module
-from fmconsume.engine.address import Address
-from fmconsume.engine.backoff import Backoff
-from fmconsume.engine.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Verdict
-from fmconsume.engine.failure import SessionLost
-from fmconsume.engine.ledger import Frame
-from fmconsume.engine.session import Session, Topology
-from fmconsume.engine.state import End, Observer
+from fmconsume.engine.states import End, Observer
 from fmconsume.engine.supervisor import Options, Supervisor
 from fmconsume.engine.workers import hire_threads
 from fmconsume.exceptions import (

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fmconsume.engine.state import Snapshot, State, Stats
+from fmconsume.engine.states import Snapshot, State, Stats
 from fmconsume.service import systemd
 from fmconsume.service.systemd import Notifier
 

@@ -13,8 +13,8 @@ from typing import Any, Callable
 
 import pytest
 
+from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome, Verdict
 from fmconsume.engine.coroutines import CoroutineRunner
-from fmconsume.engine.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome, Verdict
 from fmconsume.engine.tasks import hire_tasks
 from fmconsume.engine.workers import Pool
 from fmconsume.exceptions import ConfigurationException, Drop, HaltConsumer, Nack, ValidationError

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 
 from fmconsume import Drop, HaltConsumer, Message, Nack
-from fmconsume.engine.delivery import Delivery
-from fmconsume.engine.failure import reason
-from fmconsume.engine.state import Stats
-from fmconsume.engine.unsettled import Unsettled
-from fmconsume.engine.watch import Watch
+from fmconsume.broker.errors import reason
+from fmconsume.delivery import Delivery
+from fmconsume.engine.account import Unsettled
+from fmconsume.engine.states import Stats
+from fmconsume.engine.status import Watch
 from fmconsume.engine.workers import ThreadWorker
 from fmconsume.exceptions import BadDeclaration, PermissionException, ValidationError
 from fmconsume.message import decode

@@ -19,7 +19,7 @@ from pika import spec
 from pika.compat import long
 from pika.data import decode_value
 
-from fmconsume.engine.wire import Deliver, Properties, install, ordered, published
+from fmconsume.broker.wire import Deliver, Properties, install, ordered, published
 
 UTC = datetime.timezone.utc
 #: What pika's times have: UTC since 1.4, nothing before.

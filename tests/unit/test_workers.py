@@ -13,8 +13,8 @@ from typing import Any, Callable, Optional
 
 import pytest
 
+from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome, Verdict
 from fmconsume.engine import workers
-from fmconsume.engine.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome, Verdict
 from fmconsume.engine.workers import ThreadWorker
 from fmconsume.exceptions import (
     ConfigurationException,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from fmconsume.engine import watch as watch_module
-from fmconsume.engine.state import Observer, Snapshot, Stats
-from fmconsume.engine.unsettled import Unsettled
-from fmconsume.engine.watch import Watch
+from fmconsume.engine import status as watch_module
+from fmconsume.engine.account import Unsettled
+from fmconsume.engine.states import Observer, Snapshot, Stats
+from fmconsume.engine.status import Watch
 
 
 class Looker(Observer):

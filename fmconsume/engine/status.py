@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from time import monotonic
 from typing import Callable, Optional
 
+from ..broker.session import Session
+from ..delivery import Delivery, Outcome
 from ..log import get_logger
 from ..text import printable
-from .delivery import Delivery, Outcome
-from .session import Session
-from .state import Observer, Snapshot, State, Stats
-from .unsettled import Unsettled
+from .account import Unsettled
+from .states import Observer, Snapshot, State, Stats
 from .workers import Worker
 
 __all__ = ["Watch"]

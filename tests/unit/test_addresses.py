@@ -19,8 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from fmconsume.engine.address import Address, parse_address
-from fmconsume.engine.failure import SessionLost, make_parameters
+from fmconsume.broker.addresses import Address, parse_address
+from fmconsume.broker.errors import SessionLost, make_parameters
 from fmconsume.exceptions import ConnectionException
 
 NO_TLS: dict[str, Optional[str]] = {"ca_cert": None, "certfile": None, "keyfile": None}

@@ -27,14 +27,13 @@ from pika.exceptions import (
     ConnectionWrongStateError,
 )
 
+from ..delivery import ACK, FAIL, NACK, Delivery, Frame
 from ..exceptions import BadDeclaration, ConsumerCanceled, FmconsumeError, PermissionException
 from ..log import get_logger
 from ..redaction import hide_passwords
 from ..text import printable
-from .address import Address
-from .delivery import ACK, FAIL, NACK, Delivery
-from .failure import SessionLost, connect_error, make_parameters, reason
-from .ledger import Frame
+from .addresses import Address
+from .errors import SessionLost, connect_error, make_parameters, reason
 from .wire import install, ordered
 
 __all__ = ["Session", "Topology"]

@@ -33,8 +33,8 @@ from pika.exceptions import (
     StreamLostError,
 )
 
-from fmconsume.engine.address import Address
-from fmconsume.engine.failure import SessionLost, connect_error, reason
+from fmconsume.broker.addresses import Address
+from fmconsume.broker.errors import SessionLost, connect_error, reason
 from fmconsume.exceptions import ConnectionException
 
 ADDRESS = Address("amqp://ann@h:5672 (virtual host '/')", pika.URLParameters)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
 
-from .delivery import NACK, RETURNS, Delivery, Outcome, Verdict
-from .ledger import Frame, Ledger
+from ..delivery import NACK, RETURNS, Delivery, Frame, Outcome, Verdict
+from .ledger import Ledger
 from .memory import Memory, delivery_count, identity
 
 __all__ = ["Unsettled"]

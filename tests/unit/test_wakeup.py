@@ -10,7 +10,7 @@ from queue import Empty
 
 import pytest
 
-from fmconsume.notes import Notes
+from fmconsume.wakeup import Notes
 
 
 def test_get_left_before_bell() -> None:
@@ -95,7 +95,7 @@ def test_bell_other_thread() -> None:
 
 FORKING = """
 import os, signal, time
-from fmconsume.notes import Notes
+from fmconsume.wakeup import Notes
 
 with Notes().bell():
     reader, writer = os.pipe()

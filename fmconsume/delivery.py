@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..text import printable
+from .text import printable
 
 if TYPE_CHECKING:
     from pika.spec import BasicProperties
 
-__all__ = ["ACK", "DROP", "FAIL", "NACK", "REJECT", "RETURNS", "Delivery", "Outcome", "Verdict"]
+__all__ = [
+    "ACK",
+    "DROP",
+    "FAIL",
+    "NACK",
+    "REJECT",
+    "RETURNS",
+    "Delivery",
+    "Frame",
+    "Outcome",
+    "Verdict",
+]
 
 
 class Verdict(enum.Enum):
@@ -65,6 +76,18 @@ class Delivery:
     def name(self) -> str:
         """The message as the log calls it."""
         return f"message {printable(self.message_id)} from queue {self.queue!r}"
+
+
+class Frame(NamedTuple):
+    """One basic.ack, basic.nack or basic.reject.
+
+    Attributes:
+        multiple: It settles every outstanding tag up to and including this one.
+    """
+
+    tag: int
+    verdict: Verdict
+    multiple: bool
 
 
 @dataclass

@@ -18,7 +18,7 @@ from pika.exceptions import (
 from ..exceptions import ConnectionException
 from ..redaction import hide_passwords
 from ..text import brief, printable
-from .address import Address
+from .addresses import Address
 
 __all__ = ["SessionLost", "connect_error", "make_parameters", "reason"]
 

@@ -15,8 +15,8 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NoFreeChannels
 from pika.spec import Basic
 
 from ..exceptions import PublishForbidden, PublishReturned, ValidationError
-from .address import Address
-from .failure import SessionLost, connect_error, make_parameters, reason
+from .addresses import Address
+from .errors import SessionLost, connect_error, make_parameters, reason
 from .request import Request
 
 __all__ = ["Line", "Owner"]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import NamedTuple
 
-from .delivery import Outcome
+from ..delivery import Outcome
 
 __all__ = ["End", "Observer", "Snapshot", "State", "Stats"]
 

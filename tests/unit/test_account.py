@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmconsume.engine.delivery import RETURNS, Delivery, Outcome, Verdict
-from fmconsume.engine.ledger import Frame
-from fmconsume.engine.unsettled import Unsettled
+from fmconsume.delivery import RETURNS, Delivery, Frame, Outcome, Verdict
+from fmconsume.engine.account import Unsettled
 
 from .fakes import make_delivery
 
