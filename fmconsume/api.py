@@ -5,7 +5,6 @@ Any thread may call; signals are handled only when it is the main thread.
 
 from __future__ import annotations
 
-import inspect
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -13,23 +12,25 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from queue import Empty
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
-from .callbacks import find_function, prepare
 from .config import conf
-from .engine.coroutines import CoroutineRunner
+from .engine.pool import make_pool
+from .engine.processor import Keep, make_processor
 from .engine.states import End, Observer, State, Stats
 from .engine.supervisor import Options, Supervisor
-from .engine.tasks import hire_tasks
-from .engine.workers import Pool, Worker, hire_threads
+from .engine.workers import Worker
 from .exceptions import ConfigurationException, ExitCode, UnavailableException
 from .log import get_logger, quieten_pika
-from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, decode, dumps, loads
+from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, dumps, loads
 from .publisher import publish
 from .service.systemd import Notifier
 from .settings import addresses, topology
 from .shortage import shortage
 from .wakeup import Notes
+
+if TYPE_CHECKING:
+    from .service.monitoring import Monitoring
 
 __all__ = [
     "SERIALIZED_MESSAGE_SCHEMA",
@@ -87,32 +88,23 @@ class Consumer:
     ) -> None:
         #: Signal numbers, `_STOP` and the End; filled by signal handlers and any thread.
         self._notes = Notes()
-        self._coroutines = CoroutineRunner()
         #: Exit status for a command; set when `run` ends.
         self.exit_code: int = ExitCode.UNEXPECTED
-        #: Serves while the consumer runs.
-        self._monitoring: AbstractContextManager[Any] = nullcontext()
         brokers, wanted = addresses(), topology(bindings, queues)
         options = _options(workers, limit, drain)
-        self._callback = prepare(callback, self._coroutines)
+        processor = make_processor(callback, conf["body"], _make_keep())
+        self._coroutines = processor.coroutines
+        monitoring = _make_monitoring(lambda: self.stats)
+        #: Serves while the consumer runs.
+        self._monitoring: AbstractContextManager[Any] = monitoring or nullcontext()
         self._supervisor = Supervisor(
-            brokers,
-            wanted,
-            options,
-            self._callback,
-            partial(decode, body_mode=conf["body"]),
-            self._hire(),
-            self._notes.put,
-            self._observers(),
+            addresses=brokers,
+            topology=wanted,
+            options=options,
+            make_pool=partial(make_pool, processor, options.workers),
+            report=self._notes.put,
+            observers=_list_observers(monitoring),
         )
-        if conf["failed_messages"]:
-            from .recording import FailedMessages  # Most consumers keep none.
-
-            failed = FailedMessages(
-                conf["failed_messages"], conf["failed_messages_limit"], conf["body"]
-            )
-            for worker in self._supervisor.workers:
-                worker.keep = failed.keep
 
     @property
     def stats(self) -> Stats:
@@ -165,24 +157,6 @@ class Consumer:
             if short:
                 raise short from exc
             raise
-
-    def _hire(self) -> Callable[..., Pool]:
-        """Choose the workers that suit the callback."""
-        if inspect.iscoroutinefunction(find_function(self._callback)):
-            return partial(hire_tasks, self._coroutines)
-        return partial(hire_threads, self._coroutines.wait_for)
-
-    def _observers(self) -> list[Observer]:
-        """Make those that systemd and the configuration want."""
-        observers: list[Observer] = []
-        if os.environ.get("NOTIFY_SOCKET"):
-            observers.append(Notifier(os.environ))
-        if conf["monitoring"]:
-            from .service.monitoring import Monitoring  # Most consumers need no HTTP.
-
-            self._monitoring = monitoring = Monitoring(lambda: self.stats, **conf["monitoring"])
-            observers.append(monitoring.history)
-        return observers
 
     def _wait(self) -> End:
         """Pass on what comes until the supervisor reports the end, or is gone without a word."""
@@ -271,3 +245,32 @@ def _options(workers: int | None, limit: int | None, drain: bool) -> Options:
         drain=drain,
         callback_timeout=conf["callback_timeout"],
     )
+
+
+def _make_keep() -> Keep | None:
+    """Make what keeps failed messages, where the configuration wants that."""
+    folder = conf["failed_messages"]
+    if not folder:
+        return None
+    from .recording import FailedMessages  # Most consumers keep none.
+
+    return FailedMessages(folder, conf["failed_messages_limit"], conf["body"]).keep
+
+
+def _make_monitoring(stats: Callable[[], Stats]) -> Monitoring | None:
+    """Make the monitoring server, where the configuration wants one."""
+    if not conf["monitoring"]:
+        return None
+    from .service.monitoring import Monitoring  # Most consumers need no HTTP.
+
+    return Monitoring(stats, **conf["monitoring"])
+
+
+def _list_observers(monitoring: Monitoring | None) -> list[Observer]:
+    """List those that systemd and the configuration want."""
+    observers: list[Observer] = []
+    if os.environ.get("NOTIFY_SOCKET"):
+        observers.append(Notifier(os.environ))
+    if monitoring is not None:
+        observers.append(monitoring.history)
+    return observers

@@ -18,11 +18,13 @@ from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
-from typing import Any, Callable
+from typing import TYPE_CHECKING, Any, Callable
 
-from .engine.coroutines import CoroutineRunner
 from .exceptions import ConfigurationException
 from .text import describe
+
+if TYPE_CHECKING:
+    from .engine.coroutines import CoroutineRunner
 
 __all__ = [
     "find_function",

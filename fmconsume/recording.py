@@ -27,7 +27,9 @@ from typing import Any, Callable, NoReturn
 from pika import BasicProperties
 
 from .console import say
-from .delivery import Delivery
+from .delivery import Delivery, Outcome
+from .engine.pool import rehearse
+from .engine.processor import make_processor
 from .exceptions import (
     ConfigurationException,
     HaltConsumer,
@@ -36,7 +38,6 @@ from .exceptions import (
 )
 from .log import get_logger
 from .message import Message, dump_line
-from .rehearsal import Rehearsal
 from .text import brief, describe, printable
 
 __all__ = ["FailedMessages", "Recorder", "replay"]
@@ -288,10 +289,10 @@ def replay(
         raise ConfigurationException(f"cannot replay {path!r}: {exc.strerror}") from exc
     counts: Counter[str] = Counter()
     halt = None
-    with file, Rehearsal(callback, body_mode) as rehearsal:
+    with file, rehearse(make_processor(callback, body_mode)) as run:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         for number, line in islice(lines, limit):
-            word, text, halt = _replay_line(rehearsal, line, number)
+            word, text, halt = _replay_line(run, line, number)
             counts[word] += 1
             say(f"{word}: {text}")
             if halt is not None:
@@ -303,11 +304,11 @@ def replay(
 
 
 def _replay_line(
-    rehearsal: Rehearsal, line: bytes, number: int
+    run: Callable[[Delivery], Outcome], line: bytes, number: int
 ) -> tuple[str, str, HaltConsumer | None]:
     """Run one line; give the verdict in a word, the details, and what halts the replay."""
     try:
-        outcome = rehearsal.run(_load(line, number))
+        outcome = run(_load(line, number))
     except ValidationError as exc:
         return "broken", exc.summary, None
     text, error = f"line {number}, {printable(outcome.delivery.name)}", outcome.error

@@ -12,13 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, Callable, NamedTuple
 
 from . import publisher
-from .delivery import Verdict
+from .broker.wire import published
+from .delivery import Delivery, Verdict
 from .engine.account import Unsettled
+from .engine.pool import rehearse
+from .engine.processor import make_processor
 from .message import Message
-from .rehearsal import Rehearsal, make_delivery
 
 __all__ = ["Told", "Verdict", "deliver", "mock_sends"]
 
@@ -82,9 +85,9 @@ class Told(NamedTuple):
 def deliver(callback: Callable[..., Any], *messages: Message, body_mode: str = "object") -> Told:
     """Give messages to a callback as a consumer does: encoded, decoded, validated, settled.
 
-    The callback runs on the calling thread, one message after the other. What ends
-    the consumer returns the messages that come after it to their queue. A message whose
-    attribute `redelivered` is set does not run again if it ran before.
+    The callback runs on another thread than the caller's, as it does in a consumer, one message
+    after the other. What ends the consumer returns the messages that come after it to their
+    queue. A message whose attribute `redelivered` is set does not run again if it ran before.
 
     Args:
         callback: A function, an object or a class, coroutine or not.
@@ -95,9 +98,9 @@ def deliver(callback: Callable[..., Any], *messages: Message, body_mode: str = "
     unsettled = Unsettled(len(messages))
     session = 1
     unsettled.begin(session)
-    with Rehearsal(callback, body_mode) as rehearsal:
+    with rehearse(make_processor(callback, body_mode)) as run:
         for number, message in enumerate(messages, 1):
-            delivery = make_delivery(message, number)
+            delivery = _make_delivery(message, number)
             if message.redelivered:
                 # As it happens: a session is lost, and with the next one the message comes again.
                 unsettled.lose([])
@@ -106,7 +109,7 @@ def deliver(callback: Callable[..., Any], *messages: Message, body_mode: str = "
             delivery.session = session
             is_to_run = unsettled.receive(delivery)
             if is_to_run and error is None:
-                outcome = rehearsal.run(delivery)
+                outcome = run(delivery)
                 unsettled.remember(outcome, unsettled.conclude(outcome))
                 unsettled.release_all()
                 error = outcome.error
@@ -114,3 +117,20 @@ def deliver(callback: Callable[..., Any], *messages: Message, body_mode: str = "
                 unsettled.take_back([delivery])
             verdicts += [frame.verdict for frame in unsettled.take_frames()]
     return Told(verdicts, error)
+
+
+def _make_delivery(message: Message, tag: int) -> Delivery:
+    """Make what the broker would deliver; a body of bytes stays as it is."""
+    body = message.body if isinstance(message.body, bytes) else message._encoded_body
+    return Delivery(
+        session=1,
+        tag=tag,
+        queue=message.queue or "",
+        routing_key=message.topic,
+        redelivered=message.redelivered,
+        properties=message.properties,
+        body=body,
+        message_id=message.properties.message_id,
+        received=monotonic(),
+        published=published(message.properties),
+    )

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
 from ..broker.addresses import Address
 from ..broker.backoff import Backoff, nack_delay
@@ -36,7 +36,7 @@ from ..shortage import shortage
 from .account import Unsettled
 from .states import End, Observer, State, Stats
 from .status import Watch
-from .workers import Pool
+from .workers import Pool, Post
 
 __all__ = ["Options", "Supervisor"]
 
@@ -85,21 +85,18 @@ class Supervisor(threading.Thread):
 
     Args:
         addresses: Brokers, tried in turn.
-        callback: Takes a Message.
-        decode: Makes a Message of a Delivery.
-        hire: Makes the workers: takes their number, the callback, `decode` and `post`.
+        make_pool: Makes the workers, which report to this supervisor's `post`.
         report: Takes the End, as this thread's last act.
         observers: Follow what happens.
     """
 
     def __init__(
         self,
+        *,
         addresses: Sequence[Address],
         topology: Topology,
         options: Options,
-        callback: Callable[[Any], Any],
-        decode: Callable[[Delivery], Any],
-        hire: Callable[..., Pool],
+        make_pool: Callable[[Post], Pool],
         report: Callable[[End], None],
         observers: Sequence[Observer] = (),
         backoff: Backoff | None = None,
@@ -119,7 +116,8 @@ class Supervisor(threading.Thread):
         #: The supervisor waits for the bell. Set here; cleared here, or by whoever rings.
         self._is_lingering = False
         #: What the supervisor takes back out of the inbox never ran.
-        self._inbox, self.workers = hire(options.workers, callback, decode, self.post)
+        self._pool = make_pool(self.post)
+        self._inbox, self.workers = self._pool
         #: The one in use. Set here, read by any thread that posts.
         self._session: Session | None = None
         self._sessions = 0
@@ -203,15 +201,13 @@ class Supervisor(threading.Thread):
             self._report(self._ending)
 
     def _say_how_it_ended(self, end: End) -> None:
-        for _ in self.workers:
-            self._inbox.put(None)
+        self._pool.end()
         reason = "asked to stop" if end.error is None else type(end.error).__name__
         seconds = monotonic() - self._born
         self._watch.enter("stopped", f"stopped after {seconds:.1f} s ({reason}): {self.stats}")
 
     def _supervise(self) -> None:
-        for worker in self.workers:
-            worker.start()
+        self._pool.start()
         while self._ending is None:
             try:
                 session = self._open()

@@ -13,18 +13,17 @@ from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
-from ..delivery import ACK, FAIL, NACK, Delivery, Outcome
+from ..delivery import FAIL, NACK, Delivery, Outcome
 from .coroutines import CoroutineRunner
-from .workers import Pool, Worker
+from .processor import Processor
+from .workers import Pool, Post, Worker
 
 if TYPE_CHECKING:
     import asyncio
 
-    from ..message import Message
-
-__all__ = ["TaskWorker", "hire_tasks"]
+__all__ = ["TaskWorker", "make_tasks"]
 
 
 class _Inbox(SimpleQueue[Optional[Delivery]]):
@@ -33,7 +32,7 @@ class _Inbox(SimpleQueue[Optional[Delivery]]):
     `serve` is for the loop's thread.
     """
 
-    def __init__(self, coroutines: CoroutineRunner, post: Callable[[Outcome], None]) -> None:
+    def __init__(self, coroutines: CoroutineRunner, post: Post) -> None:
         self._coroutines = coroutines
         self._post = post
         #: A call is under way; set by whoever puts, cleared by the loop before it looks.
@@ -60,7 +59,7 @@ class _Inbox(SimpleQueue[Optional[Delivery]]):
         with suppress(Empty):
             while self._idle:
                 item = self.get_nowait()
-                self._idle.popleft().take(item)
+                self._idle.popleft().work_on(item)
 
     def _fail(self) -> None:
         """End the consumer: no worker will ever come again."""
@@ -68,27 +67,31 @@ class _Inbox(SimpleQueue[Optional[Delivery]]):
         with suppress(Empty):
             delivery = self.get_nowait()
             if delivery is not None:
-                self._post(Outcome(delivery, FAIL, error))
+                self._post(Outcome(delivery=delivery, verdict=FAIL, error=error))
 
 
 class TaskWorker(Worker):
-    """Works on one delivery at a time, each in a task of its own."""
+    """Works on one delivery at a time, each in a task of its own.
+
+    Args:
+        number: As for every worker, like processor, post and ends_on_error.
+        inbox: Deliveries to work on; None ends one worker.
+    """
 
     def __init__(
         self,
         number: int,
-        callback: Callable[[Message], Any],
-        decode: Callable[[Delivery], Message],
-        post: Callable[[Outcome], None],
+        processor: Processor,
+        post: Post,
         inbox: _Inbox,
-        coroutines: CoroutineRunner,
+        ends_on_error: bool = True,
     ) -> None:
-        super().__init__(number, callback, decode, post)
+        super().__init__(number, processor, post, ends_on_error)
         self._inbox = inbox
-        self._coroutines = coroutines
-        #: For every task alike, so that none inherits what the one before it has set.
+        self._coroutines = processor.coroutines
+        #: The same for every task, so that none inherits what the one before it has set.
         self._context = contextvars.copy_context()
-        #: The loop itself remembers no task that waits.
+        #: Kept here, because the loop does not remember a task that waits.
         self._task: Any = None
         self._ended = threading.Event()
 
@@ -107,13 +110,14 @@ class TaskWorker(Worker):
         if self.is_alive():
             self._ended.wait(timeout)
 
-    def take(self, delivery: Delivery | None) -> None:
+    def work_on(self, delivery: Delivery | None) -> None:
         """Work on a delivery; None is the end. Thread: the loop's."""
         if delivery is None:
             self._ended.set()
         else:
             self.current = (delivery, monotonic())
-            self._task = self._context.run(self._loop.create_task, self._process(delivery))
+            running = self._processor.process_on_loop(delivery)
+            self._task = self._context.run(self._loop.create_task, running)
             # Not at the end of the task itself: one that is cancelled at once never begins.
             self._task.add_done_callback(partial(self._on_done, delivery))
 
@@ -126,40 +130,19 @@ class TaskWorker(Worker):
             outcome = task.result()
         except BaseException as exc:  # It was cancelled: a worker must not die without a word.
             verdict = NACK if self._coroutines.is_closing else FAIL
-            outcome = Outcome(delivery, verdict, exc)
+            outcome = Outcome(delivery=delivery, verdict=verdict, error=exc)
         self._report(outcome)
-        if outcome.error is None:
-            self._inbox.serve(self)
-        else:
+        if self._is_ended_by(outcome):
             self._ended.set()
-
-    async def _process(self, delivery: Delivery) -> Outcome:
-        message = self._read(delivery)
-        if isinstance(message, Outcome):
-            return message
-        started = monotonic()
-        try:
-            self._awaited = self._callback(message)
-            await self._awaited
-        except BaseException as exc:
-            # SystemExit and KeyboardInterrupt too: they would end the loop itself.
-            if self._coroutines.is_closing:
-                return Outcome(delivery, NACK, exc)  # It was abandoned, and did not fail.
-            return self._judge(delivery, exc, started)
-        return Outcome(delivery, ACK, None, monotonic() - started)
+        else:
+            self._inbox.serve(self)
 
 
-def hire_tasks(
-    coroutines: CoroutineRunner,
-    count: int,
-    callback: Callable[[Message], Any],
-    decode: Callable[[Delivery], Message],
-    post: Callable[[Outcome], None],
-) -> Pool:
+def make_tasks(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
     """Make so many workers that share one loop, for coroutine functions."""
-    inbox = _Inbox(coroutines, post)
+    inbox = _Inbox(processor.coroutines, post)
     workers = [
-        TaskWorker(number, callback, decode, post, inbox, coroutines)
+        TaskWorker(number, processor.copy(), post, inbox, ends_on_error)
         for number in range(1, count + 1)
     ]
     return Pool(inbox, workers)

@@ -1,4 +1,4 @@
-"""Workers run the user's callback and report outcomes; they never touch the connection.
+"""Workers have the messages run and report the outcomes; they never touch the connection.
 
 Each takes deliveries from an inbox, and everything it learns leaves it through `post`.
 The ones here are threads; those for coroutine functions are in tasks.py.
@@ -14,20 +14,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from queue import SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple
+from typing import Callable, NamedTuple
 
-from ..delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome
-from ..exceptions import Drop, HaltConsumer, Nack, ValidationError
+from ..delivery import Delivery, Outcome
 from ..log import get_logger
-from ..text import brief, describe
-from .coroutines import format_stack, refuse_generator
+from .coroutines import format_stack
+from .processor import Processor
 
-if TYPE_CHECKING:
-    from ..message import Message
-
-__all__ = ["Pool", "ThreadWorker", "Worker", "hire_threads"]
+__all__ = ["Pool", "Post", "ThreadWorker", "Worker", "make_threads"]
 
 _log = get_logger(__name__)
+
+#: Takes each outcome, on the thread of the worker that has it.
+Post = Callable[[Outcome], None]
 
 #: Forks between the process that imported this and the one that runs now. Counted, so that no
 #: worker has to ask the kernel for its process after each message. (A fork that no Python code
@@ -48,30 +47,22 @@ class Worker(ABC):
 
     Args:
         number: From 1.
-        callback: Takes a Message.
-        decode: Makes a Message of a Delivery, or raises ValidationError.
-        post: Takes each Outcome.
+        processor: This worker's own.
+        post: As `Post`.
+        ends_on_error: An outcome with an error ends the worker, so that nothing runs after it.
     """
 
     def __init__(
-        self,
-        number: int,
-        callback: Callable[[Message], Any],
-        decode: Callable[[Delivery], Message],
-        post: Callable[[Outcome], None],
+        self, number: int, processor: Processor, post: Post, ends_on_error: bool = True
     ) -> None:
         self.name = f"fmconsume-worker-{number}"
-        self._callback = callback
-        self._decode = decode
+        self._processor = processor
         self._post = post
-        #: Takes each delivery on which the callback failed; set before the start.
-        self.keep: Callable[[Delivery, BaseException], None] | None = None
+        self._ends_on_error = ends_on_error
         #: What `_forks` was when it began to work.
         self._forks_before = 0
         #: What runs now and since when (monotonic seconds). Set here, read by any thread.
         self.current: tuple[Delivery, float] | None = None
-        #: What the callback returned, while that is awaited. Set here, read by any thread.
-        self._awaited: Any = None
         #: Of the thread that it works on. Set here, read by any thread.
         self._ident: int | None = None
 
@@ -98,50 +89,13 @@ class Worker(ABC):
         frame = sys._current_frames().get(self._ident or 0)
         if current is None or frame is None:
             return f"{self.name} is idle"
-        stack = format_stack(self._awaited) or "".join(traceback.format_stack(frame))
+        stack = format_stack(self._processor.awaited) or "".join(traceback.format_stack(frame))
         return (
             f"{self.name} works on {current[0].name} for {monotonic() - current[1]:.0f} s:\n{stack}"
         )
 
-    def _read(self, delivery: Delivery) -> Message | Outcome:
-        """Make a message of a delivery, or say what becomes of it without one."""
-        try:
-            return self._decode(delivery)
-        except ValidationError as exc:
-            _log.warning("%s rejected: %s", delivery.name, exc.summary)
-            return Outcome(delivery, REJECT)
-        except BaseException as exc:
-            _log.error("%s could not be decoded, put back: %s", delivery.name, describe(exc))
-            return Outcome(delivery, FAIL, exc)
-
-    def _judge(self, delivery: Delivery, exc: BaseException, started: float) -> Outcome:
-        """Tell what an exception of the callback's means."""
-        verdict = NACK
-        error: BaseException | None = None
-        if isinstance(exc, Nack):
-            _log.info("%s returned to its queue by the callback", delivery.name)
-        elif isinstance(exc, Drop):
-            _log.warning("%s dropped by the callback", delivery.name)
-            verdict = DROP
-        elif isinstance(exc, HaltConsumer):
-            _log.info("%s halted the consumer: %s", delivery.name, brief(str(exc)))
-            verdict, error = (NACK if exc.requeue else ACK), exc
-        else:
-            # SystemExit too: a callback that calls sys.exit() did not finish its message.
-            _log.error("the callback failed on %s, put back", delivery.name, exc_info=exc)
-            self._keep(delivery, exc)
-            verdict, error = FAIL, exc
-        return Outcome(delivery, verdict, error, monotonic() - started)
-
-    def _keep(self, delivery: Delivery, error: BaseException) -> None:
-        if self.keep is not None:
-            try:
-                self.keep(delivery, error)
-            except Exception as exc:
-                _log.error("%s could not be kept: %s", delivery.name, describe(exc))
-
     def _report(self, outcome: Outcome) -> None:
-        self.current = self._awaited = None
+        self.current = None
         if _forks != self._forks_before:
             self._end_forked_child()
         self._post(outcome)
@@ -150,6 +104,9 @@ class Worker(ABC):
         """End a child that was forked in the callback; the connection is the parent's alone."""
         _log.error("a process forked by the callback returned from it; it ends here")
         os._exit(1)
+
+    def _is_ended_by(self, outcome: Outcome) -> bool:
+        return outcome.error is not None and self._ends_on_error
 
 
 class Pool(NamedTuple):
@@ -162,28 +119,35 @@ class Pool(NamedTuple):
     inbox: SimpleQueue[Delivery | None]
     workers: Sequence[Worker]
 
+    def start(self) -> None:
+        """Start every worker. Thread: any, once."""
+        for worker in self.workers:
+            worker.start()
+
+    def end(self) -> None:
+        """Tell every worker to end once it has come to this. Thread: any."""
+        for _ in self.workers:
+            self.inbox.put(None)
+
 
 class ThreadWorker(Worker):
     """A thread; a daemon, because a hung callback must not keep the process.
 
     Args:
-        number: As for every worker, like callback, decode and post.
+        number: As for every worker, like processor, post and ends_on_error.
         inbox: Deliveries to work on; None ends one worker.
-        wait_for: Awaits what the callback returns, when that can be awaited.
     """
 
     def __init__(
         self,
         number: int,
-        callback: Callable[[Message], Any],
-        decode: Callable[[Delivery], Message],
-        post: Callable[[Outcome], None],
+        processor: Processor,
+        post: Post,
         inbox: SimpleQueue[Delivery | None],
-        wait_for: Callable[[Any], Any],
+        ends_on_error: bool = True,
     ) -> None:
-        super().__init__(number, callback, decode, post)
+        super().__init__(number, processor, post, ends_on_error)
         self._inbox = inbox
-        self._wait_for = wait_for
         self._thread = threading.Thread(target=self.run, name=self.name, daemon=True)
 
     def start(self) -> None:
@@ -199,50 +163,24 @@ class ThreadWorker(Worker):
         self._thread.join(timeout)
 
     def run(self) -> None:
-        """Work until the inbox says None, or an outcome ends the consumer."""
+        """Work until the inbox says None, or an outcome ends the worker."""
         self._enter()
-        outcome = None
-        while outcome is None or outcome.error is None:
+        is_over = False
+        while not is_over:
             delivery = self._inbox.get()
             if delivery is None:
                 break
             self.current = (delivery, monotonic())
-            try:
-                outcome = self._process(delivery)
-            except BaseException as exc:
-                # A log handler of the user's, say: a worker must not die without a word.
-                outcome = Outcome(delivery, FAIL, exc)
+            outcome = self._processor.process(delivery)
             self._report(outcome)
-
-    def _process(self, delivery: Delivery) -> Outcome:
-        message = self._read(delivery)
-        if isinstance(message, Outcome):
-            return message
-        started = monotonic()
-        try:
-            result = self._callback(message)
-            if result is not None:
-                if hasattr(result, "__await__"):
-                    self._awaited = result
-                    self._wait_for(result)
-                else:
-                    refuse_generator(result)
-        except BaseException as exc:
-            return self._judge(delivery, exc, started)
-        return Outcome(delivery, ACK, None, monotonic() - started)
+            is_over = self._is_ended_by(outcome)
 
 
-def hire_threads(
-    wait_for: Callable[[Any], Any],
-    count: int,
-    callback: Callable[[Message], Any],
-    decode: Callable[[Delivery], Message],
-    post: Callable[[Outcome], None],
-) -> Pool:
+def make_threads(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
     """Make so many workers that are threads, for callbacks of any kind."""
     inbox: SimpleQueue[Delivery | None] = SimpleQueue()
     workers = [
-        ThreadWorker(number, callback, decode, post, inbox, wait_for)
+        ThreadWorker(number, processor.copy(), post, inbox, ends_on_error)
         for number in range(1, count + 1)
     ]
     return Pool(inbox, workers)

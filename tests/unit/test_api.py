@@ -19,6 +19,7 @@ import pytest
 from fmconsume import api, config
 from fmconsume.api import Consumer, consume
 from fmconsume.config import LazyConfig
+from fmconsume.engine import processor as processor_module
 from fmconsume.engine.coroutines import CoroutineRunner
 from fmconsume.engine.states import End, State, Stats
 from fmconsume.exceptions import (
@@ -46,21 +47,29 @@ class FakeSupervisor:
 
     name = "fmconsume-supervisor"
 
-    def __init__(self, stage: Stage, *args: Any) -> None:
-        (
-            self.addresses,
-            self.topology,
-            self.options,
-            self.callback,
-            self.decode,
-            self.hire,
-            self.report,
-        ) = args[:7]
+    def __init__(
+        self,
+        stage: Stage,
+        *,
+        addresses: Any,
+        topology: Any,
+        options: Any,
+        make_pool: Any,
+        report: Any,
+        observers: Any,
+    ) -> None:
+        self.addresses, self.topology, self.options = addresses, topology, options
+        self.make_pool, self.report = make_pool, report
         self._stage = stage
         self.workers: list[Any] = []
         self.stats = Stats(received=3)
         self.state = State("consuming", "consuming from nowhere")
         self.calls: SimpleQueue[Any] = SimpleQueue()
+
+    @property
+    def callback(self) -> Any:
+        """The callback that the workers would have."""
+        return self.make_pool.args[0]._callback
 
     def start(self) -> None:
         self.calls.put("start")
@@ -92,9 +101,9 @@ class Stage:
             supervisor.report(end)
         )
 
-    def make(self, *args: Any) -> FakeSupervisor:
+    def make(self, **kwargs: Any) -> FakeSupervisor:
         """Stand in for the class Supervisor."""
-        self.made.append(FakeSupervisor(self, *args))
+        self.made.append(FakeSupervisor(self, **kwargs))
         return self.made[-1]
 
     @property
@@ -559,7 +568,7 @@ def test_run_starts_loop(stage: Stage, function: Any, expected: int) -> None:
     during: list[str] = []
 
     def start(supervisor: FakeSupervisor) -> None:
-        inbox, (worker,) = supervisor.hire(1, function, make_delivery, print)
+        inbox, (worker,) = supervisor.make_pool(print)
         worker.start()
         inbox.put(None)
         during.extend(list_loops())
@@ -585,7 +594,7 @@ def test_consumer_class_sees_loop(stage: Stage, loop: asyncio.AbstractEventLoop)
     stage.report_at_once()
     consumer = Consumer(Taker)
     supervisor = stage.supervisor
-    inbox, (worker,) = supervisor.hire(1, supervisor.callback, lambda delivery: None, print)
+    inbox, (worker,) = supervisor.make_pool(print)
     worker.start()
     inbox.put(make_delivery())
     assert get_soon(seen) is supervisor.callback.loop
@@ -607,7 +616,7 @@ def test_consumer_class_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> 
         def __init__(self, size: int) -> None:
             pass
 
-    monkeypatch.setattr(api, "CoroutineRunner", make)
+    monkeypatch.setattr(processor_module, "CoroutineRunner", make)
     with pytest.raises(ValueError, match="Needy could not be constructed"):
         Consumer(Needy)
     is_closed = [runner.loop.is_closed() for runner in runners]

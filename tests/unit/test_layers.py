@@ -21,10 +21,11 @@ FLOORS = (
     "config schema schema_utils service/server delivery broker/addresses callbacks console "
     "shortage",
     "message engine/ledger engine/memory engine/states broker/errors broker/request",
-    "engine/account engine/workers broker/session broker/publish_connection service/systemd "
+    "engine/account engine/processor broker/session broker/publish_connection service/systemd "
     "service/history",
-    "broker/opener engine/tasks engine/status example settings service/metrics service/page",
-    "engine/supervisor service/monitoring publisher rehearsal checking",
+    "broker/opener engine/workers example settings service/metrics service/page",
+    "engine/tasks engine/status",
+    "engine/pool engine/supervisor service/monitoring publisher checking",
     "recording",
     "api testing",
     "compat __init__",

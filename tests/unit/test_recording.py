@@ -9,18 +9,18 @@ import io
 import json
 import math
 import os
+import sqlite3
 import stat
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import pytest
 
 from fmconsume import Drop, HaltConsumer, Message, Nack
-from fmconsume.engine.workers import ThreadWorker
+from fmconsume.engine.processor import Processor
 from fmconsume.exceptions import ConfigurationException, UnavailableException
 from fmconsume.message import decode
 from fmconsume.recording import FailedMessages, Recorder, replay
@@ -377,13 +377,10 @@ def test_keep_folder_is_gone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     folder = tmp_path / "failed"
     failed = FailedMessages(str(folder), 3)
     folder.rmdir()
-    inbox: SimpleQueue[Any] = SimpleQueue()
     outcomes: list[Any] = []
     for message_id in ("apple", "pear"):
-        worker = ThreadWorker(1, by_number, decode, outcomes.append, inbox, lambda result: None)
-        worker.keep = failed.keep
-        inbox.put(make_delivery(message_id=message_id, body=b'{"n": 3}'))
-        worker.run()
+        delivery = make_delivery(message_id=message_id, body=b'{"n": 3}')
+        outcomes.append(Processor(by_number, decode, failed.keep).process(delivery))
     lines = [text for _, _, text in caplog.record_tuples if "could not be kept" in text]
     assert [line.partition(" from ")[0] for line in lines] == ["message apple", "message pear"]
     assert all(f"No such file or directory: '{folder}" in line for line in lines)
@@ -552,6 +549,23 @@ def test_replay_halt(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     record(path, *numbered(0))
     path.write_bytes(b"broken\n" + path.read_bytes())
     assert replay(str(path), by_number) == 1
+
+
+class Diary:
+    """A callback with a connection that may be used by one thread only."""
+
+    def __init__(self) -> None:
+        self.connection = sqlite3.connect(":memory:")
+
+    def __call__(self, message: Message) -> None:
+        self.connection.execute("select 1")
+
+
+def test_replay_other_thread(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What a constructor binds to its thread fails in a replay as it would in a consumer."""
+    record(path, *numbered(0, 0))
+    assert replay(str(path), Diary) == 1
+    assert "can only be used in that same thread" in capsys.readouterr().out
 
 
 def test_replay_limit(path: Path) -> None:

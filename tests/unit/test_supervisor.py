@@ -20,9 +20,10 @@ from fmconsume.broker.errors import SessionLost
 from fmconsume.broker.session import Session, Topology
 from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Frame, Verdict
 from fmconsume.engine import supervisor as supervisor_module
+from fmconsume.engine.pool import make_pool
+from fmconsume.engine.processor import Processor
 from fmconsume.engine.states import End, Observer
 from fmconsume.engine.supervisor import Options, Supervisor
-from fmconsume.engine.workers import hire_threads
 from fmconsume.exceptions import (
     BadDeclaration,
     ConnectionException,
@@ -195,17 +196,16 @@ class Bench:
         topology: Topology = PLAIN,
         decode: Callable[[Delivery], Any] = lambda delivery: delivery.properties.message_id,
         delay: float = 0.0,
+        workers: int = 1,
         **options: Any,
     ) -> FakeSession:
         """Start, and give the first session."""
         self.supervisor = Supervisor(
-            addresses,
-            topology,
-            Options(**options),
-            callback,
-            decode,
-            partial(hire_threads, lambda awaitable: None),
-            self.ends.put,
+            addresses=addresses,
+            topology=topology,
+            options=Options(**options),
+            make_pool=partial(make_pool, Processor(callback, decode), workers),
+            report=self.ends.put,
             backoff=Backoff(uniform=lambda low, high: delay),
         )
         self.supervisor.start()

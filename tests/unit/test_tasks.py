@@ -15,7 +15,8 @@ import pytest
 
 from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome, Verdict
 from fmconsume.engine.coroutines import CoroutineRunner
-from fmconsume.engine.tasks import hire_tasks
+from fmconsume.engine.processor import Processor
+from fmconsume.engine.tasks import make_tasks
 from fmconsume.engine.workers import Pool
 from fmconsume.exceptions import ConfigurationException, Drop, HaltConsumer, Nack, ValidationError
 
@@ -35,16 +36,19 @@ class Staff:
         self.outcomes: SimpleQueue[Outcome] = SimpleQueue()
         self.pool: Pool
 
-    def hire(
+    def start(
         self,
         callback: Callable[[Any], Any],
         count: int = 1,
         decode: Callable[[Delivery], Any] = decode_body,
     ) -> None:
         """Make workers and start them."""
-        self.pool = hire_tasks(self.coroutines, count, callback, decode, self.outcomes.put)
-        for worker in self.pool.workers:
-            worker.start()
+        self.kept: list[BaseException] = []
+        processor = Processor(
+            callback, decode, lambda delivery, error: self.kept.append(error), self.coroutines
+        )
+        self.pool = make_tasks(processor, count, self.outcomes.put)
+        self.pool.start()
 
     def put(self, *tags: int) -> None:
         """Put deliveries into the inbox."""
@@ -57,15 +61,14 @@ class Staff:
 
     def leave(self) -> None:
         """Let the workers that are left end, and all with them."""
-        for _ in self.pool.workers:
-            self.pool.inbox.put(None)
+        self.pool.end()
         for worker in self.pool.workers:
             worker.join(TIMEOUT)
 
 
 @pytest.fixture
 def staff() -> Iterator[Staff]:
-    """Give workers to be hired."""
+    """Give workers that a test starts."""
     result = Staff()
     yield result
     result.coroutines.close(TIMEOUT)
@@ -91,7 +94,7 @@ def raising(error: Any) -> Callable[[Any], Any]:
 )
 def test_verdicts(staff: Staff, error: Any, verdict: Verdict) -> None:
     """Verdicts count as from a function, and the worker goes on."""
-    staff.hire(raising(error))
+    staff.start(raising(error))
     staff.put(1, 2)
     for tag in (1, 2):
         outcome = staff.next()
@@ -112,7 +115,7 @@ def test_verdicts(staff: Staff, error: Any, verdict: Verdict) -> None:
 )
 def test_endings(staff: Staff, error: BaseException, verdict: Verdict) -> None:
     """What ends the consumer is reported itself, and ends the worker but not the loop."""
-    staff.hire(raising(error))
+    staff.start(raising(error))
     staff.put(1, 2)
     outcome = staff.next()
     assert (outcome.verdict, outcome.error) == (verdict, error)
@@ -137,7 +140,7 @@ def test_messages_in_order(staff: Staff) -> None:
         running.remove(message.tag)
         seen.append(message.tag)
 
-    staff.hire(callback)
+    staff.start(callback)
     staff.put(*range(1, 101))
     assert [staff.next().verdict for _ in range(100)] == [ACK] * 100
     assert seen == list(range(1, 101))
@@ -157,7 +160,7 @@ def test_as_many_at_once_as_workers(staff: Staff) -> None:
         await asyncio.sleep(0)
         running.remove(message.tag)
 
-    staff.hire(callback, count=5)
+    staff.start(callback, count=5)
     staff.put(*range(1, 51))
     assert {staff.next().delivery.tag for _ in range(50)} == set(range(1, 51))
     assert max(peaks) == 5
@@ -180,7 +183,7 @@ def test_background_task_gets_its_turn(staff: Staff) -> None:
             tasks.append(asyncio.ensure_future(tick()))
         seen.append(message)
 
-    staff.hire(callback)
+    staff.start(callback)
     staff.put(*range(1, 101))
     for _ in range(100):
         staff.next()
@@ -196,7 +199,7 @@ def test_context_is_fresh(staff: Staff) -> None:
         seen.append(variable.get())
         variable.set(message.tag)
 
-    staff.hire(callback)
+    staff.start(callback)
     staff.put(1, 2, 3)
     for _ in range(3):
         staff.next()
@@ -213,7 +216,7 @@ def test_decoding_fails(staff: Staff, error: Exception, verdict: Verdict) -> Non
     def decode(delivery: Delivery) -> Any:
         raise error
 
-    staff.hire(acknowledge, decode=decode)
+    staff.start(acknowledge, decode=decode)
     staff.put(1)
     outcome = staff.next()
     assert outcome.verdict is verdict
@@ -226,8 +229,8 @@ def test_log_handler_fails(staff: Staff, monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(*args: Any) -> None:
         raise RuntimeError("the disk is full")
 
-    monkeypatch.setattr(logging.getLogger("fmconsume.engine.workers"), "handle", fail)
-    staff.hire(raising(Drop))
+    monkeypatch.setattr(logging.getLogger("fmconsume.engine.processor"), "handle", fail)
+    staff.start(raising(Drop))
     staff.put(1)
     outcome = staff.next()
     assert (outcome.verdict, outcome.error) == (DROP, None)
@@ -246,7 +249,7 @@ def test_loop_ends_between_messages(staff: Staff) -> None:
             await asyncio.sleep(TIMEOUT)
         tasks.append(asyncio.create_task(end()))
 
-    staff.hire(callback)
+    staff.start(callback)
     staff.put(1, 2)
     assert [staff.next().verdict for _ in range(2)] == [ACK, FAIL]
 
@@ -260,7 +263,7 @@ def test_callback_stops_the_loop(staff: Staff, is_slow: bool) -> None:
         if is_slow:
             await asyncio.sleep(0)
 
-    staff.hire(callback, count=2)
+    staff.start(callback, count=2)
     staff.put(*range(1, 10))
     assert {staff.next().delivery.tag for _ in range(1, 10)} == set(range(1, 10))
     assert all(worker.is_alive() for worker in staff.pool.workers)
@@ -277,7 +280,7 @@ def test_cancelled_before_it_begins(staff: Staff) -> None:
             if task is not asyncio.current_task():
                 task.cancel()
 
-    staff.hire(lambda message: cancel_others(), count=2)
+    staff.start(lambda message: cancel_others(), count=2)
     staff.put(1)
     staff.put(2)
     outcomes = sorted((staff.next() for _ in range(2)), key=lambda each: each.delivery.tag)
@@ -297,7 +300,7 @@ def test_describe(staff: Staff) -> None:
     async def callback(message: Any) -> None:
         await linger()
 
-    staff.hire(callback)
+    staff.start(callback)
     staff.put(1)
     assert entered.wait(TIMEOUT)
     (worker,) = staff.pool.workers
@@ -314,7 +317,7 @@ def test_describe(staff: Staff) -> None:
 
 def test_none_ends_one_worker(staff: Staff) -> None:
     """Each None ends a worker, whose callback is finished by then."""
-    staff.hire(acknowledge, count=3)
+    staff.start(acknowledge, count=3)
     staff.put(1, 2, 3)
     assert all(worker.is_alive() for worker in staff.pool.workers)
     staff.leave()
@@ -330,22 +333,19 @@ def test_close_abandons(staff: Staff, caplog: pytest.LogCaptureFixture) -> None:
         entered.set()
         await asyncio.Event().wait()
 
-    staff.hire(callback)
-    (worker,) = staff.pool.workers
-    kept: list[Any] = []
-    worker.keep = lambda delivery, error: kept.append(error)
+    staff.start(callback)
     staff.put(1)
     assert entered.wait(TIMEOUT)
     staff.coroutines.close(TIMEOUT)
     outcome = staff.next()
     assert (outcome.verdict, type(outcome.error)) == (NACK, asyncio.CancelledError)
-    assert not kept
+    assert not staff.kept
     assert not caplog.records
 
 
 def test_put_after_loop_has_ended(staff: Staff) -> None:
     """A loop that was ended by somebody else ends the consumer."""
-    staff.hire(acknowledge)
+    staff.start(acknowledge)
     staff.coroutines.close(TIMEOUT)
     staff.put(1)
     outcome = staff.next()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -235,11 +236,35 @@ def test_deliver_coroutine(callback: Callable[..., Any], verdict: Verdict) -> No
     assert deliver(callback, Message()) == ([verdict], None)
 
 
-def test_deliver_calling_thread() -> None:
-    """The callback runs on the thread of the test, whose fixtures it may use."""
+class Diary:
+    """A callback with a connection that may be used by one thread only."""
+
+    def __init__(self) -> None:
+        self.connection = sqlite3.connect(":memory:")
+
+    def __call__(self, message: Message) -> None:
+        self.connection.execute("select 1")
+
+
+class AsyncDiary(Diary):
+    """The same, as a coroutine."""
+
+    async def __call__(self, message: Message) -> None:
+        self.connection.execute("select 1")
+
+
+@pytest.mark.parametrize("callback", [Diary, AsyncDiary])
+def test_deliver_other_thread(callback: Any) -> None:
+    """What a constructor binds to its thread fails in a test as it would in a consumer."""
+    result = deliver(callback, Message())
+    assert isinstance(result.error, sqlite3.ProgrammingError)
+
+
+def test_deliver_one_thread() -> None:
+    """All messages run on the same thread, which is not that of the test."""
     threads: list[threading.Thread] = []
-    deliver(lambda _: threads.append(threading.current_thread()), Message())
-    assert threads == [threading.current_thread()]
+    deliver(lambda _: threads.append(threading.current_thread()), Message(), Message())
+    assert threads[0] is threads[1] is not threading.current_thread()
 
 
 def test_deliver_interrupted() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from queue import SimpleQueue
 from typing import Any, Optional
 
 import pytest
@@ -17,9 +16,9 @@ from fmconsume import Drop, HaltConsumer, Message, Nack
 from fmconsume.broker.errors import reason
 from fmconsume.delivery import Delivery
 from fmconsume.engine.account import Unsettled
+from fmconsume.engine.processor import Processor
 from fmconsume.engine.states import Stats
 from fmconsume.engine.status import Watch
-from fmconsume.engine.workers import ThreadWorker
 from fmconsume.exceptions import BadDeclaration, PermissionException, ValidationError
 from fmconsume.message import decode
 from fmconsume.text import brief, describe, printable, printable_lines
@@ -132,8 +131,8 @@ def is_one_line(text: str) -> bool:
     return len(text.splitlines()) == 1 and printable(text, len(text)) == text
 
 
-def run_worker(delivery: Delivery, error: Optional[BaseException]) -> None:
-    """Let a worker run one delivery whose callback raises something."""
+def process(delivery: Delivery, error: Optional[BaseException]) -> None:
+    """Process one delivery whose callback raises something."""
 
     def callback(message: Message) -> None:
         if error is not None:
@@ -142,12 +141,7 @@ def run_worker(delivery: Delivery, error: Optional[BaseException]) -> None:
     def keep(delivery: Delivery, error: BaseException) -> None:
         raise OSError(28, f"No space left for {delivery.message_id}")
 
-    inbox: SimpleQueue[Optional[Delivery]] = SimpleQueue()
-    inbox.put(delivery)
-    inbox.put(None)
-    worker = ThreadWorker(1, callback, decode, lambda outcome: None, inbox, lambda result: None)
-    worker.keep = keep
-    worker.run()
+    Processor(callback, decode, keep).process(delivery)
 
 
 @given(message_id=NAMES, topic=NAMES, queue=NAMES, body=st.sampled_from([b"{}", b"[", b"\xff"]))
@@ -160,7 +154,7 @@ def test_no_record_is_forged(message_id: str, topic: str, queue: str, body: byte
             delivery = make_delivery(
                 message_id=message_id, routing_key=topic, queue=queue, body=body
             )
-            run_worker(delivery, error)
+            process(delivery, error)
     assert len(texts) >= len(errors)
     assert [text for text in texts if not is_one_line(text)] == []
 

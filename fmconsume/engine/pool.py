@@ -1,0 +1,60 @@
+"""Makes the workers that suit a callback: for a consumer, and for whoever runs messages by hand.
+
+Any thread may call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Callable
+
+from ..delivery import Delivery, Outcome
+from .processor import Processor
+from .tasks import make_tasks
+from .workers import Pool, Post, make_threads
+
+__all__ = ["make_pool", "rehearse"]
+
+#: Seconds that a rehearsal gives to what a coroutine has left on the loop.
+_DEADLINE = 5.0
+
+
+def make_pool(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
+    """Make the workers that suit the callback: tasks for a coroutine function, else threads.
+
+    Args:
+        processor: Each worker gets a copy.
+        count: Workers.
+        post: As `Post`.
+        ends_on_error: As for a Worker.
+    """
+    make = make_tasks if processor.has_coroutine_function else make_threads
+    return make(processor, count, post, ends_on_error)
+
+
+@contextmanager
+def rehearse(processor: Processor) -> Iterator[Callable[[Delivery], Outcome]]:
+    """Run messages by hand in a `with` block, on the same kind of worker as a consumer has.
+
+    Yields:
+        A function that has one worker run a delivery, waits, and gives the outcome. It
+        raises what is no Exception and no SystemExit, as a KeyboardInterrupt, again.
+    """
+    outcomes: SimpleQueue[Outcome] = SimpleQueue()
+    pool = make_pool(processor, 1, outcomes.put, ends_on_error=False)
+
+    def run(delivery: Delivery) -> Outcome:
+        pool.inbox.put(delivery)
+        outcome = outcomes.get()
+        if not isinstance(outcome.error, (type(None), Exception, SystemExit)):
+            raise outcome.error
+        return outcome
+
+    pool.start()
+    try:
+        yield run
+    finally:
+        pool.end()
+        processor.coroutines.close(_DEADLINE)

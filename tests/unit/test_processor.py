@@ -1,0 +1,274 @@
+"""Tests of the processor: what each kind of callback and message leads to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
+from typing import Any, Callable
+
+import pytest
+
+from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome, Verdict
+from fmconsume.engine import processor as processor_module
+from fmconsume.engine.processor import Processor
+from fmconsume.exceptions import (
+    ConfigurationException,
+    Drop,
+    HaltConsumer,
+    Nack,
+    ValidationError,
+)
+
+from .fakes import make_delivery
+
+
+def decode_body(delivery: Delivery) -> Any:
+    """Make a message of a delivery."""
+    return SimpleNamespace(body=delivery.body)
+
+
+class FakeRunner:
+    """Stands in for the loop."""
+
+    def __init__(self, wait_for: Callable[[Any], Any]) -> None:
+        self.wait_for = wait_for
+
+
+def refuse_to_wait(awaitable: Any) -> None:
+    """Stand in for the loop where nothing is to be awaited."""
+    raise AssertionError(f"{awaitable!r} was awaited")
+
+
+def work(
+    callback: Callable[[Any], Any],
+    *deliveries: Delivery,
+    decode: Callable[[Delivery], Any] = decode_body,
+    wait_for: Callable[[Any], Any] = refuse_to_wait,
+) -> list[Outcome]:
+    """Let a processor run the deliveries."""
+    processor = Processor(callback, decode, coroutines=FakeRunner(wait_for))  # type: ignore[arg-type]
+    outcomes = [processor.process(delivery) for delivery in deliveries or (make_delivery(),)]
+    assert processor.awaited is None
+    return outcomes
+
+
+def raising(error: Any) -> Callable[[Any], None]:
+    """Make a callback that raises."""
+
+    def callback(message: Any) -> None:
+        raise error
+
+    return callback
+
+
+def test_process_callback_gets_message() -> None:
+    """The callback gets what decoding made of the delivery."""
+    seen: list[Any] = []
+    work(lambda message: seen.append(message.body), make_delivery(body=b"ripe"))
+    assert seen == [b"ripe"]
+
+
+@pytest.mark.parametrize("result", [None, 0, False, "text", Nack, NACK])
+def test_process_callback_returns(result: Any) -> None:
+    """Whatever a callback returns, its message is acknowledged."""
+    (outcome,) = work(lambda message: result)
+    assert (outcome.verdict, outcome.error) == (ACK, None)
+
+
+@pytest.mark.parametrize("error", [Nack, Nack(), Nack("busy", 3), Nack(make_delivery())], ids=repr)
+def test_process_callback_raises_nack(error: Any) -> None:
+    """A Nack in any shape requeues the message, and is no error."""
+    outcomes = work(raising(error), make_delivery(tag=1), make_delivery(tag=2))
+    assert [(o.delivery.tag, o.verdict, o.error) for o in outcomes] == [
+        (1, NACK, None),
+        (2, NACK, None),
+    ]
+
+
+@pytest.mark.parametrize("error", [Drop, Drop(), Drop("bad", 3), Drop(make_delivery())], ids=repr)
+def test_process_callback_raises_drop(error: Any) -> None:
+    """A Drop in any shape drops the message, and is no error."""
+    outcomes = work(raising(error), make_delivery(tag=1), make_delivery(tag=2))
+    assert [(o.verdict, o.error) for o in outcomes] == [(DROP, None), (DROP, None)]
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict", "exit_code"),
+    [
+        (HaltConsumer, ACK, 0),
+        (HaltConsumer(), ACK, 0),
+        (HaltConsumer(3), ACK, 3),
+        (HaltConsumer(3, "enough"), ACK, 3),
+        (HaltConsumer(make_delivery()), ACK, 1),
+        (HaltConsumer(4, requeue=True), NACK, 4),
+    ],
+)
+def test_process_callback_halts(error: Any, verdict: Verdict, exit_code: int) -> None:
+    """HaltConsumer acknowledges or requeues its message, and is reported."""
+    (outcome,) = work(raising(error))
+    assert outcome.verdict is verdict
+    assert isinstance(outcome.error, HaltConsumer)
+    assert outcome.error.exit_code == exit_code
+
+
+class BareHalt(HaltConsumer):
+    """A user's own subclass, whose constructor does not call ours."""
+
+    def __init__(self, cause: str) -> None:
+        self.cause = cause
+
+
+def test_process_callback_halts_by_careless_subclass() -> None:
+    """A subclass of HaltConsumer that skips our constructor still ends the consumer."""
+    (outcome,) = work(raising(BareHalt("enough")))
+    assert isinstance(outcome.error, BareHalt)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("no"), SystemExit(0), GeneratorExit(), MemoryError()],
+    ids=repr,
+)
+def test_process_callback_fails(error: BaseException) -> None:
+    """Any other exception requeues the message, and is reported itself."""
+    (outcome,) = work(raising(error))
+    assert (outcome.delivery.tag, outcome.verdict) == (1, FAIL)
+    assert outcome.error is error
+
+
+def test_process_message_invalid() -> None:
+    """A message that does not validate is rejected unseen, which is no error."""
+
+    def decode(delivery: Delivery) -> Any:
+        if delivery.tag == 1:
+            raise ValidationError("the body is a list")
+        return decode_body(delivery)
+
+    seen: list[Any] = []
+    outcomes = work(seen.append, make_delivery(tag=1), make_delivery(tag=2), decode=decode)
+    assert [(o.verdict, o.error) for o in outcomes] == [(REJECT, None), (ACK, None)]
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConfigurationException("no schema"), MemoryError(), SystemExit(3), GeneratorExit()],
+    ids=repr,
+)
+def test_process_decoding_fails(error: BaseException) -> None:
+    """When decoding fails for another reason, the message goes back and the consumer ends."""
+
+    def decode(delivery: Delivery) -> Any:
+        raise error
+
+    (outcome,) = work(refuse_to_wait, decode=decode)
+    assert (outcome.delivery.tag, outcome.verdict) == (1, FAIL)
+    assert outcome.error is error
+
+
+def generate(message: Any) -> Iterator[int]:
+    """Do nothing, as nobody asks for the first value."""
+    yield 1
+
+
+async def generate_async(message: Any) -> AsyncIterator[int]:
+    """Do nothing either."""
+    yield 1
+
+
+@pytest.mark.parametrize(
+    "callback", [generate, generate_async, contextlib.contextmanager(generate)]
+)
+def test_process_callback_returns_generator(callback: Callable[[Any], Any]) -> None:
+    """What a callback returns must not be code that nobody runs: that is a failure."""
+    (outcome,) = work(lambda message: callback(message))
+    assert outcome.verdict is FAIL
+    assert isinstance(outcome.error, TypeError)
+    assert "whose code never runs" in str(outcome.error)
+
+
+class Promise:
+    """Something awaitable."""
+
+    def __await__(self) -> Any:
+        raise AssertionError("only the loop awaits")
+
+
+def test_process_callback_returns_awaitable() -> None:
+    """What a callback returns is awaited, if it can be, before the message is acknowledged."""
+    promise, awaited = Promise(), []
+    (outcome,) = work(lambda message: promise, wait_for=awaited.append)
+    assert awaited == [promise]
+    assert outcome.verdict is ACK
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"), [(Nack, NACK), (Drop("bad"), DROP), (HaltConsumer(requeue=True), NACK)]
+)
+def test_process_awaitable_raises(error: Any, verdict: Verdict) -> None:
+    """What an awaitable raises counts as raised by the callback."""
+    (outcome,) = work(lambda message: Promise(), wait_for=raising(error))
+    assert outcome.verdict is verdict
+
+
+def test_process_measures_callback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An outcome tells how long the callback ran."""
+    now = [100.0]
+    monkeypatch.setattr(processor_module, "monotonic", lambda: now[0])
+
+    def callback(message: Any) -> None:
+        now[0] += 2.5
+
+    (outcome,) = work(callback)
+    assert outcome.seconds == 2.5
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (Nack, logging.INFO),
+        (Drop, logging.WARNING),
+        (HaltConsumer(reason="enough"), logging.INFO),
+        (RuntimeError("no"), logging.ERROR),
+    ],
+)
+def test_process_logs_verdict(caplog: pytest.LogCaptureFixture, error: Any, level: int) -> None:
+    """One log line tells which message of which queue was not simply acknowledged."""
+    caplog.set_level(logging.DEBUG)
+    work(raising(error), make_delivery(message_id="apple", queue="basket"))
+    (record,) = caplog.records
+    assert record.levelno == level
+    assert "apple" in record.getMessage()
+    assert "'basket'" in record.getMessage()
+    assert bool(record.exc_info) is isinstance(error, RuntimeError)
+
+
+def test_process_logs_nothing_for_ack(caplog: pytest.LogCaptureFixture) -> None:
+    """A message that is simply acknowledged costs no log line."""
+    caplog.set_level(logging.DEBUG)
+    work(lambda message: None)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (ValidationError("it is a list\nand more"), logging.WARNING),
+        (ConfigurationException("it is a list"), logging.ERROR),
+    ],
+)
+def test_process_logs_undecodable(
+    caplog: pytest.LogCaptureFixture, error: Exception, level: int
+) -> None:
+    """One log line tells which message did not decode, and the first line of why."""
+
+    def decode(delivery: Delivery) -> Any:
+        raise error
+
+    work(refuse_to_wait, make_delivery(message_id="apple", queue="basket"), decode=decode)
+    (record,) = caplog.records
+    assert record.levelno == level
+    assert all(part in record.getMessage() for part in ("apple", "'basket'", "it is a list"))
+    assert "and more" not in record.getMessage()
