@@ -14,6 +14,7 @@ from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Callable
 
+from .broker.session import open_session
 from .config import conf
 from .engine.pool import make_pool
 from .engine.processor import Keep, make_processor
@@ -101,6 +102,7 @@ class Consumer:
             addresses=brokers,
             topology=wanted,
             options=options,
+            open_session=open_session,
             make_pool=partial(make_pool, processor, options.workers),
             report=self._notes.put,
             observers=_list_observers(monitoring),

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Union
 
 import pika
-from pika.adapters.utils.connection_workflow import AMQPConnectorException
 from pika.exceptions import (
     AMQPConnectionError,
     AMQPError,
@@ -31,10 +30,10 @@ from pika.exceptions import (
     UnsupportedAMQPFieldException,
 )
 
-from .broker.addresses import Address
 from .broker.certificate import validity
-from .broker.errors import SessionLost, connect_error, make_parameters, reason
-from .broker.session import Topology
+from .broker.connection import Connection, connect
+from .broker.errors import SessionLost, reason
+from .broker.topology import Topology, declare_exchange, declare_queue
 from .callbacks import prepare
 from .config import conf
 from .console import say
@@ -143,34 +142,19 @@ def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
     refused = []
     for address in brokers:
         try:
-            connection, server = _connect(address)
-        except (SessionLost, AMQPError, AMQPConnectorException, OSError) as exc:
-            text = str(
-                exc if isinstance(exc, SessionLost) else connect_error(address, exc)
-            ).replace(f"{address.name}: ", "")
+            connection = connect(address)
+        except (SessionLost, ConnectionException) as exc:
+            text = str(exc).replace(f"{address.name}: ", "")
             refused.append(Row("broker", address.name, text, ExitCode.HANDSHAKE))
         else:
             # It is enough that one of them answers.
             yield from (row._replace(exit_code=ExitCode.OK) for row in refused)
+            server = connection.server_properties
             text = f"connected, {server.get('product', 'a broker')} {server.get('version', '')}"
             yield Row("broker", address.name, text.rstrip(), version=_version(server))
             yield from _Look(connection, topology).rows()
             return
     yield from refused
-
-
-def _connect(address: Address) -> tuple[pika.BlockingConnection, Mapping[str, Any]]:
-    """Connect; what the broker tells of itself comes with it, which pika shows only meanwhile."""
-
-    def negotiate(wire: pika.connection.Connection, proposed: int) -> int:
-        server.update(wire.server_properties or {})
-        return proposed if wanted is None else wanted
-
-    server: dict[str, Any] = {}
-    parameters = make_parameters(address)
-    wanted: Any = parameters.heartbeat
-    parameters.heartbeat = negotiate
-    return pika.BlockingConnection(parameters), server
 
 
 def _version(server: Mapping[str, Any]) -> tuple[int, ...]:
@@ -218,7 +202,7 @@ def _sendable(kind: str, name: str, look: Callable[..., Row], *args: Any, **kwar
 class _Look:
     """A look at one broker; each request has a channel of its own, since a refusal closes it."""
 
-    def __init__(self, connection: Any, topology: Topology) -> None:
+    def __init__(self, connection: Connection, topology: Topology) -> None:
         self._connection = connection
         self._topology = topology
 
@@ -237,37 +221,19 @@ class _Look:
                 name = f"{binding['exchange']} -> {binding['queue']}"
                 yield _sendable("binding", name, self._look_at_binding, name, **binding)
             self._connection.close()
-        except AMQPError as exc:
+        except (AMQPError, SessionLost) as exc:
             yield Row("broker", "", f"the connection ended: {reason(exc)}", ExitCode.HANDSHAKE)
 
     def _look_at_exchange(self, name: str, wanted: Mapping[str, Any]) -> Row:
-        def declare(impossible: Mapping[str, Any], channel: Any) -> None:
-            channel.exchange_declare(
-                name,
-                wanted["type"],
-                durable=wanted["durable"],
-                auto_delete=wanted["auto_delete"],
-                arguments={**wanted["arguments"], **impossible},
-            )
+        def declare(channel: Any, **options: Any) -> None:
+            declare_exchange(channel, name, wanted, **options)
 
-        def look(channel: Any) -> None:
-            channel.exchange_declare(name, passive=True)
-
-        row = Row("exchange", name, "exists")
-        return self._compare(row, look, declare, _NO_EXCHANGE, self._topology.passive)
+        passive = self._topology.passive
+        return self._compare(Row("exchange", name, "exists"), declare, _NO_EXCHANGE, passive)
 
     def _look_at_queue(self, name: str, wanted: Mapping[str, Any]) -> Row:
-        def declare(impossible: Mapping[str, Any], channel: Any) -> None:
-            channel.queue_declare(
-                name,
-                durable=wanted["durable"],
-                exclusive=wanted["exclusive"],
-                auto_delete=wanted["auto_delete"],
-                arguments={**wanted["arguments"], **impossible},
-            )
-
-        def look(channel: Any) -> None:
-            found = channel.queue_declare(name, passive=True).method
+        def declare(channel: Any, **options: Any) -> None:
+            found = declare_queue(channel, name, wanted, **options)
             counts.append(f"{found.message_count} messages, {found.consumer_count} consumers")
 
         def consume(channel: Any) -> None:
@@ -275,7 +241,7 @@ class _Look:
 
         counts: list[str] = []
         passive = wanted.get("passive", self._topology.passive)
-        row = self._compare(Row("queue", name, "exists"), look, declare, _NO_QUEUE, passive)
+        row = self._compare(Row("queue", name, "exists"), declare, _NO_QUEUE, passive)
         if row.exit_code or not counts:
             return row
         return self._ask(row._replace(status=f"exists, {counts[0]}"), consume, *_NO_CONSUMER)
@@ -301,15 +267,16 @@ class _Look:
         return self._ask(row, unbind, "access to topic", "NOT_FOUND") if queue else row
 
     def _compare(
-        self,
-        row: Row,
-        look: Callable[[Any], None],
-        declare: Callable[[Mapping[str, Any], Any], None],
-        impossible: Mapping[str, Any],
-        passive: bool,
+        self, row: Row, declare: Callable[..., None], impossible: Mapping[str, Any], passive: bool
     ) -> Row:
-        """Tell whether it is there, and whether it could be declared as it is configured."""
-        refusal = self._refusal(look)
+        """Tell whether it is there, and whether it could be declared as it is configured.
+
+        Args:
+            declare: Declares it on a channel, with the options of `declare_queue`.
+            impossible: Arguments that RabbitMQ refuses after it has looked at the permissions.
+            passive: Nobody wants it declared.
+        """
+        refusal = self._refusal(partial(declare, passive=True))
         if refusal is not None and refusal.reply_code != _NOT_FOUND:
             return _refused(row, refusal)
         if passive and refusal is not None:
@@ -318,9 +285,9 @@ class _Look:
         if passive:
             return row
         if refusal is None:
-            return self._ask(row, partial(declare, {}))
+            return self._ask(row, declare)
         row = row._replace(status="would be declared")
-        return self._ask(row, partial(declare, impossible), *impossible)
+        return self._ask(row, partial(declare, more_arguments=impossible), *impossible)
 
     def _ask(self, row: Row, request: Callable[[Any], None], *harmless: str) -> Row:
         """Give the row, or what the broker has against the request.
@@ -334,7 +301,7 @@ class _Look:
         return _refused(row, refusal)
 
     def _refusal(self, request: Callable[[Any], None]) -> _Refusal | None:
-        channel = self._connection.channel()
+        channel = self._connection.open_channel()
         try:
             request(channel)
             channel.close()

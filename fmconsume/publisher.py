@@ -17,10 +17,10 @@ from time import monotonic
 
 from pika.adapters.select_connection import IOLoop
 
-from .broker.addresses import Address
+from .broker.addresses import Address, Addresses
 from .broker.backoff import Backoff
 from .broker.errors import SessionLost
-from .broker.publish_connection import Line
+from .broker.publish_connection import PublishConnection
 from .broker.request import Request
 from .config import conf
 from .exceptions import ConnectionException, PublishException, PublishTimeout
@@ -86,21 +86,21 @@ def _send(message: Message, request: Request) -> None:
 class Publisher:
     """A thread that connects while somebody waits to publish, and keeps the connection.
 
-    It is the owner of its lines.
+    It is the owner of its connection.
 
     Args:
         brokers: Tried in turn.
     """
 
     def __init__(self, brokers: list[Address]) -> None:
-        self._addresses = brokers
+        self._addresses = Addresses(brokers)
         #: Carries calls in from other threads; all else happens in its callbacks.
         self._loop = IOLoop()
         self._thread = threading.Thread(target=self._run, name="fmconsume-publisher", daemon=True)
         #: Not sent yet, oldest first.
         self._waiting: deque[Request] = deque()
-        #: Open or being opened.
-        self._line: Line | None = None
+        #: Open, or on its way there.
+        self._connection: PublishConnection | None = None
         #: What was wrong with the addresses tried in this round.
         self._errors: list[Exception] = []
         self._backoff = Backoff(*_RETRY)
@@ -145,8 +145,8 @@ class Publisher:
         self._loop.close()
 
     def _explain(self) -> str:
-        line = self._line
-        blocked = printable(line.blocked) if line else ""
+        connection = self._connection
+        blocked = printable(connection.alarm.reason) if connection else ""
         blocked = blocked and f"the broker blocks publishers: {blocked}"
         return blocked or self._trouble or "no answer from the broker"
 
@@ -170,13 +170,13 @@ class Publisher:
     def _forget(self, request: Request) -> None:
         with suppress(ValueError):
             self._waiting.remove(request)
-        if self._line is not None:
-            self._line.forget(request)
+        if self._connection is not None:
+            self._connection.forget(request)
 
     def _begin_closing(self) -> None:
         self._is_closing = True
-        if self._line is not None:
-            self._line.close()
+        if self._connection is not None:
+            self._connection.close()
         else:
             self._loop.stop()
 
@@ -184,16 +184,15 @@ class Publisher:
         address = self._addresses[len(self._errors)]
         _log.debug("connecting to %s to publish", address.name)
         try:
-            self._line = Line(address, self._loop, self)
+            self._connection = PublishConnection(address, self._loop, self)
         except SessionLost as exc:
             self.on_end(exc, [])
 
     def on_open(self) -> None:
         """Prefer the address from now on."""
-        assert self._line is not None
-        _log.info("publishing to %s", self._line.address.name)
-        self._addresses.remove(self._line.address)
-        self._addresses.insert(0, self._line.address)
+        assert self._connection is not None
+        _log.info("publishing to %s", self._connection.address.name)
+        self._addresses.prefer(self._connection.address)
         self._errors.clear()
         self._backoff.reset()
         self._trouble = ""
@@ -201,21 +200,21 @@ class Publisher:
 
     def on_room(self) -> None:
         """Send what waits, or make room for it."""
-        line = self._line
-        while self._waiting and line is not None and line.has_room:
+        connection = self._connection
+        while self._waiting and connection is not None and connection.has_room:
             request = self._waiting.popleft()
             if request.deadline > monotonic():
-                line.send(request)
+                connection.send(request)
         if not self._waiting or self._is_resting:
             return
-        if line is None:
+        if connection is None:
             self._connect()
-        elif line.is_open:
-            line.grow(len(self._waiting))
+        elif connection.is_open:
+            connection.grow(len(self._waiting))
 
     def on_end(self, error: Exception, unconfirmed: list[Request]) -> None:
         """Go on with the next address; after the last, rest before the first."""
-        self._line = None
+        self._connection = None
         self._trouble = str(error)
         self._errors.append(error)
         self._waiting.extendleft(reversed(unconfirmed))

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from .broker.addresses import Address, parse_address
-from .broker.session import Topology
+from .broker.topology import Topology
 from .config import DEFAULTS, LazyConfig, check_bindings, check_queues, conf
 from .exceptions import ConfigurationException
 from .log import get_logger

@@ -1,12 +1,12 @@
-"""One broker address: a name that is safe to print, and parameters for each connection.
+"""Broker addresses: a name that is safe to print, parameters for each connection, and their order.
 
-Any thread may call.
+Any thread may call `parse_address`; an `Addresses` belongs to one thread.
 """
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, Callable, NamedTuple, Optional
@@ -18,7 +18,7 @@ from ..exceptions import ConnectionException
 from ..redaction import redact_value
 from .certificate import load_pair, url_options, validity
 
-__all__ = ["Address", "parse_address"]
+__all__ = ["Address", "Addresses", "parse_address"]
 
 _Tls = Mapping[str, Optional[str]]
 
@@ -35,6 +35,30 @@ class Address(NamedTuple):
 
     name: str
     parameters: Callable[[], pika.URLParameters]
+
+
+class Addresses:
+    """Brokers in the order in which they are tried: the last one that worked comes first.
+
+    Its owner may prefer another one while it iterates.
+    """
+
+    def __init__(self, addresses: Iterable[Address]) -> None:
+        self._addresses = list(addresses)
+
+    def __iter__(self) -> Iterator[Address]:
+        return iter(tuple(self._addresses))
+
+    def __len__(self) -> int:
+        return len(self._addresses)
+
+    def __getitem__(self, index: int) -> Address:
+        return self._addresses[index]
+
+    def prefer(self, address: Address) -> None:
+        """Try this one first from now on."""
+        self._addresses.remove(address)
+        self._addresses.insert(0, address)
 
 
 def parse_address(

@@ -7,20 +7,40 @@ from __future__ import annotations
 
 import re
 import ssl
+from collections.abc import Container
+from typing import Any
 
 import pika
 from pika.exceptions import (
+    AMQPChannelError,
+    AMQPError,
     AuthenticationError,
     ChannelClosedByBroker,
     ConnectionClosedByBroker,
 )
 
-from ..exceptions import ConnectionException
+from ..exceptions import (
+    BadDeclaration,
+    ConnectionException,
+    FmconsumeError,
+    PermissionException,
+)
+from ..log import get_logger
 from ..redaction import hide_passwords
 from ..text import brief, printable
 from .addresses import Address
 
-__all__ = ["SessionLost", "connect_error", "make_parameters", "reason"]
+__all__ = [
+    "LOSS",
+    "SessionLost",
+    "connect_error",
+    "is_gone",
+    "make_parameters",
+    "reason",
+    "refusal",
+]
+
+_log = get_logger(__name__)
 
 #: connection.close codes that refuse the user or the virtual host.
 _REFUSED = {403, 530}
@@ -38,6 +58,19 @@ _STRICT_HINT = (
 )
 #: pika guesses what a close while opening means, and keeps the broker's words in the text.
 _CLOSED_WHILE_OPENING = re.compile(r"ConnectionClosedByBroker: \((?P<code>\d+)\) (?P<text>.*)")
+#: connection.close codes that the same declaration would meet again.
+#: Source: AMQP 0-9-1, section 1.2 (syntax error, command invalid, not allowed, not implemented).
+_HOPELESS = {502, 503, 530, 540}
+#: channel.close: no permission; the queue is not found, which it also is where its node is down.
+_FORBIDDEN, _NOT_FOUND = 403, 404
+#: What RabbitMQ says of a queue that exists but cannot be reached now.
+_AWAY = re.compile(r"down or inaccessible|process is (stopped|unavailable)|has crashed")
+#: What RabbitMQ says, with code 541, of a kind of queue that its operators do not permit any more.
+_DEPRECATED = re.compile(r"Feature `(\w+)` is deprecated")
+_CURES = {
+    "transient_nonexcl_queues": "set durable = true, or exclusive = true",
+    "global_qos": "set qos.prefetch_count only",
+}
 
 
 class SessionLost(Exception):
@@ -51,6 +84,29 @@ class SessionLost(Exception):
 
     def __init__(self, text: str) -> None:
         super().__init__(hide_passwords(text))
+
+
+class _Loss:
+    """Turns what pika raises in a `with` block into SessionLost."""
+
+    # contextlib would need a generator each time, and this is entered twice in every turn.
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, exc: BaseException | None, traceback: Any) -> None:
+        if not isinstance(exc, Exception) or isinstance(exc, (SessionLost, FmconsumeError)):
+            return
+        if not isinstance(exc, (AMQPError, OSError)):
+            # A log handler of the program's that failed inside pika, say.
+            _log.error("pika failed in a way that it does not name", exc_info=exc)
+        lost = SessionLost(reason(exc))
+        lost.is_by_channel = isinstance(exc, AMQPChannelError)
+        raise lost from exc
+
+
+#: The only one; it has no state, so that any thread may enter it at any time.
+LOSS = _Loss()
 
 
 def make_parameters(address: Address) -> pika.URLParameters:
@@ -98,6 +154,45 @@ def connect_error(address: Address, exc: BaseException) -> Exception:
 def _is_refusal(code: int, text: str) -> bool:
     """Tell a refusal for good from a limit on connections, which a dead one may still fill."""
     return code in _REFUSED and "limit" not in text.lower()
+
+
+def refusal(obj_type: str, name: str, exc: Any, passing: Container[int]) -> Exception:
+    """Tell what it means that the broker closes the channel or the connection over a request.
+
+    Args:
+        obj_type: "queue", "exchange", "binding" or "channel".
+        name: Of the object.
+        exc: pika's ChannelClosedByBroker or ConnectionClosedByBroker.
+        passing: channel.close codes that may pass and refuse nothing for good.
+
+    Returns:
+        PermissionException, BadDeclaration or SessionLost; each names the object.
+    """
+    if exc.reply_code == _FORBIDDEN:
+        return PermissionException(obj_type, name, exc.reply_text)
+    deprecated = _DEPRECATED.search(exc.reply_text)
+    if deprecated:
+        return BadDeclaration(obj_type, name, _cure(deprecated[1]))
+    if isinstance(exc, ConnectionClosedByBroker) and exc.reply_code not in _HOPELESS:
+        return SessionLost(reason(exc))
+    if exc.reply_code in passing or _AWAY.search(exc.reply_text):
+        return SessionLost(f"{obj_type} {name!r}: {printable(exc.reply_text)}")
+    return BadDeclaration(obj_type, name, exc.reply_text)
+
+
+def _cure(feature: str) -> str:
+    """Say in one line what to change where RabbitMQ does not permit a kind of queue."""
+    cure = _CURES.get(feature, "see RabbitMQ's list of deprecated features")
+    return f"this RabbitMQ does not permit {feature} any more: {cure}"
+
+
+def is_gone(answer: object) -> bool:
+    """Tell a queue that does not exist from one whose node is down."""
+    return (
+        isinstance(answer, ChannelClosedByBroker)
+        and answer.reply_code == _NOT_FOUND
+        and not _AWAY.search(answer.reply_text)
+    )
 
 
 def reason(exc: BaseException) -> str:

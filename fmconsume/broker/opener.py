@@ -1,4 +1,4 @@
-"""An opener makes one session on a thread of its own, so that a stop never waits for the network.
+"""A session opener works on a thread of its own, so that a stop never waits for the network.
 
 The supervisor starts it, and either takes the session or abandons the opener.
 """
@@ -12,20 +12,22 @@ from typing import Callable
 
 from .session import Session
 
-__all__ = ["Opener"]
+__all__ = ["SessionOpener"]
 
 
-class Opener(threading.Thread):
-    """Opens a session and hands it over whole; closes it when nobody wants it any more.
+class SessionOpener(threading.Thread):
+    """Opens a session, lets it consume, and hands it over; closes it when nobody wants it any more.
 
     Args:
-        session: A new one.
+        open_session: Gives the session, or raises.
         call_when_done: Called on this thread once `take` has something to give.
     """
 
-    def __init__(self, session: Session, call_when_done: Callable[[], None]) -> None:
+    def __init__(
+        self, open_session: Callable[[], Session], call_when_done: Callable[[], None]
+    ) -> None:
         super().__init__(name="fmconsume-opener", daemon=True)
-        self._session = session
+        self._open_session = open_session
         self._call_when_done = call_when_done
         #: The session or what went wrong. Whoever gets it out of here owns it.
         self._result: SimpleQueue[Session | Exception] = SimpleQueue()
@@ -34,19 +36,24 @@ class Opener(threading.Thread):
 
     def run(self) -> None:
         """Open the session."""
-        try:
-            self._session.connect()
-            self._session.declare()
-            if not self._is_abandoned:
-                self._session.consume()
-            self._result.put(self._session)
-        except Exception as exc:
-            self._result.put(exc)
-            self._session.discard()
+        self._result.put(self._open())
         # The flag is read after the put and set before the get, so that one side sees the other.
         if self._is_abandoned:
             self._discard()
         self._call_when_done()
+
+    def _open(self) -> Session | Exception:
+        try:
+            session = self._open_session()
+        except Exception as exc:
+            return exc
+        try:
+            if not self._is_abandoned:
+                session.consume()
+        except Exception as exc:
+            session.discard()
+            return exc
+        return session
 
     def take(self) -> Session:
         """Give the session, or raise why there is none. Thread: supervisor.
@@ -68,5 +75,5 @@ class Opener(threading.Thread):
     def _discard(self) -> None:
         with suppress(Empty):
             result = self._result.get_nowait()
-            if isinstance(result, Session):
+            if not isinstance(result, Exception):
                 result.discard()

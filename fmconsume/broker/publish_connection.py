@@ -1,6 +1,6 @@
-"""A line carries messages to the broker: a connection and channels that confirm, thrown away whole.
+"""A connection that carries messages to the broker, with channels that confirm; thrown away whole.
 
-One thread owns a line, the one that runs its IOLoop.
+One thread owns it: the one that runs its IOLoop.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from pika.spec import Basic
 
 from ..exceptions import PublishForbidden, PublishReturned, ValidationError
 from .addresses import Address
+from .alarm import Alarm
 from .errors import SessionLost, connect_error, make_parameters, reason
 from .request import Request
 
-__all__ = ["Line", "Owner"]
+__all__ = ["Owner", "PublishConnection"]
 
 #: Messages that may wait for their confirmation at the same time.
 _CHANNELS = 32
@@ -30,19 +31,19 @@ _TOO_LARGE = (
 
 
 class Owner(Protocol):
-    """What a line reports to."""
+    """Who is told what becomes of a connection and of the messages on it."""
 
     def on_open(self) -> None:
-        """Take note that the line is open."""
+        """Take note that the connection is open."""
 
     def on_room(self) -> None:
         """Send what waits, if anything does."""
 
     def on_end(self, error: Exception, unconfirmed: list[Request]) -> None:
-        """Do without the line: it could not be opened, or is gone."""
+        """Go on without the connection: it could not be opened, or is gone."""
 
 
-class Line:
+class PublishConnection:
     """A connection and its channels.
 
     A channel carries one message at a time, so that what the broker says of the channel
@@ -54,8 +55,6 @@ class Line:
 
     def __init__(self, address: Address, loop: IOLoop, owner: Owner) -> None:
         self.address = address
-        #: Reason given by the broker while it blocks publishers (an alarm), or "".
-        self.blocked = ""
         self._owner = owner
         self._opening: set[Any] = set()
         self._idle: list[Any] = []
@@ -63,6 +62,8 @@ class Line:
         self._connection = pika.SelectConnection(
             make_parameters(address), self._on_open, self._on_open_error, self._on_close, loop
         )
+        #: Whether the broker blocks publishers.
+        self.alarm = Alarm(self._connection, owner.on_room)
 
     @property
     def is_open(self) -> bool:
@@ -72,7 +73,7 @@ class Line:
     @property
     def has_room(self) -> bool:
         """Whether a message can be sent now."""
-        return bool(self._idle) and not self.blocked and self.is_open
+        return bool(self._idle) and not self.alarm.reason and self.is_open
 
     def send(self, request: Request) -> None:
         """Send a message on a channel of its own."""
@@ -115,8 +116,6 @@ class Line:
     # -- called by pika ----------------------------------------------------
 
     def _on_open(self, connection: Any) -> None:
-        connection.add_on_connection_blocked_callback(self._on_blocked)
-        connection.add_on_connection_unblocked_callback(self._on_unblocked)
         self._owner.on_open()
 
     def _on_open_error(self, connection: Any, error: Any) -> None:
@@ -125,13 +124,6 @@ class Line:
     def _on_close(self, connection: Any, error: Any) -> None:
         lost = SessionLost(f"{self.address.name}: {reason(error)}")
         self._owner.on_end(lost, list(self._busy.values()))
-
-    def _on_blocked(self, connection: Any, frame: Any) -> None:
-        self.blocked = frame.method.reason or "no reason given"
-
-    def _on_unblocked(self, connection: Any, frame: Any) -> None:
-        self.blocked = ""
-        self._owner.on_room()
 
     def _on_channel(self, channel: Any) -> None:
         channel.add_on_close_callback(self._on_channel_close)

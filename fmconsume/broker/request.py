@@ -1,6 +1,6 @@
 """One message to publish, of which it is known that AMQP can carry it.
 
-Any thread may make one; the line that sends it answers.
+Any thread may make one; the connection that sends it answers.
 """
 
 from __future__ import annotations

@@ -12,15 +12,16 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from queue import Empty, SimpleQueue
+from queue import Empty
 from time import monotonic
 from typing import Callable, NamedTuple
 
-from ..broker.addresses import Address
+from ..broker.addresses import Address, Addresses
 from ..broker.backoff import Backoff, nack_delay
 from ..broker.errors import SessionLost
-from ..broker.opener import Opener
-from ..broker.session import Session, Topology
+from ..broker.opener import SessionOpener
+from ..broker.session import Session
+from ..broker.topology import Topology
 from ..delivery import RETURNS, Delivery, Outcome
 from ..exceptions import (
     BadDeclaration,
@@ -34,6 +35,7 @@ from ..exceptions import (
 from ..log import get_logger
 from ..shortage import shortage
 from .account import Unsettled
+from .mailbox import Item, Mailbox
 from .states import End, Observer, State, Stats
 from .status import Watch
 from .workers import Pool, Post
@@ -45,8 +47,6 @@ _log = get_logger(__name__)
 #: Longest sleep in seconds. pika's poller wakes as often by itself, so shorter costs more
 #: and longer saves nothing.
 _TURN = 5.0
-#: Longest wait, in seconds, for the workers to empty the inbox.
-_LINGER = 0.001
 #: Longest sleep while draining, where an empty queue is looked for and not waited for.
 _DRAIN_TURN = 0.2
 #: channel.close codes that may pass: not found, resource locked. Once a session was good both
@@ -85,6 +85,7 @@ class Supervisor(threading.Thread):
 
     Args:
         addresses: Brokers, tried in turn.
+        open_session: Opens a session, as `broker.session.open_session` does.
         make_pool: Makes the workers, which report to this supervisor's `post`.
         report: Takes the End, as this thread's last act.
         observers: Follow what happens.
@@ -96,27 +97,25 @@ class Supervisor(threading.Thread):
         addresses: Sequence[Address],
         topology: Topology,
         options: Options,
+        open_session: Callable[..., Session],
         make_pool: Callable[[Post], Pool],
         report: Callable[[End], None],
         observers: Sequence[Observer] = (),
         backoff: Backoff | None = None,
     ) -> None:
         super().__init__(name="fmconsume-supervisor", daemon=True)
-        self._addresses = list(addresses)
+        self._addresses = Addresses(addresses)
+        self._open_session = open_session
         self._topology = topology
         self._options = options
         self._report = report
         self._backoff = backoff or Backoff()
         #: Counted here, read by any thread.
         self.stats = Stats()
-        #: Outcomes, and actions to run here. Filled by any thread.
-        self._mailbox: SimpleQueue[Outcome | Callable[[], None]] = SimpleQueue()
-        #: Rung by the workers while the supervisor lingers, once they have emptied the inbox.
-        self._bell: SimpleQueue[None] = SimpleQueue()
-        #: The supervisor waits for the bell. Set here; cleared here, or by whoever rings.
-        self._is_lingering = False
+        #: Takes outcomes, and actions to run here.
+        self.mailbox = Mailbox()
         #: What the supervisor takes back out of the inbox never ran.
-        self._pool = make_pool(self.post)
+        self._pool = make_pool(self.mailbox.post)
         self._inbox, self.workers = self._pool
         #: The one in use. Set here, read by any thread that posts.
         self._session: Session | None = None
@@ -160,28 +159,16 @@ class Supervisor(threading.Thread):
         """Why messages flow, or why they do not. Thread: any."""
         return self._watch.state
 
-    def post(self, item: Outcome | Callable[[], None]) -> None:
-        """Hand over an outcome or an action. Thread: any."""
-        self._mailbox.put(item)
-        session = self._session
-        if not self._is_lingering:
-            if session is not None:
-                session.wake()
-        elif not self._inbox.qsize():
-            # The workers have nothing more to take.
-            self._is_lingering = False
-            self._bell.put(None)
-
     def stop(self) -> None:
         """Stop gracefully. Thread: any."""
         session = self._session
         if session is not None:
-            session.is_in_a_hurry = True
-        self.post(partial(self._end, None, ExitCode.OK))
+            session.hurry()
+        self.mailbox.post(partial(self._end, None, ExitCode.OK))
 
     def abandon(self, end: End) -> None:
         """Stop without waiting for callbacks. Thread: any."""
-        self.post(partial(self._abandon, end))
+        self.mailbox.post(partial(self._abandon, end))
 
     # -- the thread --------------------------------------------------------
 
@@ -231,7 +218,7 @@ class Supervisor(threading.Thread):
         """
         refusals: list[FmconsumeError] = []
         losses: list[SessionLost] = []
-        for address in tuple(self._addresses):
+        for address in self._addresses:
             if self._ending is not None:
                 return None
             try:
@@ -241,8 +228,7 @@ class Supervisor(threading.Thread):
             except SessionLost as exc:
                 losses.append(exc)
             else:
-                self._addresses.remove(address)
-                self._addresses.insert(0, address)
+                self._addresses.prefer(address)
                 return session
         if not losses:
             raise refusals[0]
@@ -250,8 +236,15 @@ class Supervisor(threading.Thread):
 
     def _open_at(self, address: Address) -> Session | None:
         self._watch.enter("connecting", f"connecting to {address.name}")
-        session = Session(self._sessions + 1, address, self._topology, self._passing)
-        opener = Opener(session, lambda: self.post(_nothing))
+        open_session = partial(
+            self._open_session,
+            address,
+            self._topology,
+            deliver=self._on_delivery,
+            number=self._sessions + 1,
+            passing=self._passing,
+        )
+        opener = SessionOpener(open_session, lambda: self.mailbox.post(_nothing))
         try:
             opener.start()
         except RuntimeError as exc:
@@ -277,8 +270,8 @@ class Supervisor(threading.Thread):
         self._sessions, self._held_before = session.number, 0
         self.stats.reconnections = self._sessions - 1
         self._unsettled.begin(session.number)
-        session.deliver = self._on_delivery
         self._session = session
+        self.mailbox.attach(session.wake)
         session.tick(self._turn_seconds)
         if session.number > 1:
             self._saved_before = self.stats.saved
@@ -294,6 +287,7 @@ class Supervisor(threading.Thread):
             session.close()
         finally:
             self._session = None
+            self.mailbox.detach()
             self._tell_saved()
             if monotonic() - began > _TURN:
                 self._backoff.reset()
@@ -344,11 +338,11 @@ class Supervisor(threading.Thread):
     def _turn(self, session: Session) -> None:
         """Sleep until something happens, hand out what has come, read the mailbox, settle."""
         self._receive(session)
-        self._linger(session)
+        self.mailbox.linger(self._inbox)
         if 0 < 2 * len(self._unsettled) < self._topology.prefetch_count:
             # The broker sends the first of many alone; settled alone, it would part the next too.
             self._receive(session, 0)
-            self._linger(session)
+            self.mailbox.linger(self._inbox)
         self._read_mailbox(session)
 
     def _receive(self, session: Session, seconds: float | None = None) -> None:
@@ -361,24 +355,10 @@ class Supervisor(threading.Thread):
             self._budget -= 1
             self._inbox.put(self._waiting.popleft())
 
-    def _linger(self, session: Session) -> None:
-        """Let quick callbacks empty the inbox, so that one frame acknowledges them all."""
-        session.is_woken = True  # Nobody has to wake the session meanwhile.
-        while self._bell.qsize():
-            self._bell.get()  # It rang just after the last lingering was over.
-        # Set first: whoever empties the inbox after the look at it has to ring.
-        self._is_lingering = True
-        if self._inbox.qsize():
-            with suppress(Empty):
-                self._bell.get(timeout=_LINGER)
-        self._is_lingering = False
-
     def _read_mailbox(self, session: Session) -> None:
         """Settle what the workers have done, and keep account while the broker goes on."""
-        # Cleared first: what is put into the mailbox from here on wakes the next wait.
-        session.is_woken = False
-        while self._mailbox.qsize():
-            self._take(self._mailbox.get())
+        for item in self.mailbox.collect():
+            self._take(item)
         self._settle(session)
         self._do_agenda()
         self._settle(session)  # Nacks that are not held back.
@@ -397,7 +377,7 @@ class Supervisor(threading.Thread):
     def _take_one(self, seconds: float) -> None:
         """Take one item from the mailbox while there is no session, or give up after a while."""
         with suppress(Empty):
-            self._take(self._mailbox.get(timeout=max(0.0, min(seconds, self._turn_seconds))))
+            self._take(self.mailbox.take(max(0.0, min(seconds, self._turn_seconds))))
         self._do_agenda()
         self._watch.tick(None)
 
@@ -489,7 +469,7 @@ class Supervisor(threading.Thread):
 
     # -- events ------------------------------------------------------------
 
-    def _take(self, item: Outcome | Callable[[], None]) -> None:
+    def _take(self, item: Item) -> None:
         """Do what decides over settling at once, and put the rest off."""
         if not isinstance(item, Outcome):
             item()

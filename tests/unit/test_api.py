@@ -54,6 +54,7 @@ class FakeSupervisor:
         addresses: Any,
         topology: Any,
         options: Any,
+        open_session: Any,
         make_pool: Any,
         report: Any,
         observers: Any,

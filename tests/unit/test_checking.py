@@ -12,7 +12,7 @@ import pytest
 import trustme
 
 from fmconsume import checking
-from fmconsume.broker.session import Topology
+from fmconsume.broker.topology import Topology
 from fmconsume.checking import Row, advise, check, examine
 from fmconsume.config import DEFAULTS, LazyConfig
 from fmconsume.exceptions import ConfigurationException, ExitCode

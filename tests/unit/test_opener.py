@@ -10,8 +10,8 @@ from typing import Any, Callable, Optional
 
 import pytest
 
-from fmconsume.broker.opener import Opener
-from fmconsume.broker.session import Session, SessionLost
+from fmconsume.broker.errors import SessionLost
+from fmconsume.broker.opener import SessionOpener
 from fmconsume.exceptions import BadDeclaration
 
 from .fakes import TIMEOUT, wait_soon
@@ -20,7 +20,7 @@ from .fakes import TIMEOUT, wait_soon
 POINTS = ("start", "connect", "declare", "consume", "close", "put", "did put", "done", "end")
 
 
-class FakeSession(Session):
+class FakeSession:
     """A session without a broker, which tells where it is."""
 
     def __init__(self, at: Callable[[str], None], fails_at: str = "") -> None:
@@ -35,31 +35,35 @@ class FakeSession(Session):
         if name == self._fails_at:
             raise SessionLost(f"cannot {name}")
 
-    def connect(self) -> None:
-        """Pretend to connect."""
-        self._step("connect")
-
-    def declare(self) -> None:
-        """Pretend to declare."""
-        self._step("declare")
+    def open(self) -> FakeSession:
+        """Pretend to open it; what fails on the way is closed, as `open_session` does."""
+        try:
+            self._step("connect")
+            self._step("declare")
+        except BaseException:
+            self.discard()
+            raise
+        return self
 
     def consume(self) -> None:
         """Pretend to consume."""
         self._step("consume")
 
     def discard(self) -> None:
-        self.close()
-
-    def close(self) -> None:
         """Count the closes."""
         self._at("close")
         self.closed += 1
 
 
+def make_opener(session: FakeSession, call_when_done: Callable[[], None]) -> SessionOpener:
+    """Make an opener of a session."""
+    return SessionOpener(session.open, call_when_done)  # type: ignore[arg-type]
+
+
 def test_take_success() -> None:
     """A session is handed over open, and whoever waits is called."""
     session, done = FakeSession(lambda name: None), Event()
-    opener = Opener(session, done.set)
+    opener = make_opener(session, done.set)
     with pytest.raises(Empty):
         opener.take()
     opener.start()
@@ -74,7 +78,7 @@ def test_take_success() -> None:
 def test_take_failure(step: str) -> None:
     """What goes wrong is raised by take, after the session was closed."""
     session, done = FakeSession(lambda name: None, fails_at=step), Event()
-    opener = Opener(session, done.set)
+    opener = make_opener(session, done.set)
     opener.start()
     wait_soon(done)
     with pytest.raises(SessionLost, match=f"cannot {step}"):
@@ -86,8 +90,8 @@ def test_take_unexpected_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any exception reaches take: a refusal, or a bug."""
     for error in (BadDeclaration("queue", "q", "no"), KeyError("q")):
         session = FakeSession(lambda name: None)
-        monkeypatch.setattr(session, "declare", lambda error=error: raise_error(error))
-        opener = Opener(session, lambda: None)
+        monkeypatch.setattr(session, "consume", lambda error=error: raise_error(error))
+        opener = make_opener(session, lambda: None)
         opener.run()
         with pytest.raises(type(error)):
             opener.take()
@@ -109,7 +113,7 @@ def test_abandon_while_connecting() -> None:
             wait_soon(go_on)
 
     session = FakeSession(at)
-    opener = Opener(session, done.set)
+    opener = make_opener(session, done.set)
     opener.start()
     wait_soon(reached)
     opener.abandon()
@@ -124,7 +128,7 @@ def test_abandon_while_connecting() -> None:
 
 def test_start_is_named_daemon() -> None:
     """The thread has a name, and does not keep the process."""
-    opener = Opener(FakeSession(lambda name: None), lambda: None)
+    opener = make_opener(FakeSession(lambda name: None), lambda: None)
     assert (opener.name, opener.daemon) == ("fmconsume-opener", True)
 
 
@@ -156,7 +160,7 @@ class Interleaving:
         self._abandoner: Optional[threading.Thread] = None
         self.calls_when_done = 0
         self.session = FakeSession(self._at, fails_at)
-        self.opener = Opener(self.session, self._on_done)
+        self.opener = make_opener(self.session, self._on_done)
         self.opener._result = WatchedResult(self._at)  # type: ignore[assignment]
 
     def run(self) -> None:

@@ -8,6 +8,7 @@ import resource
 import threading
 from collections.abc import Iterator
 from time import monotonic
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,15 +33,15 @@ from .fakes import TIMEOUT, get_soon, restored_configuration
 _TLS = {"ca_cert": None, "certfile": None, "keyfile": None}
 
 
-class FakeLine:
+class FakeConnection:
     """A line that takes as many messages as the test says."""
 
-    made: list[FakeLine]
+    made: list[FakeConnection]
 
     def __init__(self, address: Address, loop: Any, owner: Publisher) -> None:
         self.made.append(self)
         self.address = address
-        self.blocked = ""
+        self.alarm = SimpleNamespace(reason="")
         self.is_open = False
         self.room = 0
         self.wanted = 0
@@ -63,15 +64,15 @@ class FakeLine:
 
 
 @pytest.fixture
-def lines(monkeypatch: pytest.MonkeyPatch) -> list[FakeLine]:
-    """The lines made so far, instead of real ones."""
-    monkeypatch.setattr(FakeLine, "made", [], raising=False)
-    monkeypatch.setattr(publisher, "Line", FakeLine)
-    return FakeLine.made
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[FakeConnection]:
+    """The connections made so far, instead of real ones."""
+    monkeypatch.setattr(FakeConnection, "made", [], raising=False)
+    monkeypatch.setattr(publisher, "PublishConnection", FakeConnection)
+    return FakeConnection.made
 
 
 @pytest.fixture
-def idle(lines: list[FakeLine]) -> Iterator[Publisher]:
+def idle(connections: list[FakeConnection]) -> Iterator[Publisher]:
     """A publisher whose thread does not run: the test's thread takes its place."""
     made = Publisher([make_address("one"), make_address("two")])
     yield made
@@ -107,94 +108,94 @@ def take(idle: Publisher, *requests: Request) -> None:
         idle._take(request)
 
 
-def open_line(idle: Publisher, line: FakeLine, room: int = 1) -> None:
+def open_connection(idle: Publisher, line: FakeConnection, room: int = 1) -> None:
     """Let a line open."""
     line.is_open, line.room = True, room
     idle.on_open()
 
 
-def test_take_connects_once(idle: Publisher, lines: list[FakeLine]) -> None:
+def test_take_connects_once(idle: Publisher, connections: list[FakeConnection]) -> None:
     """The first request makes a line, those that come while it opens wait for it."""
-    assert not lines
+    assert not connections
     take(idle, make_request(), make_request())
-    assert [line.address.parameters().host for line in lines] == ["one"]
+    assert [line.address.parameters().host for line in connections] == ["one"]
 
 
-def test_on_open_sends_in_order(idle: Publisher, lines: list[FakeLine]) -> None:
+def test_on_open_sends_in_order(idle: Publisher, connections: list[FakeConnection]) -> None:
     """What waits is sent oldest first as far as there is room, and room is asked for."""
     requests = [make_request() for _ in range(5)]
     take(idle, *requests)
-    open_line(idle, lines[0], room=2)
-    assert lines[0].sent == requests[:2]
-    assert lines[0].wanted == 3
+    open_connection(idle, connections[0], room=2)
+    assert connections[0].sent == requests[:2]
+    assert connections[0].wanted == 3
 
 
-def test_on_room_late(idle: Publisher, lines: list[FakeLine]) -> None:
+def test_on_room_late(idle: Publisher, connections: list[FakeConnection]) -> None:
     """A request whose time is up is not sent, and takes nobody's place."""
     late, timely = make_request(seconds=0), make_request()
     take(idle, late, timely)
-    open_line(idle, lines[0])
-    assert lines[0].sent == [timely]
+    open_connection(idle, connections[0])
+    assert connections[0].sent == [timely]
 
 
-def test_forget_waiting(idle: Publisher, lines: list[FakeLine]) -> None:
+def test_forget_waiting(idle: Publisher, connections: list[FakeConnection]) -> None:
     """A request whose caller has gone is not sent."""
     gone = make_request()
     take(idle, gone)
     idle._forget(gone)
-    open_line(idle, lines[0])
-    assert not lines[0].sent
+    open_connection(idle, connections[0])
+    assert not connections[0].sent
 
 
-def test_forget_sent(idle: Publisher, lines: list[FakeLine]) -> None:
+def test_forget_sent(idle: Publisher, connections: list[FakeConnection]) -> None:
     """The line hears that nobody waits for a confirmation."""
     gone = make_request()
     take(idle, gone)
-    open_line(idle, lines[0])
+    open_connection(idle, connections[0])
     idle._forget(gone)
-    assert lines[0].forgotten == [gone]
+    assert connections[0].forgotten == [gone]
 
 
-def test_on_end_tries_next_address(idle: Publisher, lines: list[FakeLine]) -> None:
+def test_on_end_tries_next_address(idle: Publisher, connections: list[FakeConnection]) -> None:
     """An address that does not answer is followed by the next, and the one that does stays."""
     take(idle, make_request())
     idle.on_end(SessionLost("one is down"), [])
-    open_line(idle, lines[1])
-    idle.on_end(SessionLost("two went away"), lines[1].sent)
-    assert [line.address.parameters().host for line in lines] == ["one", "two", "one"]
-    open_line(idle, lines[2])
+    open_connection(idle, connections[1])
+    idle.on_end(SessionLost("two went away"), connections[1].sent)
+    assert [line.address.parameters().host for line in connections] == ["one", "two", "one"]
+    open_connection(idle, connections[2])
     assert idle._addresses[0].parameters().host == "one"
 
 
-def test_on_end_unconfirmed_goes_first(idle: Publisher, lines: list[FakeLine]) -> None:
+def test_on_end_unconfirmed_goes_first(idle: Publisher, connections: list[FakeConnection]) -> None:
     """What a lost line left unconfirmed is sent again before what came later."""
     requests = [make_request() for _ in range(4)]
     take(idle, *requests)
-    open_line(idle, lines[0], room=2)
-    idle.on_end(SessionLost("gone"), lines[0].sent)
-    open_line(idle, lines[1], room=4)
-    assert lines[1].sent == requests
+    open_connection(idle, connections[0], room=2)
+    idle.on_end(SessionLost("gone"), connections[0].sent)
+    open_connection(idle, connections[1], room=4)
+    assert connections[1].sent == requests
 
 
-def test_on_end_rests(idle: Publisher, lines: list[FakeLine]) -> None:
+def test_on_end_rests(idle: Publisher, connections: list[FakeConnection]) -> None:
     """After the last address it rests, and begins with the first again."""
     take(idle, make_request())
     for _ in range(2):
         idle.on_end(SessionLost("down"), [])
     take(idle, make_request())
-    assert len(lines) == 2
+    assert len(connections) == 2
     idle._resume()
-    assert [line.address.parameters().host for line in lines] == ["one", "two", "one"]
+    assert [line.address.parameters().host for line in connections] == ["one", "two", "one"]
 
 
-def test_on_end_nobody_waits(idle: Publisher, lines: list[FakeLine]) -> None:
+def test_on_end_nobody_waits(idle: Publisher, connections: list[FakeConnection]) -> None:
     """Without anything to publish no connection is made."""
     take(idle, make_request())
-    open_line(idle, lines[0])
+    open_connection(idle, connections[0])
     for _ in range(2):
         idle.on_end(SessionLost("gone"), [])
         idle._resume()
-    assert len(lines) == 1
+    assert len(connections) == 1
 
 
 def test_on_end_refused(idle: Publisher) -> None:
@@ -208,7 +209,7 @@ def test_on_end_refused(idle: Publisher) -> None:
     assert [get_soon(request.answer) for request in requests] == [refusal, refusal]
 
 
-def test_send_tells_why(idle: Publisher, lines: list[FakeLine]) -> None:
+def test_send_tells_why(idle: Publisher, connections: list[FakeConnection]) -> None:
     """A timeout says what the broker or the line had to say."""
     with pytest.raises(PublishTimeout, match="no answer"):
         idle.send(make_request(seconds=0.01))
@@ -216,7 +217,7 @@ def test_send_tells_why(idle: Publisher, lines: list[FakeLine]) -> None:
     idle.on_end(SessionLost("one is down"), [])
     with pytest.raises(PublishTimeout, match="one is down"):
         idle.send(make_request(seconds=0.01))
-    lines[1].blocked = "low on disk"
+    connections[1].alarm.reason = "low on disk"
     with pytest.raises(PublishTimeout, match="blocks publishers: low on disk"):
         idle.send(make_request(seconds=0.01))
 
@@ -277,7 +278,7 @@ def test_publish_after_a_bug(
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch:
-        patch.setattr(publisher, "Line", fail)
+        patch.setattr(publisher, "PublishConnection", fail)
         with pytest.raises(PublishTimeout, match=r"RuntimeError.*a bug"):
             publish(Message(), timeout=0.2)
     assert "which is a bug" in caplog.text
@@ -314,19 +315,19 @@ def test_publish_without_files(publishers: dict[int, Publisher]) -> None:
 
 
 def test_connect_certificate_gone(
-    idle: Publisher, lines: list[FakeLine], monkeypatch: pytest.MonkeyPatch
+    idle: Publisher, connections: list[FakeConnection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An address whose certificate is of no use now is passed over, as one that does not answer."""
     first, second = idle._addresses
 
-    def make(address: Address, loop: Any, owner: Publisher) -> FakeLine:
+    def make(address: Address, loop: Any, owner: Publisher) -> FakeConnection:
         if address is first:
             raise SessionLost("one: cannot use client.pem")
-        return FakeLine(address, loop, owner)
+        return FakeConnection(address, loop, owner)
 
-    monkeypatch.setattr(publisher, "Line", make)
+    monkeypatch.setattr(publisher, "PublishConnection", make)
     take(idle, make_request())
-    assert [line.address for line in lines] == [second]
+    assert [line.address for line in connections] == [second]
     assert idle._explain() == "one: cannot use client.pem"
 
 

@@ -21,10 +21,12 @@ from pika.exceptions import (
     StreamLostError,
 )
 
+from fmconsume.broker import connection as connection_module
 from fmconsume.broker import session as session_module
 from fmconsume.broker.addresses import Address
 from fmconsume.broker.errors import SessionLost
-from fmconsume.broker.session import Session, Topology
+from fmconsume.broker.session import Session, open_session
+from fmconsume.broker.topology import Topology
 from fmconsume.broker.wire import Properties
 from fmconsume.delivery import Delivery, Frame, Verdict
 from fmconsume.exceptions import BadDeclaration, ConsumerCanceled, PermissionException
@@ -199,16 +201,27 @@ class FakeConnection:
 def connection(monkeypatch: pytest.MonkeyPatch) -> FakeConnection:
     """Let sessions connect to nothing."""
     result = FakeConnection()
-    monkeypatch.setattr(session_module.pika, "BlockingConnection", result.open)
+    monkeypatch.setattr(pika, "BlockingConnection", result.open)
+    return result
+
+
+def ignore(delivery: Delivery) -> None:
+    """Take a delivery."""
+
+
+def open_quietly(
+    connection: FakeConnection, address: Address = ADDRESS, topology: Topology = TOPOLOGY
+) -> Session:
+    """Open a session, and forget what was asked of the channel for that."""
+    result = open_session(address, topology, ignore, number=3)
+    connection.fake_channel.calls.clear()
     return result
 
 
 @pytest.fixture
 def session(connection: FakeConnection) -> Session:
     """Make a session that is connected to nothing."""
-    result = Session(3, ADDRESS, TOPOLOGY)
-    result.connect()
-    return result
+    return open_quietly(connection)
 
 
 @pytest.fixture
@@ -223,9 +236,9 @@ def test_connect_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(parameters: Any) -> None:
         raise ConnectionRefusedError("Connection refused")
 
-    monkeypatch.setattr(session_module.pika, "BlockingConnection", refuse)
+    monkeypatch.setattr(pika, "BlockingConnection", refuse)
     with pytest.raises(SessionLost, match="Connection refused"):
-        Session(1, ADDRESS, TOPOLOGY).connect()
+        open_session(ADDRESS, TOPOLOGY, ignore)
 
 
 # -- what pika's exceptions mean while declaring ----------------------------
@@ -233,11 +246,9 @@ def test_connect_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refusal(connection: FakeConnection, error: Exception, passing: Any = ()) -> Exception:
     """Give what a session raises for an error while it declares a queue."""
-    session = Session(1, ADDRESS, TOPOLOGY, passing)
-    session.connect()
     connection.fake_channel.failures["queue_declare"] = error
     with pytest.raises((SessionLost, PermissionException)) as caught:
-        session.declare()
+        open_session(ADDRESS, TOPOLOGY, ignore, passing=passing)
     return caught.value
 
 
@@ -343,11 +354,10 @@ def test_silence_ends(
     connection: FakeConnection, monkeypatch: pytest.MonkeyPatch, step: str, limit: float
 ) -> None:
     """Whatever pika waits for without a limit has one of ours."""
-    monkeypatch.setattr(session_module, "monotonic", lambda: connection.now)
-    session = Session(1, ADDRESS, TOPOLOGY)
+    monkeypatch.setattr(connection_module, "monotonic", lambda: connection.now)
     connection.silent_at = step
     with pytest.raises(SessionLost, match="no answer from the broker within"):
-        open_and_cancel(session)
+        open_and_cancel()
     assert connection.now == limit
     assert not connection.ioloop.timers
 
@@ -356,10 +366,9 @@ def test_depths_silent_in_a_hurry(
     session: Session, connection: FakeConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop does not wait for an answer to anything else."""
-    session.declare()
-    monkeypatch.setattr(session_module, "monotonic", lambda: connection.now)
+    monkeypatch.setattr(connection_module, "monotonic", lambda: connection.now)
     connection.silent_at = "queue_declare"
-    session.is_in_a_hurry = True
+    session.hurry()
     with pytest.raises(SessionLost, match="the depths of the queues"):
         session.depths()
     assert connection.now == 5.0
@@ -369,7 +378,6 @@ def test_cancel_delivers_first(
     session: Session, connection: FakeConnection, channel: FakeChannel
 ) -> None:
     """What pika holds is delivered before each basic.cancel, or pika would reject it."""
-    session.declare()
     session.consume()
     connection.waits.clear()
     session.cancel()
@@ -381,13 +389,12 @@ def test_log_handler_fails_inside_pika(
     connection: FakeConnection, channel: FakeChannel, step: str
 ) -> None:
     """What a log handler raises inside pika costs a new session, and to close one nothing."""
-    session = Session(1, ADDRESS, TOPOLOGY)
     if step == "connect":
         connection.failure = KeyError("a log handler")
         with pytest.raises(SessionLost, match="a log handler"):
-            session.connect()
+            open_session(ADDRESS, TOPOLOGY, ignore)
     else:
-        session.connect()
+        session = open_session(ADDRESS, TOPOLOGY, ignore)
         channel.failures["close"] = KeyError("a log handler")
         session.close()
         assert connection.closed == 1
@@ -395,20 +402,18 @@ def test_log_handler_fails_inside_pika(
 
 def test_close_silent(connection: FakeConnection, monkeypatch: pytest.MonkeyPatch) -> None:
     """To close waits for a silent broker no longer than its part of a stop, and says nothing."""
-    monkeypatch.setattr(session_module, "monotonic", lambda: connection.now)
-    session = Session(1, ADDRESS, TOPOLOGY)
+    monkeypatch.setattr(connection_module, "monotonic", lambda: connection.now)
     connection.silent_at = "close"
-    open_and_cancel(session)
-    session.close()
+    open_and_cancel().close()
     assert connection.now == 5.0
 
 
-def open_and_cancel(session: Session) -> None:
+def open_and_cancel() -> Session:
     """Take all steps of a session but the last."""
-    session.connect()
-    session.declare()
+    session = open_session(ADDRESS, TOPOLOGY, ignore)
     session.consume()
     session.cancel()
+    return session
 
 
 def test_look_for_queue_gone(session: Session, channel: FakeChannel) -> None:
@@ -443,7 +448,6 @@ def test_look_for_queue_not_gone(
 
 def cancel(session: Session, channel: FakeChannel) -> None:
     """Let the broker cancel the consumer of a session."""
-    session.declare()
     session.consume()
     channel.on_cancel(SimpleNamespace(method=SimpleNamespace(consumer_tag="tag of fruit")))
 
@@ -482,7 +486,6 @@ def test_settle_line_full(
 
 def test_consume_again(session: Session, channel: FakeChannel) -> None:
     """Every consumer is replaced by a new one on the same channel."""
-    session.declare()
     session.consume()
     channel.calls.clear()
     session.consume_again()
@@ -493,9 +496,9 @@ def test_consume_again(session: Session, channel: FakeChannel) -> None:
 # -- making it ---------------------------------------------------------------
 
 
-def test_declare_topology(session: Session, channel: FakeChannel) -> None:
+def test_open_declares_topology(connection: FakeConnection, channel: FakeChannel) -> None:
     """Exchanges, queues, bindings and prefetch are declared in this order, as configured."""
-    session.declare()
+    open_session(ADDRESS, TOPOLOGY, ignore)
     common = {"durable": True, "auto_delete": False, "arguments": {"x": 1}}
     assert channel.calls == [
         ("exchange_declare", "market", "topic", {"passive": False, **common}),
@@ -508,20 +511,18 @@ def test_declare_topology(session: Session, channel: FakeChannel) -> None:
     ]
 
 
-def test_declare_passively(connection: FakeConnection, channel: FakeChannel) -> None:
+def test_open_declares_passively(connection: FakeConnection, channel: FakeChannel) -> None:
     """Passively nothing is created, except the queue that the broker names."""
-    session = Session(1, ADDRESS, TOPOLOGY._replace(passive=True))
-    session.connect()
-    session.declare()
+    open_session(ADDRESS, TOPOLOGY._replace(passive=True), ignore)
     assert [call[-1]["passive"] for call in channel.calls[:3]] == [True, True, False]
 
 
-def test_declare_one_queue_passively(connection: FakeConnection, channel: FakeChannel) -> None:
+def test_open_declares_one_queue_passively(
+    connection: FakeConnection, channel: FakeChannel
+) -> None:
     """A queue's own setting goes before the one for all."""
     queues = {"fruit": {**TOPOLOGY.queues["fruit"], "passive": True}}
-    session = Session(1, ADDRESS, TOPOLOGY._replace(queues=queues, bindings=[]))
-    session.connect()
-    session.declare()
+    open_session(ADDRESS, TOPOLOGY._replace(queues=queues, bindings=[]), ignore)
     assert [call[-1]["passive"] for call in channel.calls[:2]] == [False, True]
 
 
@@ -534,17 +535,21 @@ def test_declare_one_queue_passively(connection: FakeConnection, channel: FakeCh
         ("basic_qos", "channel 'prefetch 10'"),
     ],
 )
-def test_declare_refused(session: Session, channel: FakeChannel, method: str, named: str) -> None:
-    """A refusal names what it is that the broker refuses."""
+def test_open_refused(
+    connection: FakeConnection, channel: FakeChannel, method: str, named: str
+) -> None:
+    """A refusal names what it is that the broker refuses, and leaves no connection open."""
+    closed = Event()
+    connection.close = closed.set  # type: ignore[method-assign]
     channel.failures[method] = ChannelClosedByBroker(406, "PRECONDITION_FAILED")
     with pytest.raises(BadDeclaration, match=r"^cannot declare ") as caught:
-        session.declare()
+        open_session(ADDRESS, TOPOLOGY, ignore)
     assert named in str(caught.value)
+    wait_soon(closed)
 
 
 def test_consume_registers(session: Session, channel: FakeChannel) -> None:
     """Each queue gets a consumer, under the name that the broker gave it."""
-    session.declare()
     assert not session.is_consuming
     session.consume()
     assert session.consumers == {"tag of fruit": "fruit", "tag of amq.gen-1": "amq.gen-1"}
@@ -554,17 +559,15 @@ def test_consume_registers(session: Session, channel: FakeChannel) -> None:
 
 def test_consume_refused(session: Session, channel: FakeChannel) -> None:
     """A queue that may not be read is named."""
-    session.declare()
     channel.failures["basic_consume"] = ChannelClosedByBroker(403, "ACCESS_REFUSED")
     with pytest.raises(PermissionException, match="no permission for queue 'fruit'"):
         session.consume()
 
 
-def test_on_message_delivers(session: Session, channel: FakeChannel) -> None:
+def test_on_message_delivers(connection: FakeConnection, channel: FakeChannel) -> None:
     """A delivery carries its session, its tag, and the real name of its queue."""
     got: list[Delivery] = []
-    session.deliver = got.append
-    session.declare()
+    session = open_session(ADDRESS, TOPOLOGY, got.append, number=3)
     session.consume()
     method = SimpleNamespace(
         delivery_tag=9, routing_key="a.b", redelivered=True, exchange="amq.topic"
@@ -638,8 +641,8 @@ def test_tick_heartbeat(
 ) -> None:
     """Each half heartbeat has a tick, if there are any; the URL goes before the broker."""
     parameters = partial(pika.URLParameters, f"amqp://h?{configured}")
-    session = Session(1, ADDRESS._replace(parameters=parameters), TOPOLOGY)
-    session.connect()
+    session = open_quietly(connection, ADDRESS._replace(parameters=parameters))
+    connection.ioloop.timers.clear()
     session.tick(1000.0)
     assert connection.heartbeat == agreed
     for _ in range(3):
@@ -677,8 +680,8 @@ def test_wait_silent_line(
     now = [1000.0]
     monkeypatch.setattr(session_module, "monotonic", lambda: now[0])
     parameters = partial(pika.URLParameters, f"amqp://h?heartbeat={heartbeat}")
-    session = Session(1, ADDRESS._replace(parameters=parameters), TOPOLOGY)
-    session.connect()
+    session = open_quietly(connection, ADDRESS._replace(parameters=parameters))
+    connection.ioloop.timers.clear()
     now[0] += 14
     connection.bytes_received += 8
     session.wait(0)
@@ -700,12 +703,9 @@ def test_wait_session_lost(session: Session, connection: FakeConnection) -> None
         session.wait(1)
 
 
-def test_wake_once(session: Session, connection: FakeConnection) -> None:
-    """Many wakes between two reads cost pika one."""
+def test_wake(session: Session, connection: FakeConnection) -> None:
+    """Each wake reaches pika: the mailbox sees to it that there is one at most."""
     session.wake()
-    session.wake()
-    assert connection.wakes == 1
-    session.is_woken = False
     session.wake()
     assert connection.wakes == 2
 
@@ -733,7 +733,6 @@ def test_wait_channel_closed(
 
 def test_depths_by_queue(session: Session) -> None:
     """The number of ready messages comes by the real name of each queue."""
-    session.declare()
     assert session.depths() == {"fruit": 3, "amq.gen-1": 3}
 
 
@@ -754,7 +753,6 @@ def test_blocked_while_alarm(session: Session, connection: FakeConnection) -> No
 
 def test_cancel_each_consumer(session: Session, channel: FakeChannel) -> None:
     """Every consumer is cancelled."""
-    session.declare()
     session.consume()
     channel.calls.clear()
     session.cancel()
@@ -774,11 +772,6 @@ def test_close_channel_first(
     session.close()
     assert channel.calls == [("close",)]
     assert connection.closed == 1
-
-
-def test_close_never_connected() -> None:
-    """A session that never connected closes quietly."""
-    Session(1, ADDRESS, TOPOLOGY).close()
 
 
 def test_close_broken(session: Session, connection: FakeConnection, channel: FakeChannel) -> None:

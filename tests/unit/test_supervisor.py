@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
-from collections.abc import Container, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event
@@ -17,8 +15,9 @@ import pytest
 from fmconsume.broker.addresses import Address
 from fmconsume.broker.backoff import Backoff
 from fmconsume.broker.errors import SessionLost
-from fmconsume.broker.session import Session, Topology
-from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Frame, Verdict
+from fmconsume.broker.topology import Topology
+from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Frame, Outcome, Verdict
+from fmconsume.engine import mailbox as mailbox_module
 from fmconsume.engine import supervisor as supervisor_module
 from fmconsume.engine.pool import make_pool
 from fmconsume.engine.processor import Processor
@@ -37,6 +36,7 @@ from fmconsume.exceptions import (
 )
 
 from .fakes import TIMEOUT, get_soon, make_delivery, wait_soon
+from .memory_broker import MemoryBroker, MemorySession
 
 PLAIN = Topology({}, {"fruit": {"arguments": {}}}, [], False, 10, 0)
 SINGLE = PLAIN._replace(queues={"fruit": {"arguments": {"x-single-active-consumer": True}}})
@@ -47,146 +47,18 @@ FAR, NEAR = (
 )
 
 
-class FakeSession(Session):
-    """A session whose broker is the test."""
-
-    def __init__(
-        self, number: int, address: Address, topology: Topology, passing: Container[int]
-    ) -> None:
-        super().__init__(number, address, topology, passing)
-        #: Makes connecting block, or fail; set by the test before it starts.
-        self.on_connect: Callable[[], None] = lambda: None
-        self.on_declare: Callable[[], None] = lambda: None
-        #: Actions to run inside `wait`.
-        self.events: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        #: What the supervisor did, in order; frames one by one.
-        self.calls: SimpleQueue[Any] = SimpleQueue()
-        self.timers: list[tuple[float, Callable[[], None]]] = []
-        self.ready = 0
-        self.closed = 0
-        self.is_lost = False
-        #: What the broker says of a queue whose consumer it has cancelled.
-        self.cancel_reason: Optional[Exception] = None
-        self.tag = 0
-
-    # -- for the supervisor ------------------------------------------------
-
-    def connect(self) -> None:
-        self.on_connect()
-
-    def declare(self) -> None:
-        self.on_declare()
-
-    def consume(self) -> None:
-        self._names = {"fruit": "fruit"}
-
-    def tick(self, seconds: float) -> None:
-        self.tick_seconds = seconds
-
-    def wait(self, seconds: float | None = None) -> None:
-        with suppress(Empty):
-            self.events.get(timeout=self.tick_seconds if seconds is None else seconds)()
-            while True:
-                self.events.get_nowait()()
-        self.check()
-
-    def wake(self) -> None:
-        if not self.is_woken:
-            self.is_woken = True
-            self.events.put(lambda: None)
-
-    def call_later(self, seconds: float, action: Callable[[], None]) -> None:
-        self.timers.append((seconds, action))
-
-    @property
-    def is_consuming(self) -> bool:
-        return self.cancel_reason is None
-
-    def look_for_queue(self) -> None:
-        assert self.cancel_reason is not None
-        raise self.cancel_reason
-
-    def leave(self) -> None:
-        self.calls.put("leave")
-
-    def consume_again(self) -> None:
-        self.calls.put("consume again")
-
-    def check(self) -> None:
-        if self.is_lost:
-            raise SessionLost("the line is cut")
-
-    def settle(self, frames: Any) -> None:
-        self.check()
-        for frame in frames:
-            self.calls.put(frame)
-
-    def depths(self) -> dict[str, int]:
-        return {"fruit": self.ready}
-
-    def cancel(self) -> None:
-        self.check()
-        self.calls.put("cancel")
-
-    def close(self) -> None:
-        self.closed += 1
-        self.calls.put("close")
-
-    def discard(self) -> None:
-        self.closed += 1
-        self.calls.put("discard")
-
-    # -- for the test ------------------------------------------------------
-
-    def deliver_soon(self, *names: Optional[str], redelivered: bool = False) -> None:
-        """Deliver messages with these ids, all at once."""
-        deliveries = []
-        for name in names:
-            self.tag += 1
-            deliveries.append(
-                make_delivery(self.number, self.tag, message_id=name, redelivered=redelivered)
-            )
-        self.events.put(lambda: [self.deliver(delivery) for delivery in deliveries])  # type: ignore[func-returns-value]
-
-    def lose_soon(self) -> None:
-        """Cut the line."""
-
-        def lose() -> None:
-            self.is_lost = True
-
-        self.events.put(lose)
-
-    def fire(self, index: int = 0) -> None:
-        """Let a timer go off."""
-        self.events.put(self.timers[index][1])
-
-    def expect(self, *expected: Any) -> None:
-        """Fail unless this is what the supervisor does next."""
-        for each in expected:
-            assert get_soon(self.calls) == each
-
-
 class Bench:
     """A supervisor at work, and everything around it that is pretended."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.opened: SimpleQueue[FakeSession] = SimpleQueue()
+        self.broker = MemoryBroker()
         self.ends: SimpleQueue[End] = SimpleQueue()
-        self.sessions: list[FakeSession] = []
-        #: Prepares each session before it connects.
-        self.prepare: Callable[[FakeSession], None] = lambda session: None
+        #: What the workers have posted.
+        self.posted: SimpleQueue[Outcome] = SimpleQueue()
         self.supervisor: Supervisor
-        monkeypatch.setattr(supervisor_module, "Session", self._make_session)
         # A supervisor that overlooks something shall not find it at its next turn.
         monkeypatch.setattr(supervisor_module, "_TURN", 1000.0)
         monkeypatch.setattr(Observer, "interval", 1000.0)
-
-    def _make_session(self, *args: Any) -> FakeSession:
-        session = FakeSession(*args)
-        self.sessions.append(session)
-        self.prepare(session)
-        self.opened.put(session)
-        return session
 
     def start(
         self,
@@ -198,22 +70,29 @@ class Bench:
         delay: float = 0.0,
         workers: int = 1,
         **options: Any,
-    ) -> FakeSession:
+    ) -> MemorySession:
         """Start, and give the first session."""
         self.supervisor = Supervisor(
             addresses=addresses,
             topology=topology,
             options=Options(**options),
-            make_pool=partial(make_pool, Processor(callback, decode), workers),
+            open_session=self.broker.open_session,
+            make_pool=lambda post: make_pool(
+                Processor(callback, decode), workers, partial(self._post, post)
+            ),
             report=self.ends.put,
             backoff=Backoff(uniform=lambda low, high: delay),
         )
         self.supervisor.start()
         return self.next_session()
 
-    def next_session(self) -> FakeSession:
+    def _post(self, post: Callable[[Outcome], None], outcome: Outcome) -> None:
+        post(outcome)
+        self.posted.put(outcome)
+
+    def next_session(self) -> MemorySession:
         """Give the session that is opened next."""
-        return get_soon(self.opened)
+        return get_soon(self.broker.opened)
 
     def end(self) -> End:
         """Wait for the end."""
@@ -284,14 +163,12 @@ def test_run_settles_in_few_frames(bench: Bench) -> None:
     assert {get_soon(gate.entered) for _ in range(3)} == {"apple", "pear", "plum"}
     # While the supervisor is busy, all three outcomes reach its mailbox.
     busy, go_on = Event(), Event()
-    bench.supervisor.post(lambda: (busy.set(), wait_soon(go_on))[0])
+    bench.supervisor.mailbox.post(lambda: (busy.set(), wait_soon(go_on))[0])
     wait_soon(busy)
-    put = bench.supervisor._mailbox
     for name in gate.shut:
         gate.let_out(name)
-    deadline = threading.Event()
-    while put.qsize() < 3:
-        assert not deadline.wait(0.001)
+    for _ in gate.shut:
+        get_soon(bench.posted)
     go_on.set()
     session.expect(Frame(3, ACK, True))
 
@@ -299,15 +176,14 @@ def test_run_settles_in_few_frames(bench: Bench) -> None:
 def test_run_lets_quick_callbacks_finish(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """One frame acknowledges all that the workers do while the supervisor waits for them."""
     # Only the workers can end the waiting.
-    monkeypatch.setattr(supervisor_module, "_LINGER", 2 * TIMEOUT)
+    monkeypatch.setattr(mailbox_module, "_LINGER", 2 * TIMEOUT)
 
     def callback(message: Any) -> None:
-        while not bench.supervisor._is_lingering:
+        while not bench.supervisor.mailbox.is_lingering:
             pass
 
     names = [f"plum {number}" for number in range(20)]
     session = bench.start(callback)
-    bench.supervisor._bell.put(None)  # As a worker does that is late; it must count for nothing.
     session.deliver_soon(*names)
     session.expect(Frame(20, ACK, True))
 
@@ -316,10 +192,10 @@ def test_run_settles_with_the_first_what_follows_it(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message that came ahead of others is acknowledged in one frame with them."""
-    monkeypatch.setattr(supervisor_module, "_LINGER", 2 * TIMEOUT)
+    monkeypatch.setattr(mailbox_module, "_LINGER", 2 * TIMEOUT)
 
     def callback(message: Any) -> None:
-        while not bench.supervisor._is_lingering:
+        while not bench.supervisor.mailbox.is_lingering:
             pass
         if message == "apple":
             session.deliver_soon("pear", "plum")
@@ -405,11 +281,11 @@ def test_stop_while_connecting(bench: Bench) -> None:
     """A stop does not wait for the network; the session is closed once it is open after all."""
     go_on, closed = Event(), Event()
 
-    def prepare(session: FakeSession) -> None:
+    def prepare(session: MemorySession) -> None:
         session.on_connect = lambda: wait_soon(go_on)
         session.discard = closed.set  # type: ignore[method-assign]
 
-    bench.prepare = prepare
+    bench.broker.prepare = prepare
     bench.start()
     assert bench.stop() == End(None, ExitCode.OK)
     bench.join()
@@ -421,11 +297,11 @@ def test_stop_while_connecting(bench: Bench) -> None:
 def test_stop_while_connecting_tries_no_other(bench: Bench) -> None:
     """A stop while one address is tried leaves the others alone."""
     go_on = Event()
-    bench.prepare = lambda session: setattr(session, "on_connect", lambda: wait_soon(go_on))
+    bench.broker.prepare = lambda session: setattr(session, "on_connect", lambda: wait_soon(go_on))
     bench.start(addresses=(FAR, NEAR))
     bench.stop()
     go_on.set()
-    assert [session.address.name for session in bench.sessions] == ["far"]
+    assert [session.address.name for session in bench.broker.sessions] == ["far"]
 
 
 def test_stop_while_waiting_to_reconnect(bench: Bench) -> None:
@@ -434,7 +310,7 @@ def test_stop_while_waiting_to_reconnect(bench: Bench) -> None:
     session.lose_soon()
     session.expect("discard")
     assert bench.stop() == End(None, ExitCode.OK)
-    assert len(bench.sessions) == 1
+    assert len(bench.broker.sessions) == 1
 
 
 def test_stop_while_disconnected_waits_for_callback(bench: Bench) -> None:
@@ -465,7 +341,7 @@ def test_stop_session_lost_meanwhile(bench: Bench) -> None:
     session.expect("discard")
     gate.let_out("apple")
     assert bench.end() == End(None, ExitCode.OK)
-    assert len(bench.sessions) == 1
+    assert len(bench.broker.sessions) == 1
 
 
 def test_abandon_callback_running(bench: Bench) -> None:
@@ -596,7 +472,7 @@ def test_run_single_active_consumer(bench: Bench) -> None:
     assert {get_soon(gate.entered), get_soon(gate.entered)} == {"apple", "pear"}
     stopped = Event()
     bench.supervisor.stop()
-    bench.supervisor.post(stopped.set)
+    bench.supervisor.mailbox.post(stopped.set)
     wait_soon(stopped)
     session.deliver_soon("quince")
     gate.let_out("pear")
@@ -611,19 +487,19 @@ def test_run_no_thread_to_reconnect(bench: Bench, monkeypatch: pytest.MonkeyPatc
     """Where no thread can be started to connect with, it is tried again."""
     session = bench.start()
     failing = [RuntimeError("can't start new thread")]
-    start = supervisor_module.Opener.start
+    start = supervisor_module.SessionOpener.start
 
     def start_or_fail(opener: Any) -> None:
         if failing:
             raise failing.pop()
         start(opener)
 
-    monkeypatch.setattr(supervisor_module.Opener, "start", start_or_fail)
+    monkeypatch.setattr(supervisor_module.SessionOpener, "start", start_or_fail)
     session.lose_soon()
-    bench.next_session()  # It never opens: no thread.
-    third = bench.next_session()
-    third.deliver_soon("apple")
-    third.expect(Frame(1, ACK, False))
+    second = bench.next_session()
+    assert not failing
+    second.deliver_soon("apple")
+    second.expect(Frame(1, ACK, False))
 
 
 class Broken(logging.Handler):
@@ -662,7 +538,7 @@ def test_run_supervisor_and_log_fail(bench: Bench, place: str) -> None:
     def fail(*args: Any) -> None:
         raise error
 
-    bench.prepare = lambda session: setattr(session, place, fail)
+    bench.broker.prepare = lambda session: setattr(session, place, fail)
     bench.start()
     assert bench.end() == End(error, ExitCode.UNEXPECTED)
 
@@ -698,7 +574,7 @@ def test_run_refused(bench: Bench, error: Exception, exit_code: int) -> None:
     def refuse() -> None:
         raise error
 
-    bench.prepare = lambda session: setattr(session, "on_declare", refuse)
+    bench.broker.prepare = lambda session: setattr(session, "on_declare", refuse)
     session = bench.start()
     assert bench.end() == End(error, exit_code)
     session.expect("discard")
@@ -713,12 +589,12 @@ def test_run_supervisor_fails(bench: Bench, caplog: pytest.LogCaptureFixture, pl
     def fail(*args: Any) -> None:
         raise error
 
-    bench.prepare = lambda session: setattr(session, place, fail)
+    bench.broker.prepare = lambda session: setattr(session, place, fail)
     session = bench.start()
     if place == "cancel":
         bench.supervisor.stop()
     assert bench.end() == End(error, ExitCode.UNEXPECTED)
-    assert session.closed == 1
+    assert session.closed == (place != "on_connect")
     critical = [record for record in caplog.records if record.levelno == logging.CRITICAL]
     assert len(critical) == 1
     assert critical[0].exc_info
@@ -730,7 +606,7 @@ def test_run_supervisor_fails_workers_end(bench: Bench) -> None:
     def fail() -> None:
         raise KeyError("a bug")
 
-    bench.prepare = lambda session: setattr(session, "on_declare", fail)
+    bench.broker.prepare = lambda session: setattr(session, "on_declare", fail)
     bench.start(workers=2)
     bench.end()
     for worker in bench.supervisor.workers:
@@ -790,7 +666,7 @@ def test_limit_session_lost(bench: Bench) -> None:
 def test_drain_empty(bench: Bench) -> None:
     """Draining ends once the queues are empty and everything is settled, not before."""
     gate = Gate("apple")
-    bench.prepare = lambda session: setattr(session, "ready", 1)
+    bench.broker.prepare = lambda session: setattr(session, "ready", 1)
     session = bench.start(gate, drain=True)
     session.deliver_soon("apple")
     get_soon(gate.entered)
@@ -807,7 +683,7 @@ def test_drain_delivery_at_last_look(bench: Bench, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(supervisor_module, "_DRAIN_TURN", 1000.0)
     gate = Gate()
 
-    def prepare(session: FakeSession) -> None:
+    def prepare(session: MemorySession) -> None:
         def deplete() -> dict[str, int]:
             if not session.tag:
                 session.deliver_soon("apple")
@@ -815,7 +691,7 @@ def test_drain_delivery_at_last_look(bench: Bench, monkeypatch: pytest.MonkeyPat
 
         session.depths = deplete  # type: ignore[method-assign]
 
-    bench.prepare = prepare
+    bench.broker.prepare = prepare
     session = bench.start(gate, drain=True)
     session.wake()
     assert get_soon(gate.entered) == "apple"
@@ -864,7 +740,7 @@ def nack_all(message: Any) -> None:
     raise Nack
 
 
-def settle_timer(session: FakeSession) -> tuple[float, Callable[[], None]]:
+def settle_timer(session: MemorySession) -> tuple[float, Callable[[], None]]:
     """Wait until the supervisor has read its mailbox, and give the newest timer."""
     seen = Event()
     while not session.timers:
@@ -979,7 +855,7 @@ def test_lost_ack_is_repeated(bench: Bench) -> None:
     assert gate.entered.empty()
 
 
-def cut_while_settling(session: FakeSession) -> None:
+def cut_while_settling(session: MemorySession) -> None:
     """Cut the line at the first frame."""
 
     def settle(frames: Any) -> None:
@@ -992,7 +868,9 @@ def cut_while_settling(session: FakeSession) -> None:
 def test_lost_while_settling(bench: Bench) -> None:
     """A message is finished, and counted, although the line is cut before the broker is told."""
     gate = Gate()
-    bench.prepare = lambda session: cut_while_settling(session) if session.number == 1 else None
+    bench.broker.prepare = lambda session: (
+        cut_while_settling(session) if session.number == 1 else None
+    )
     session = bench.start(gate)
     session.deliver_soon("apple")
     assert get_soon(gate.entered) == "apple"
@@ -1008,10 +886,10 @@ def test_lost_while_settling_the_last(bench: Bench) -> None:
     """What ends the consumer ends it, although the line is cut before the broker is told."""
     gate = Gate()
     gate.errors["apple"] = error = HaltConsumer()
-    bench.prepare = cut_while_settling
+    bench.broker.prepare = cut_while_settling
     bench.start(gate).deliver_soon("apple")
     assert bench.end() == End(error, error.exit_code)
-    assert len(bench.sessions) == 1
+    assert len(bench.broker.sessions) == 1
 
 
 def test_lost_outcome_of_dead_session(bench: Bench) -> None:
@@ -1060,17 +938,17 @@ def test_lost_settled_before(bench: Bench) -> None:
     """Only a session after a good one takes what is missing for passing."""
     failures = [SessionLost("not yet"), None, None]
 
-    def prepare(session: FakeSession) -> None:
-        failure = failures[len(bench.sessions) - 1]
+    def prepare(session: MemorySession) -> None:
+        failure = failures[len(bench.broker.sessions) - 1]
         session.on_connect = lambda: raise_unless_none(failure)
 
-    bench.prepare = prepare
+    bench.broker.prepare = prepare
     bench.start()
     good = bench.next_session()
     good.lose_soon()
     bench.next_session()
-    assert [session._passing for session in bench.sessions] == [{405}, {405}, {404, 405}]
-    assert [session.number for session in bench.sessions] == [1, 1, 2]
+    assert [session.passing for session in bench.broker.sessions] == [{405}, {405}, {404, 405}]
+    assert [session.number for session in bench.broker.sessions] == [1, 1, 2]
 
 
 def raise_unless_none(error: Optional[Exception]) -> None:
@@ -1084,7 +962,7 @@ def raise_unless_none(error: Optional[Exception]) -> None:
 
 def test_failover_last_good_first(bench: Bench) -> None:
     """Addresses are tried in turn; after a loss the one that worked last is the first."""
-    bench.prepare = lambda session: setattr(
+    bench.broker.prepare = lambda session: setattr(
         session,
         "on_connect",
         lambda: raise_unless_none(SessionLost("down") if session.address is FAR else None),
@@ -1098,7 +976,7 @@ def test_failover_last_good_first(bench: Bench) -> None:
 
 def test_failover_refused_by_one(bench: Bench) -> None:
     """An address that refuses does not matter while another one works."""
-    bench.prepare = lambda session: setattr(
+    bench.broker.prepare = lambda session: setattr(
         session,
         "on_connect",
         lambda: raise_unless_none(ConnectionException() if session.address is FAR else None),
@@ -1115,18 +993,23 @@ def test_failover_none_works(bench: Bench, caplog: pytest.LogCaptureFixture) -> 
     refusal = ConnectionException(reason="go away")
     errors = [SessionLost("down"), refusal, refusal, refusal]
 
-    def prepare(session: FakeSession) -> None:
-        error = errors[len(bench.sessions) - 1]
+    def prepare(session: MemorySession) -> None:
+        error = errors[len(bench.broker.sessions) - 1]
         session.on_connect = lambda: raise_unless_none(error)
 
-    bench.prepare = prepare
+    bench.broker.prepare = prepare
     bench.start(addresses=(FAR, NEAR))
     assert bench.end() == End(refusal, ExitCode.HANDSHAKE)
-    assert [session.address.name for session in bench.sessions] == ["far", "near", "far", "near"]
+    assert [session.address.name for session in bench.broker.sessions] == [
+        "far",
+        "near",
+        "far",
+        "near",
+    ]
     assert "not consuming: down; go away; reconnecting" in caplog.text
 
 
 def test_run_locked_for_too_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A queue that another connection holds at the first start is waited for, not for ever."""
     monkeypatch.setattr(supervisor_module, "_AT_FIRST", 0.0)
-    assert not bench.start()._passing
+    assert not bench.start().passing

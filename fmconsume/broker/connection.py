@@ -1,0 +1,192 @@
+"""One blocking connection to a broker: pika's, with deadlines for what pika waits for for ever.
+
+One thread at a time owns it: it is open from the moment it exists. Any thread may call `wake`
+and set `is_in_a_hurry`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from time import monotonic
+from typing import Any, Callable
+
+import pika
+from pika.exceptions import ConnectionWrongStateError
+
+from ..log import get_logger
+from .addresses import Address
+from .alarm import Alarm
+from .errors import SessionLost, connect_error, make_parameters
+
+__all__ = ["DEADLINE", "STOP_DEADLINE", "Connection", "connect"]
+
+_log = get_logger(__name__)
+
+#: Seconds that the broker gets for an answer, or for what is sent; and for each of the two steps
+#: of a stop, to cancel and to close.
+DEADLINE, STOP_DEADLINE = 30.0, 5.0
+
+
+class Connection:
+    """A connection that is open, or was.
+
+    Args:
+        address: Where the broker is.
+        blocking: pika's BlockingConnection.
+        wire: pika's connection inside it, which has the loop and counts the bytes.
+        heartbeat: Seconds that were agreed on with the broker; 0 is none.
+    """
+
+    def __init__(self, address: Address, blocking: Any, wire: Any, heartbeat: float) -> None:
+        self.address = address
+        self.heartbeat = heartbeat
+        #: Whether the broker blocks publishers.
+        self.alarm = Alarm(blocking)
+        #: A stop waits for this connection; set by any thread.
+        self.is_in_a_hurry = False
+        self._blocking = blocking
+        self._wire = wire
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is open."""
+        return bool(self._blocking.is_open)
+
+    @property
+    def bytes_received(self) -> int:
+        """How many bytes the broker has sent so far."""
+        return int(self._wire.bytes_received)
+
+    @property
+    def server_properties(self) -> Mapping[str, Any]:
+        """The broker's description of itself, with "product" and "version" where it gives them."""
+        return self._wire.server_properties or {}
+
+    def open_channel(self) -> Any:
+        """Give a new channel.
+
+        Raises:
+            SessionLost: There is no answer in time.
+            AMQPError: The connection ends meanwhile.
+        """
+        with self.within(DEADLINE, "opening a channel"):
+            return self._blocking.channel()
+
+    def process_events(self, seconds: float | None) -> None:
+        """Do I/O until something happens, or for so many seconds at most; None is no limit."""
+        self._blocking.process_data_events(seconds)
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call the action from a later `process_events`, which it ends."""
+        self._blocking.call_later(seconds, action)
+
+    def call_even_inside_pika(self, seconds: float, action: Callable[[], None]) -> None:
+        """Call the action also while pika waits inside one of its calls; it ends no wait."""
+        self._wire.ioloop.call_later(seconds, action)
+
+    def wake(self) -> None:
+        """Make `process_events` return soon. Thread: any."""
+        # On a closed connection there is no wait to end.
+        with suppress(ConnectionWrongStateError):
+            self._blocking.add_callback_threadsafe(_nothing)
+
+    @contextmanager
+    def within(self, seconds: float, what: str) -> Iterator[None]:
+        """Give up a call of pika's during which no byte came for so many seconds.
+
+        That is 5 s when in a hurry, and 30 s altogether, whatever came. pika waits for an answer
+        without a limit, or as long as its heartbeat allows. An exception of a timer of its loop
+        ends that wait.
+
+        Args:
+            seconds: Patience.
+            what: The request, for the message of the exception.
+
+        Raises:
+            SessionLost: The time is up.
+        """
+        loop, end = self._wire.ioloop, monotonic() + DEADLINE
+        count, heard = self._wire.bytes_received, monotonic()
+
+        def look() -> None:
+            nonlocal count, heard
+            now = monotonic()
+            if self._wire.bytes_received != count:
+                count, heard = self._wire.bytes_received, now
+            patience = STOP_DEADLINE if self.is_in_a_hurry else seconds
+            if now >= end or now - heard >= patience:
+                raise SessionLost(f"no answer from the broker within {patience:.0f} s: {what}")
+            wait()
+
+        def wait() -> None:
+            timers.append(loop.call_later(STOP_DEADLINE, look))
+
+        timers: list[Any] = []
+        wait()
+        try:
+            yield
+        finally:
+            loop.remove_timeout(timers[-1])
+
+    def close(self, channel: Any = None) -> None:
+        """Close the channel, whose answer tells that every frame has arrived, and the connection.
+
+        A connection that is broken already is only dropped, and so is one that does not answer.
+        """
+        with suppress(SessionLost), self.within(STOP_DEADLINE, "closing"):
+            self._close(channel)
+
+    def _close(self, channel: Any) -> None:
+        for each in (channel, self._blocking):
+            try:
+                if each is not None and each.is_open:
+                    each.close()
+            except SessionLost:  # The time is up.
+                raise
+            except Exception as exc:  # Nothing that happens here changes anything.
+                _log.debug("closing %s: %r", self.address.name, exc)
+
+    def discard(self, channel: Any = None) -> None:
+        """Close on a thread of its own, since the line may be dead, and return at once."""
+        if self.is_open:
+            # Without a limit of ours, so that pika closes the socket in the end.
+            closer = threading.Thread(
+                target=self._close, args=[channel], name="fmconsume-closer", daemon=True
+            )
+            try:
+                closer.start()
+            except RuntimeError:  # There is no thread to be had; closing ends soon, too.
+                self.close(channel)
+
+
+def connect(address: Address) -> Connection:
+    """Connect to a broker.
+
+    Raises:
+        ConnectionException: The broker refuses, and would again.
+        SessionLost: It cannot be reached now.
+    """
+    captured: list[Any] = []
+
+    def capture_wire(wire: Any, proposed: int) -> int:
+        """Keep pika's inner connection, which it shows only while a heartbeat is agreed on."""
+        heartbeat = proposed if wanted is None else wanted
+        captured[:] = wire, heartbeat
+        return heartbeat
+
+    parameters = make_parameters(address)
+    wanted: Any = parameters.heartbeat
+    parameters.heartbeat = capture_wire
+    try:
+        blocking = pika.BlockingConnection(parameters)
+    except SessionLost:
+        raise
+    except Exception as exc:  # Also what a log handler of the program's raises inside pika.
+        raise connect_error(address, exc) from exc
+    return Connection(address, blocking, *captured)
+
+
+def _nothing() -> None:
+    """Do nothing; being called is enough to end a wait."""

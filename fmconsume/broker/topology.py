@@ -1,0 +1,166 @@
+"""Exchanges, queues and bindings: what they are, and how the broker is asked for them.
+
+Consuming declares with these functions, and checking asks with them. The thread that owns the
+connection calls them.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from pika.exceptions import (
+    AMQPConnectionError,
+    AMQPError,
+    ChannelClosedByBroker,
+    ConnectionClosedByBroker,
+)
+
+from ..exceptions import BadDeclaration
+from .connection import DEADLINE, Connection
+from .errors import SessionLost, reason, refusal
+
+__all__ = ["Topology", "declare", "declare_exchange", "declare_queue", "naming"]
+
+
+class Topology(NamedTuple):
+    """Exchanges, queues and bindings of a consumer, and its prefetch.
+
+    Attributes:
+        exchanges: Name to "type", "durable", "auto_delete", "arguments".
+        queues: Name to "durable", "auto_delete", "exclusive", "arguments" and
+            perhaps "passive"; the name "" asks the broker for one.
+        bindings: Each with "queue", "exchange", "routing_keys" and perhaps "arguments".
+        passive: Exchanges and queues are checked, not created.
+        prefetch_count: Messages; 0 is no limit.
+        prefetch_size: Bytes; RabbitMQ takes only 0, which is no limit.
+    """
+
+    exchanges: Mapping[str, Mapping[str, Any]]
+    queues: Mapping[str, Mapping[str, Any]]
+    bindings: Sequence[Mapping[str, Any]]
+    passive: bool
+    prefetch_count: int
+    prefetch_size: int
+
+    @property
+    def counting_queues(self) -> set[str]:
+        """The quorum queues, which count how often they deliver a message."""
+        return {
+            name
+            for name, queue in self.queues.items()
+            if queue["arguments"].get("x-queue-type") == "quorum"
+        }
+
+    @property
+    def has_single_active_consumer(self) -> bool:
+        """Whether a queue keeps the order of its messages over several consumers."""
+        key = "x-single-active-consumer"
+        return any(queue["arguments"].get(key) for queue in self.queues.values())
+
+
+def declare(
+    connection: Connection, channel: Any, topology: Topology, passing: Container[int] = ()
+) -> dict[str, str]:
+    """Declare exchanges and queues, bind them and set the prefetch.
+
+    Args:
+        passing: channel.close codes that may pass and refuse nothing for good.
+
+    Returns:
+        Each configured name of a queue to the one that it has.
+
+    Raises:
+        BadDeclaration, PermissionException: The broker refuses, and would again.
+        SessionLost: The connection ended meanwhile.
+    """
+    for name, exchange in topology.exchanges.items():
+        with naming(connection, "exchange", name, passing):
+            declare_exchange(channel, name, exchange, passive=topology.passive)
+    names = {}
+    for name, queue in topology.queues.items():
+        # A server-named queue exists only once it is declared.
+        passive = bool(name) and queue.get("passive", topology.passive)
+        with naming(connection, "queue", name, passing):
+            names[name] = declare_queue(channel, name, queue, passive=passive).queue
+    for binding in topology.bindings:
+        _bind(connection, channel, names[binding["queue"]], binding, passing)
+    with naming(connection, "channel", f"prefetch {topology.prefetch_count}", passing):
+        channel.basic_qos(topology.prefetch_size, topology.prefetch_count)
+    return names
+
+
+def _bind(
+    connection: Connection,
+    channel: Any,
+    queue: str,
+    binding: Mapping[str, Any],
+    passing: Container[int],
+) -> None:
+    exchange = binding["exchange"]
+    for key in binding["routing_keys"]:
+        with naming(connection, "binding", f"{exchange} -> {queue} ({key})", passing):
+            channel.queue_bind(queue, exchange, key, binding.get("arguments"))
+
+
+def declare_exchange(
+    channel: Any,
+    name: str,
+    exchange: Mapping[str, Any],
+    *,
+    passive: bool = False,
+    more_arguments: Mapping[str, Any] | None = None,
+) -> None:
+    """Declare an exchange on a channel; raises as pika does."""
+    channel.exchange_declare(
+        name,
+        exchange["type"],
+        passive=passive,
+        durable=exchange["durable"],
+        auto_delete=exchange["auto_delete"],
+        arguments={**exchange["arguments"], **(more_arguments or {})},
+    )
+
+
+def declare_queue(
+    channel: Any,
+    name: str,
+    queue: Mapping[str, Any],
+    *,
+    passive: bool = False,
+    more_arguments: Mapping[str, Any] | None = None,
+) -> Any:
+    """Declare a queue on a channel, and give pika's Queue.DeclareOk; raises as pika does."""
+    answer = channel.queue_declare(
+        name,
+        passive=passive,
+        durable=queue["durable"],
+        exclusive=queue["exclusive"],
+        auto_delete=queue["auto_delete"],
+        arguments={**queue["arguments"], **(more_arguments or {})},
+    )
+    return answer.method
+
+
+@contextmanager
+def naming(
+    connection: Connection, obj_type: str, name: str, passing: Container[int] = ()
+) -> Iterator[None]:
+    """Ask the broker for something in a `with` block; raise an answer that names the object.
+
+    Raises:
+        BadDeclaration, PermissionException: The broker refuses, and would again.
+        SessionLost: The connection ended meanwhile, or there is no answer in time.
+    """
+    try:
+        with connection.within(DEADLINE, f"{obj_type} {name!r}"):
+            yield
+    except (ChannelClosedByBroker, ConnectionClosedByBroker) as exc:
+        raise refusal(obj_type, name, exc, passing) from exc
+    except AMQPConnectionError as exc:
+        raise SessionLost(reason(exc)) from exc
+    except (AMQPError, ValueError, TypeError, struct.error) as exc:
+        # pika refuses to encode it: a name over 255 bytes, an argument of no AMQP type.
+        raise BadDeclaration(obj_type, name, reason(exc)) from exc

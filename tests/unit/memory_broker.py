@@ -1,0 +1,182 @@
+"""A broker in memory, behind the same interface as the real one: the test says what it does.
+
+`MemoryBroker.open_session` stands in for `fmconsume.broker.session.open_session`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any, Callable, Optional
+
+from fmconsume.broker.addresses import Address
+from fmconsume.broker.errors import SessionLost
+from fmconsume.broker.topology import Topology
+from fmconsume.delivery import Delivery, Frame
+
+from .fakes import get_soon, make_delivery
+
+
+class MemoryBroker:
+    """Opens sessions, and hands each to the test."""
+
+    def __init__(self) -> None:
+        #: Each session, before it connects.
+        self.opened: SimpleQueue[MemorySession] = SimpleQueue()
+        self.sessions: list[MemorySession] = []
+        #: Changes each session before it connects.
+        self.prepare: Callable[[MemorySession], None] = lambda session: None
+
+    def open_session(
+        self,
+        address: Address,
+        topology: Topology,
+        deliver: Callable[[Delivery], None],
+        number: int = 1,
+        passing: Container[int] = (),
+    ) -> MemorySession:
+        """Open a session, as the test wants."""
+        session = MemorySession(address, deliver, number, passing)
+        self.sessions.append(session)
+        self.prepare(session)
+        self.opened.put(session)
+        session.on_connect()
+        try:
+            session.on_declare()
+        except BaseException:
+            session.discard()
+            raise
+        return session
+
+
+class MemorySession:
+    """A session whose other end is the test."""
+
+    name = "fruit in memory"
+
+    def __init__(
+        self,
+        address: Address,
+        deliver: Callable[[Delivery], None],
+        number: int,
+        passing: Container[int],
+    ) -> None:
+        self.number = number
+        self.address = address
+        self.consumers: dict[str, str] = {}
+        self.blocked = ""
+        self.deliver = deliver
+        self.passing = passing
+        #: Makes connecting block, or fail; set by the test before it starts.
+        self.on_connect: Callable[[], None] = lambda: None
+        self.on_declare: Callable[[], None] = lambda: None
+        #: Actions to run inside `wait`.
+        self.events: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        #: What the supervisor did, in order; frames one by one.
+        self.calls: SimpleQueue[Any] = SimpleQueue()
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+        self.ready = 0
+        self.closed = 0
+        self.is_lost = False
+        self.is_in_a_hurry = False
+        #: What the broker says of a queue whose consumer it has cancelled.
+        self.cancel_reason: Optional[Exception] = None
+        self.tag = 0
+
+    # -- for the supervisor ------------------------------------------------
+
+    def consume(self) -> None:
+        self.consumers["tag of fruit"] = "fruit"
+
+    def consume_again(self) -> None:
+        self.calls.put("consume again")
+
+    def tick(self, seconds: float) -> None:
+        self.tick_seconds = seconds
+
+    def wait(self, seconds: Optional[float] = None) -> None:
+        with suppress(Empty):
+            self.events.get(timeout=self.tick_seconds if seconds is None else seconds)()
+            while True:
+                self.events.get_nowait()()
+        self.check()
+
+    def wake(self) -> None:
+        self.events.put(lambda: None)
+
+    def hurry(self) -> None:
+        self.is_in_a_hurry = True
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> None:
+        self.timers.append((seconds, action))
+
+    @property
+    def is_consuming(self) -> bool:
+        return self.cancel_reason is None
+
+    def look_for_queue(self) -> None:
+        assert self.cancel_reason is not None
+        raise self.cancel_reason
+
+    def settle(self, frames: Iterable[Frame]) -> None:
+        self.check()
+        for frame in frames:
+            self.calls.put(frame)
+
+    def depths(self) -> dict[str, int]:
+        return {"fruit": self.ready}
+
+    def cancel(self) -> None:
+        self.check()
+        self.calls.put("cancel")
+
+    def leave(self) -> None:
+        self.calls.put("leave")
+
+    def close(self) -> None:
+        self.closed += 1
+        self.calls.put("close")
+
+    def discard(self) -> None:
+        self.closed += 1
+        self.calls.put("discard")
+
+    # -- for the test ------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise what the real session raises once it is lost."""
+        if self.is_lost:
+            raise SessionLost("the line is cut")
+
+    def deliver_soon(self, *names: Optional[str], redelivered: bool = False) -> None:
+        """Deliver messages with these ids, all at once."""
+        deliveries = []
+        for name in names:
+            self.tag += 1
+            deliveries.append(
+                make_delivery(self.number, self.tag, message_id=name, redelivered=redelivered)
+            )
+
+        def deliver() -> None:
+            for delivery in deliveries:
+                self.deliver(delivery)
+
+        self.events.put(deliver)
+
+    def lose_soon(self) -> None:
+        """Cut the line."""
+
+        def lose() -> None:
+            self.is_lost = True
+
+        self.events.put(lose)
+
+    def fire(self, index: int = 0) -> None:
+        """Let a timer go off."""
+        self.events.put(self.timers[index][1])
+
+    def expect(self, *expected: Any) -> None:
+        """Fail unless this is what the supervisor does next."""
+        for each in expected:
+            assert get_soon(self.calls) == each
