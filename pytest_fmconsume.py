@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from fmconsume.message import Message
-    from fmconsume.testing import Told
+    from fmconsume.testing import DeliverResult
 
 __all__ = ["deliver", "mock_sends"]
 
 
 @pytest.fixture
-def deliver() -> Callable[..., Told]:
+def deliver() -> Callable[..., DeliverResult]:
     """Give messages to a callback as a consumer does: see fmconsume.testing.deliver."""
     from fmconsume.testing import deliver
 

@@ -21,14 +21,14 @@ from .engine.processor import Keep, make_processor
 from .engine.states import End, Observer, State, Stats
 from .engine.supervisor import Options, Supervisor
 from .engine.workers import Worker
-from .exceptions import ConfigurationException, ExitCode, UnavailableException
+from .exceptions import ExitCode, FmconsumeError
 from .log import get_logger, quieten_pika
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, dumps, loads
 from .publisher import publish
 from .service.systemd import Notifier
 from .settings import addresses, topology
 from .shortage import shortage
-from .wakeup import Notes
+from .wakeup import WakeupQueue
 
 if TYPE_CHECKING:
     from .service.monitoring import Monitoring
@@ -50,7 +50,7 @@ _log = get_logger(__name__)
 _DEADLINE = 5.0
 #: Seconds between two looks whether the supervisor is there; it reports its end itself.
 _LOOK = 60.0
-#: The note that asks to stop; signals are noted by their numbers.
+#: The event that asks to stop; signals come as their numbers.
 _STOP = "stop"
 
 
@@ -88,7 +88,7 @@ class Consumer:
         drain: bool = False,
     ) -> None:
         #: Signal numbers, `_STOP` and the End; filled by signal handlers and any thread.
-        self._notes = Notes()
+        self._events = WakeupQueue()
         #: Exit status for a command; set when `run` ends.
         self.exit_code: int = ExitCode.UNEXPECTED
         brokers, wanted = addresses(), topology(bindings, queues)
@@ -104,7 +104,7 @@ class Consumer:
             options=options,
             open_session=open_session,
             make_pool=partial(make_pool, processor, options.workers),
-            report=self._notes.put,
+            report=self._events.put,
             observers=_list_observers(monitoring),
         )
 
@@ -120,7 +120,7 @@ class Consumer:
 
     def stop(self) -> None:
         """Stop as at a first SIGTERM: running callbacks finish and are settled. Thread: any."""
-        self._notes.put(_STOP)
+        self._events.put(_STOP)
 
     def run(self) -> None:
         """Consume until stopped.
@@ -147,18 +147,18 @@ class Consumer:
         """Start what consumes; what this machine does not give now it may give later."""
         try:
             stack.enter_context(self._monitoring)
-            stack.enter_context(self._notes.bell())
+            stack.enter_context(self._events.open())
             self._supervisor.start()
         except Exception as exc:
             self._coroutines.close(0)
-            short = shortage(exc)
-            if short or isinstance(exc, (UnavailableException, OSError)):
+            reason = shortage(exc) or exc
+            if isinstance(reason, FmconsumeError):
+                self.exit_code = reason.exit_code
+            elif isinstance(reason, OSError):
                 self.exit_code = ExitCode.TEMPORARY
-            elif isinstance(exc, ConfigurationException):
-                self.exit_code = ExitCode.USAGE
-            if short:
-                raise short from exc
-            raise
+            if reason is exc:
+                raise
+            raise reason from exc
 
     def _wait(self) -> End:
         """Pass on what comes until the supervisor reports the end, or is gone without a word."""
@@ -167,7 +167,7 @@ class Consumer:
         while True:
             try:
                 # A supervisor that hangs on a dead line must not keep a forced stop waiting.
-                note = self._notes.get(_DEADLINE if end else _LOOK)
+                event = self._events.get(_DEADLINE if end else _LOOK)
             except Empty:
                 if end is not None:
                     return end
@@ -177,21 +177,21 @@ class Consumer:
                 with suppress(Empty):
                     return self._last_word()
                 return End(RuntimeError("the supervisor is gone"), ExitCode.UNEXPECTED)
-            if isinstance(note, End):
-                return note
-            if note is _STOP or not signals:
+            if isinstance(event, End):
+                return event
+            if event is _STOP or not signals:
                 self._supervisor.stop()
             else:
-                end = End(KeyboardInterrupt(signal.Signals(note).name), 128 + note)
+                end = End(KeyboardInterrupt(signal.Signals(event).name), 128 + event)
                 self._supervisor.abandon(end)
-            signals += note is not _STOP
+            signals += event is not _STOP
 
     def _last_word(self) -> End:
-        """Give the end that is among the notes, or raise queue.Empty."""
+        """Give the end that is among the events, or raise queue.Empty."""
         while True:
-            note = self._notes.get(0)
-            if isinstance(note, End):
-                return note
+            event = self._events.get(0)
+            if isinstance(event, End):
+                return event
 
     def _join(self) -> None:
         """Let the threads end, and name those that do not."""

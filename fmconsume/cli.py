@@ -19,10 +19,9 @@ from .api import Consumer
 from .config import conf
 from .exceptions import (
     ConfigurationException,
-    ConnectionException,
     ExitCode,
+    FmconsumeError,
     HaltConsumer,
-    UnavailableException,
 )
 from .log import get_logger, is_stuck
 from .redaction import hide_passwords
@@ -153,32 +152,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return int(status)
 
 
-def _refuse(exc: BaseException) -> ExitCode:
+def _refuse(exc: BaseException) -> int:
     """Say why nothing is consumed, and give the exit status for that."""
     text, status = _verdict(exc)
-    if status is ExitCode.UNEXPECTED:
+    if status == ExitCode.UNEXPECTED:
         _log.critical("this is a bug", exc_info=exc)
     console.complain(text)
     return status
 
 
-def _verdict(exc: BaseException) -> tuple[str, ExitCode]:
+def _verdict(exc: BaseException) -> tuple[str, int]:
     """Tell what a person has to change from what may pass, and both from a bug."""
     if isinstance(exc, ConfigurationException):
-        return str(exc), ExitCode.USAGE
+        return str(exc), exc.exit_code
     if callbacks.is_users_own(exc):
         # Whatever it is: an unfinished boot, a database that is away, or a mistake.
         _log.error("the callback cannot be made ready", exc_info=exc)
         text = f"the callback failed before the first message: {callbacks.locate(exc)}"
         return text, ExitCode.TEMPORARY
     exc = shortage(exc) or exc
-    if isinstance(exc, (UnavailableException, OSError)):
-        return str(exc), ExitCode.TEMPORARY
-    if isinstance(exc, ConnectionException):  # A certificate that no broker would take.
-        return str(exc), ExitCode.HANDSHAKE
-    if isinstance(exc, ValueError):
-        return str(exc), ExitCode.USAGE
-    return _explain(exc, ExitCode.UNEXPECTED), ExitCode.UNEXPECTED
+    status = _exit_code(exc)
+    return _explain(exc, status), status
+
+
+def _exit_code(exc: BaseException) -> int:
+    if isinstance(exc, FmconsumeError):  # A certificate that no broker would take, say.
+        return exc.exit_code
+    if isinstance(exc, OSError):
+        return ExitCode.TEMPORARY
+    return ExitCode.USAGE if isinstance(exc, ValueError) else ExitCode.UNEXPECTED
 
 
 def _dispatch(args: argparse.Namespace) -> int:

@@ -1,9 +1,12 @@
-"""What crosses between the supervisor and the workers: deliveries one way, outcomes back."""
+"""Deliveries, which go to the workers, and outcomes, which come back; plain data.
+
+A delivery and its outcome belong to one thread at a time: a worker's or the supervisor's.
+"""
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .text import printable
@@ -26,7 +29,7 @@ __all__ = [
 
 
 class Verdict(enum.Enum):
-    """What the broker is told about one delivery."""
+    """What the broker is told about one delivery; the value is its word for people and monitors."""
 
     ACK = "acknowledged"
     NACK = "requeued"
@@ -92,21 +95,21 @@ class Frame(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What became of one delivery.
+    """The verdict on one delivery.
 
     Attributes:
-        error: What ends the consumer (HaltConsumer, or the callback's own
-            exception); None when it goes on.
+        error: The exception that ends the consumer (HaltConsumer, or the callback's own);
+            None when it goes on.
         seconds: How long the callback ran.
+        target: The delivery that it settles: its own, or a redelivery of the same message. The
+            account sets it.
+        returns: How often the message was returned to its queue before, where the verdict
+            returns it. The account sets it.
     """
 
     delivery: Delivery
     verdict: Verdict
     error: BaseException | None = None
     seconds: float = 0.0
-
-    @property
-    def name(self) -> str:
-        """What became of it, as the counts call it."""
-        # enum's own name for `value`, without the detour: this runs for every message.
-        return self.verdict._value_
+    target: Delivery = field(init=False, repr=False, compare=False)
+    returns: int = field(init=False, default=0, repr=False, compare=False)

@@ -29,8 +29,30 @@ __all__ = [
 ]
 
 
+class ExitCode(enum.IntEnum):
+    """How the command ends; HaltConsumer brings its own, and 128 + n is a second signal n."""
+
+    OK = 0
+    #: What may pass: systemd tries again.
+    TEMPORARY = 1
+    #: What a person has to change: systemd does not try again.
+    USAGE = 2
+    DECLARATION = 10
+    UNEXPECTED = 11
+    CANCELLED = 12
+    CALLBACK = 13
+    HANDSHAKE = 14
+    PERMISSION = 15
+
+
 class FmconsumeError(Exception):
-    """Raised when anything in fmconsume fails; the root of the others."""
+    """Raised when anything in fmconsume fails; the root of the others.
+
+    Attributes:
+        exit_code: Exit status of the command where this is why it ends.
+    """
+
+    exit_code: int = ExitCode.UNEXPECTED
 
 
 class ConfigurationException(FmconsumeError):
@@ -40,6 +62,8 @@ class ConfigurationException(FmconsumeError):
         message: Every problem found, a line each: key, value found, value expected.
     """
 
+    exit_code = ExitCode.USAGE
+
     def __init__(self, message: str) -> None:
         self.message = hide_passwords(message)
         super().__init__(self.message)
@@ -47,6 +71,8 @@ class ConfigurationException(FmconsumeError):
 
 class UnavailableException(FmconsumeError):
     """Raised when something on this machine is not to be had now: a port, a folder, a thread."""
+
+    exit_code = ExitCode.TEMPORARY
 
 
 class ValidationError(FmconsumeError):
@@ -66,6 +92,8 @@ class ConnectionException(FmconsumeError):
         reason: Host and user (never the password) and what the broker answered.
     """
 
+    exit_code = ExitCode.HANDSHAKE
+
     def __init__(self, *args: Any, reason: Optional[str] = None) -> None:
         if reason is None and args:
             reason = str(args[0])
@@ -84,6 +112,8 @@ class PermissionException(FmconsumeError):
         description: The object's name, if known.
         reason: What the broker answered.
     """
+
+    exit_code = ExitCode.PERMISSION
 
     def __init__(
         self,
@@ -105,6 +135,8 @@ class PermissionException(FmconsumeError):
 class BadDeclaration(PermissionException):
     """Raised when the broker refuses to declare a queue, an exchange or a binding."""
 
+    exit_code = ExitCode.DECLARATION
+
     def __str__(self) -> str:
         name = redact_value(str(self.description))
         text = f"cannot declare {self.obj_type} {name!r}: {printable(self.reason)}"
@@ -117,6 +149,8 @@ class ConsumeException(FmconsumeError):
 
 class ConsumerCanceled(ConsumeException):
     """Raised when the broker cancels the consumer and the queue is gone."""
+
+    exit_code = ExitCode.CANCELLED
 
 
 class Nack(ConsumeException):
@@ -188,19 +222,3 @@ class PublishTimeout(PublishException):
 
 class PublishForbidden(PublishException):
     """Raised when the user may not publish to the exchange; trying again will not help."""
-
-
-class ExitCode(enum.IntEnum):
-    """How the command ends; HaltConsumer brings its own, and 128 + n is a second signal n."""
-
-    OK = 0
-    #: What may pass: systemd tries again.
-    TEMPORARY = 1
-    #: What a person has to change: systemd does not try again.
-    USAGE = 2
-    DECLARATION = 10
-    UNEXPECTED = 11
-    CANCELLED = 12
-    CALLBACK = 13
-    HANDSHAKE = 14
-    PERMISSION = 15

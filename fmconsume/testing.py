@@ -18,12 +18,12 @@ from typing import Any, Callable, NamedTuple
 from . import publisher
 from .broker.wire import published
 from .delivery import Delivery, Verdict
-from .engine.account import Unsettled
+from .engine.account import DeliveryAccount
 from .engine.pool import rehearse
 from .engine.processor import make_processor
 from .message import Message
 
-__all__ = ["Told", "Verdict", "deliver", "mock_sends"]
+__all__ = ["DeliverResult", "Verdict", "deliver", "mock_sends"]
 
 
 @contextmanager
@@ -70,19 +70,21 @@ def _difference(message: Message, wanted: Message | type[Message]) -> str:
     return f"headers {message.headers!r} were published, expected {wanted.headers!r}"
 
 
-class Told(NamedTuple):
+class DeliverResult(NamedTuple):
     """What the broker would have been told.
 
     Attributes:
         verdicts: One for each message, in order.
-        error: What `consume` would have raised, None when it would have gone on.
+        error: The exception that `consume` would have raised, None when it would have gone on.
     """
 
     verdicts: list[Verdict]
     error: BaseException | None
 
 
-def deliver(callback: Callable[..., Any], *messages: Message, body_mode: str = "object") -> Told:
+def deliver(
+    callback: Callable[..., Any], *messages: Message, body_mode: str = "object"
+) -> DeliverResult:
     """Give messages to a callback as a consumer does: encoded, decoded, validated, settled.
 
     The callback runs on another thread than the caller's, as it does in a consumer, one message
@@ -95,35 +97,34 @@ def deliver(callback: Callable[..., Any], *messages: Message, body_mode: str = "
     """
     verdicts: list[Verdict] = []
     error = None
-    unsettled = Unsettled(len(messages))
+    account = DeliveryAccount(len(messages))
     session = 1
-    unsettled.begin(session)
+    account.begin(session)
     with rehearse(make_processor(callback, body_mode)) as run:
         for number, message in enumerate(messages, 1):
-            delivery = _make_delivery(message, number)
             if message.redelivered:
                 # As it happens: a session is lost, and with the next one the message comes again.
-                unsettled.lose([])
-                unsettled.begin(number)
+                account.lose([])
                 session = number
-            delivery.session = session
-            is_to_run = unsettled.receive(delivery)
+                account.begin(session)
+            delivery = _make_delivery(message, session, number)
+            is_to_run = account.receive(delivery)
             if is_to_run and error is None:
                 outcome = run(delivery)
-                unsettled.remember(outcome, unsettled.conclude(outcome))
-                unsettled.release_all()
+                account.conclude(outcome)
+                account.release_all()
                 error = outcome.error
             elif is_to_run:
-                unsettled.take_back([delivery])
-            verdicts += [frame.verdict for frame in unsettled.take_frames()]
-    return Told(verdicts, error)
+                account.take_back([delivery])
+            verdicts += [frame.verdict for frame in account.take_frames()]
+    return DeliverResult(verdicts, error)
 
 
-def _make_delivery(message: Message, tag: int) -> Delivery:
+def _make_delivery(message: Message, session: int, tag: int) -> Delivery:
     """Make what the broker would deliver; a body of bytes stays as it is."""
     body = message.body if isinstance(message.body, bytes) else message._encoded_body
     return Delivery(
-        session=1,
+        session=session,
         tag=tag,
         queue=message.queue or "",
         routing_key=message.topic,

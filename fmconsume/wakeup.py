@@ -1,6 +1,6 @@
-"""Notes for one thread that waits, left by any thread and by signal handlers.
+"""A queue for one thread that waits; any thread and any signal handler may put something into it.
 
-The waiting thread calls `bell` and `get`; any thread calls `put`.
+The waiting thread calls `open` and `get`; any thread calls `put`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-__all__ = ["Notes"]
+__all__ = ["WakeupQueue"]
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Notes:
-    """A queue with a bell.
+class WakeupQueue:
+    """A queue whose reader a signal wakes, too.
 
     A thread that waits for a queue misses a signal that comes right before it blocks, or that
     the kernel hands to another thread: Python runs handlers only in the main thread, once that
@@ -28,47 +28,47 @@ class Notes:
     """
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[Any] = SimpleQueue()
-        #: Written to by any thread while somebody waits; None otherwise.
-        self._button: socket.socket | None = None
+        self._items: SimpleQueue[Any] = SimpleQueue()
+        #: Any thread writes to it to wake the one that waits; None before `open` and after it.
+        self._sender: socket.socket | None = None
 
-    def put(self, note: Any) -> None:
-        """Leave a note; safe in a signal handler."""
-        self._queue.put(note)
-        button = self._button
-        if button is not None:
-            # A full buffer has rung already; a closed one has nobody who waits.
+    def put(self, item: Any) -> None:
+        """Add an item; safe in a signal handler. Thread: any."""
+        self._items.put(item)
+        sender = self._sender
+        if sender is not None:
+            # Where the buffer is full the reader wakes anyway; where it is closed, nobody waits.
             with suppress(OSError):
-                button.send(b"!")
+                sender.send(b"!")
 
     @contextmanager
-    def bell(self) -> Iterator[None]:
-        """Make `get` possible, and stop signals leave their numbers where this is the main thread.
+    def open(self) -> Iterator[None]:
+        """Make `get` possible; in the main thread, let stop signals put their numbers here.
 
         What handled them before is put back.
         """
-        self._bell, self._button = socket.socketpair()
-        with self._bell, self._button:
-            self._button.setblocking(False)
-            with self._signals(self._button.fileno()):
+        self._receiver, self._sender = socket.socketpair()
+        with self._receiver, self._sender:
+            self._sender.setblocking(False)
+            with self._signals(self._sender.fileno()):
                 yield
-            self._button = None
+            self._sender = None
 
     def get(self, timeout: float | None) -> Any:
-        """Wait for a note.
+        """Wait for an item.
 
         Args:
-            timeout: Seconds without any ring; None is no limit.
+            timeout: Seconds in which nobody puts anything and no signal comes; None is no limit.
 
         Raises:
             queue.Empty: There was none in that time.
         """
-        self._bell.settimeout(timeout)
+        self._receiver.settimeout(timeout)
         while True:
             with suppress(Empty):
-                return self._queue.get_nowait()
+                return self._items.get_nowait()
             try:
-                self._bell.recv(4096)
+                self._receiver.recv(4096)
             except (socket.timeout, BlockingIOError):
                 raise Empty from None
 
@@ -79,7 +79,7 @@ class Notes:
             return
         pid = os.getpid()
 
-        def note(number: int, frame: Any) -> None:
+        def put_number(number: int, frame: Any) -> None:
             if os.getpid() == pid:
                 self.put(number)
             else:  # A child that the callback forked; its signals are its own.
@@ -87,7 +87,7 @@ class Notes:
                 os.kill(os.getpid(), number)
 
         wakeup = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-        before: dict[int, Any] = {n: signal.signal(n, note) for n in _STOP_SIGNALS}
+        before: dict[int, Any] = {n: signal.signal(n, put_number) for n in _STOP_SIGNALS}
         try:
             yield
         finally:

@@ -113,11 +113,16 @@ def declare_exchange(
     passive: bool = False,
     more_arguments: Mapping[str, Any] | None = None,
 ) -> None:
-    """Declare an exchange on a channel; raises as pika does."""
+    """Declare an exchange on a channel, or only ask for it; raises as pika does.
+
+    Source: RabbitMQ refuses an unknown type also where a declaration is passive.
+    """
+    if passive:
+        channel.exchange_declare(name, passive=True)
+        return
     channel.exchange_declare(
         name,
         exchange["type"],
-        passive=passive,
         durable=exchange["durable"],
         auto_delete=exchange["auto_delete"],
         arguments={**exchange["arguments"], **(more_arguments or {})},
@@ -132,10 +137,15 @@ def declare_queue(
     passive: bool = False,
     more_arguments: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Declare a queue on a channel, and give pika's Queue.DeclareOk; raises as pika does."""
+    """Declare a queue on a channel, or only ask for it; raises as pika does.
+
+    Returns:
+        pika's Queue.DeclareOk.
+    """
+    if passive:
+        return channel.queue_declare(name, passive=True).method
     answer = channel.queue_declare(
         name,
-        passive=passive,
         durable=queue["durable"],
         exclusive=queue["exclusive"],
         auto_delete=queue["auto_delete"],

@@ -1,23 +1,43 @@
-"""Every delivery that the broker still waits for, and every callback that outlived its session.
+"""The account of deliveries: which of them run, and what the broker is told of each.
+
+Theory of operation. A delivery is in one of these states:
+
+    received --> running --> concluded --> settled            the usual way
+                    |            +-------> held --> settled   a verdict that returns the message
+                    +--> taken back --> settled               no worker had begun
+    received --> settled                                      it has run already: a redelivery
+    received --> adopted                                      its twin runs since an earlier session
+
+The owner calls `receive` for each delivery, `conclude` for each outcome, and sends what
+`take_frames` gives. Then it calls `flush`, which remembers what was concluded: the broker is told
+first, so that it works meanwhile. The order is not the owner's to keep: whatever depends on
+the memory flushes first.
+
+A session may be lost at any moment. Then the broker returns everything that it has not seen
+settled to its queue. What no worker had begun is forgotten. What runs goes on as an orphan, and
+when the broker delivers the same message again, the orphan adopts that delivery: the outcome
+settles it. What had finished is settled with its own verdict when it comes again, but only where
+memory.py is sure which message that is.
 
 Pure: no pika, no threads, no clock. The supervisor owns it.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Container, Iterable, Sequence
 
 from ..delivery import NACK, RETURNS, Delivery, Frame, Outcome, Verdict
 from .ledger import Ledger
-from .memory import Memory, delivery_count, identity
+from .memory import RecentVerdicts, delivery_count, identity
 
-__all__ = ["Unsettled"]
+__all__ = ["DeliveryAccount"]
 
 _NO_SESSION = 0
 
 
-class Unsettled:
-    """Decides which deliveries run, and what the broker is told of each.
+class DeliveryAccount:
+    """Every delivery that the broker still waits for, and every callback that runs.
 
     Args:
         remember: Finished messages remembered against a second run.
@@ -34,23 +54,28 @@ class Unsettled:
         self._held: dict[int, Outcome] = {}
         #: Handed out to run and without an outcome, oldest first; some of earlier sessions.
         self._running: dict[Delivery, None] = {}
-        #: By identity, those of earlier sessions that wait for their redelivery.
+        #: By identity, running deliveries of earlier sessions that nothing was adopted for yet.
         self._orphans: dict[int, dict[Delivery, None]] = {}
         #: For a callback that outlived its session: the redelivery that its outcome settles.
         self._adopted: dict[Delivery, Delivery] = {}
-        self._memory = Memory(remember)
+        #: Concluded and not yet remembered, oldest first.
+        self._concluded: deque[Outcome] = deque()
+        #: Remembered, and not yet given to the owner.
+        self._flushed: list[Outcome] = []
+        self._memory = RecentVerdicts(remember)
 
     def __len__(self) -> int:
+        """Give how many deliveries the broker waits for."""
         return len(self._ledger)
 
     @property
     def running(self) -> int:
-        """How many were handed out to run and have no outcome."""
+        """How many deliveries were handed out to run and have no outcome."""
         return len(self._running)
 
     @property
     def oldest(self) -> Delivery | None:
-        """What was handed out first and has no outcome."""
+        """The delivery that was handed out first and has no outcome."""
         return next(iter(self._running), None)
 
     @property
@@ -60,7 +85,7 @@ class Unsettled:
 
     @property
     def oldest_held(self) -> Delivery | None:
-        """What was held back first, and still is."""
+        """The delivery whose verdict has been held back longest."""
         return next((outcome.delivery for outcome in self._held.values()), None)
 
     # -- sessions ----------------------------------------------------------
@@ -71,12 +96,12 @@ class Unsettled:
         self._ledger = Ledger()
 
     def lose(self, not_started: Iterable[Delivery]) -> None:
-        """Forget a session; the broker requeues what it had not seen settled.
+        """Forget a session; the broker returns to its queues all that it has not seen settled.
 
         Callbacks that run go on, and adopt their redelivery when it comes.
 
         Args:
-            not_started: What was handed out and came back unseen.
+            not_started: Deliveries that no worker had begun.
         """
         self._session = _NO_SESSION
         self.leave(not_started)
@@ -84,34 +109,30 @@ class Unsettled:
         self._held.clear()
         self._adopted.clear()
         for delivery in self._running:
-            self._memory.meet(delivery.identity)
+            self._memory.note_unfinished(delivery.identity)
             if delivery.identity:
                 self._orphans.setdefault(delivery.identity, {})[delivery] = None
 
     # -- deliveries --------------------------------------------------------
 
     def receive(self, delivery: Delivery) -> bool:
-        """Take a delivery in; tell whether it has to run."""
+        """Add a delivery; tell whether it has to run."""
         self._ledger.deliver(delivery.tag)
         delivery.identity = identity(delivery)
-        # What was not delivered before is new, even where its like is remembered.
+        # A message that was not delivered before is new, even where an equal one is remembered.
         if delivery.redelivered and delivery.identity and self._is_known(delivery):
             return False
         self._running[delivery] = None
         return True
 
-    def conclude(self, outcome: Outcome) -> Delivery:
-        """Take in what the broker is to be told of an outcome; a return is held until its release.
+    def conclude(self, outcome: Outcome) -> None:
+        """Note what became of a running delivery; the broker is told with the next frames.
 
-        `remember` follows when the broker has been told: in the same order, and before anything
-        else is received or lost.
-
-        Returns:
-            The delivery that it settles: its own, or the redelivery that it has adopted.
+        A verdict that returns the message is held until its release.
         """
         delivery = outcome.delivery
         del self._running[delivery]
-        target = self._adopted.pop(delivery, delivery)
+        target = outcome.target = self._adopted.pop(delivery, delivery)
         if self._orphans:
             self._disown(target)
         if target.session == self._session:
@@ -119,32 +140,33 @@ class Unsettled:
                 self._held[target.tag] = outcome
             else:
                 self._verdicts[target.tag] = outcome.verdict
-        return target
+        self._concluded.append(outcome)
 
-    def remember(self, outcome: Outcome, target: Delivery) -> None:
-        """Remember that the message is finished, or that the broker has it unfinished."""
-        key = outcome.delivery.identity
-        if outcome.verdict in RETURNS:
-            self._memory.owe(key)
-        else:
-            self._memory.finish(key, outcome.verdict, target.session)
+    def take_frames(self) -> list[Frame]:
+        """Give what has to be sent now; it counts as sent from here on."""
+        verdicts, self._verdicts = self._verdicts, {}
+        return self._ledger.settle(verdicts) if verdicts else []
+
+    def flush(self) -> list[Outcome]:
+        """Remember what was concluded, and give each outcome once, oldest first.
+
+        Each outcome then has its `target`, and its `returns` where it returns the message.
+        """
+        self._remember_concluded()
+        flushed, self._flushed = self._flushed, []
+        return flushed
 
     def leave(self, not_started: Iterable[Delivery]) -> None:
-        """Leave to the broker, which will find out, what was handed out and came back unseen."""
+        """Leave it to the broker to find out about deliveries that no worker had begun."""
+        self._remember_concluded()
         for delivery in not_started:
             del self._running[delivery]
-            self._memory.owe(delivery.identity)
+            self._memory.note_returned(delivery.identity)
 
     def take_back(self, not_started: Sequence[Delivery]) -> None:
-        """Return to the broker what was handed out and came back unseen."""
+        """Return deliveries to the broker that no worker had begun."""
         self.leave(not_started)
         self._verdicts.update((delivery.tag, NACK) for delivery in not_started)
-
-    def count_return(self, delivery: Delivery) -> int:
-        """Count a return to the queue; give how often the message was delivered before."""
-        ours = self._memory.count_return(delivery.identity)
-        theirs = delivery_count(delivery) if delivery.queue in self._counting else 0
-        return max(ours, theirs)
 
     def release(self, tag: int) -> None:
         """Let a verdict go that was held, if it still is."""
@@ -156,16 +178,31 @@ class Unsettled:
         for tag in list(self._held):
             self.release(tag)
 
-    def take_frames(self) -> list[Frame]:
-        """Give what is to be sent now; it counts as sent from here on."""
-        verdicts, self._verdicts = self._verdicts, {}
-        return self._ledger.settle(verdicts) if verdicts else []
+    # -- the memory --------------------------------------------------------
+
+    def _remember_concluded(self) -> None:
+        while self._concluded:
+            outcome = self._concluded.popleft()
+            key = outcome.delivery.identity
+            if outcome.verdict in RETURNS:
+                self._memory.note_returned(key)
+                outcome.returns = self._count_return(outcome.target)
+            else:
+                self._memory.note_finished(key, outcome.verdict, outcome.target.session)
+            self._flushed.append(outcome)
+
+    def _count_return(self, delivery: Delivery) -> int:
+        """Count a return to the queue; give how often the message was delivered before."""
+        ours = self._memory.count_return(delivery.identity)
+        theirs = delivery_count(delivery) if delivery.queue in self._counting else 0
+        return max(ours, theirs)
 
     def _is_known(self, delivery: Delivery) -> bool:
-        """Adopt a redelivery of what runs now, or settle one of what is finished.
+        """Let an orphan adopt a redelivery, or settle one that has run already.
 
-        Which of several equal messages an orphan adopts makes no difference.
+        It makes no difference which of several equal orphans adopts it.
         """
+        self._remember_concluded()
         orphans = self._orphans.get(delivery.identity)
         if orphans:
             orphan = next(iter(orphans))

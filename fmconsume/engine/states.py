@@ -1,4 +1,4 @@
-"""What the engine tells others of itself: its state, its counts, and how it ended.
+"""States, counts and the end: all that the engine tells others of itself.
 
 The supervisor writes them and replaces them whole, so that any thread may read.
 """
@@ -6,29 +6,68 @@ The supervisor writes them and replaces them whole, so that any thread may read.
 from __future__ import annotations
 
 import dataclasses
+import enum
 from typing import NamedTuple
 
-from ..delivery import Outcome
+from ..delivery import ACK, DROP, NACK, REJECT, Outcome, Verdict
 
-__all__ = ["End", "Observer", "Snapshot", "State", "Stats"]
+__all__ = ["End", "Observer", "Phase", "Snapshot", "State", "Stats"]
+
+
+class Phase(enum.Enum):
+    """What the supervisor is at; the value is its name for people and monitors."""
+
+    CONNECTING = "connecting"
+    WAITING = "waiting"
+    CONSUMING = "consuming"
+    #: The broker blocks publishers.
+    BLOCKED = "blocked"
+    #: A message has been in hand for long.
+    BUSY = "busy"
+    PREFETCH_FULL = "prefetch full"
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+    @property
+    def is_consuming(self) -> bool:
+        """Whether the broker delivers messages as they come."""
+        return self in _CONSUMING
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the consumer stops, or has stopped."""
+        return self in (Phase.STOPPING, Phase.STOPPED)
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether somebody may have to act."""
+        return self in _TROUBLE
+
+
+_CONSUMING = {Phase.CONSUMING, Phase.BLOCKED, Phase.BUSY, Phase.PREFETCH_FULL}
+_TROUBLE = {Phase.WAITING, Phase.BLOCKED, Phase.BUSY, Phase.PREFETCH_FULL}
 
 
 class State(NamedTuple):
     """Why messages flow, or why they do not.
 
     Attributes:
-        name: "connecting", "waiting", "consuming", "blocked", "busy",
-            "prefetch full", "stopping" or "stopped".
+        phase: Of the supervisor.
         text: One line for a person.
     """
 
-    name: str
+    phase: Phase
     text: str
 
     @property
+    def name(self) -> str:
+        """The phase in a word or two: "connecting", "waiting", "consuming" and so on."""
+        return self.phase.value
+
+    @property
     def is_consuming(self) -> bool:
-        """Whether messages are taken from the broker as they come."""
-        return self.name in ("consuming", "blocked", "busy", "prefetch full")
+        """Whether the broker delivers messages as they come."""
+        return self.phase.is_consuming
 
 
 class End(NamedTuple):
@@ -54,7 +93,7 @@ class Stats:
         dropped: The callback raised Drop.
         rejected: The body did not decode, or failed its schema.
         failed: The callback raised something else.
-        saved: Redeliveries of a message that ran already and did not run again.
+        deduplicated: Redeliveries of a message that had run already, and did not run again.
         abandoned: Callbacks still running when a second signal came.
         reconnections: Sessions after the first.
     """
@@ -65,9 +104,23 @@ class Stats:
     dropped: int = 0
     rejected: int = 0
     failed: int = 0
-    saved: int = 0
+    deduplicated: int = 0
     abandoned: int = 0
     reconnections: int = 0
+
+    def count(self, verdict: Verdict, number: int = 1) -> None:
+        """Count deliveries with the same verdict."""
+        # Not by the verdict's value: this runs for every message, and a typing error would show.
+        if verdict is ACK:
+            self.acknowledged += number
+        elif verdict is NACK:
+            self.requeued += number
+        elif verdict is DROP:
+            self.dropped += number
+        elif verdict is REJECT:
+            self.rejected += number
+        else:
+            self.failed += number
 
     def __str__(self) -> str:
         counts = [f"{name} {count}" for name, count in dataclasses.asdict(self).items() if count]
@@ -88,16 +141,16 @@ class Snapshot(NamedTuple):
 
     state: State
     stats: Stats
-    running: int
-    prefetched: int
-    held: int
-    overdue: int
-    dead_workers: int
-    broker: str
+    running: int = 0
+    prefetched: int = 0
+    held: int = 0
+    overdue: int = 0
+    dead_workers: int = 0
+    broker: str = ""
 
 
 class Observer:
-    """What a service overrides to follow the engine.
+    """Follows the engine; a service overrides the methods that it needs.
 
     Every method runs on the supervisor's thread, which must not wait for it.
     """
@@ -106,16 +159,16 @@ class Observer:
     interval = 5.0
 
     def on_state(self, state: State) -> None:
-        """Take a change of state."""
+        """Note a change of state."""
 
     def on_outcome(self, outcome: Outcome) -> None:
-        """Take what became of a delivery."""
+        """Note the outcome of a delivery."""
 
     def on_tick(self, snapshot: Snapshot) -> None:
-        """Take a look at least once in `interval`; once a second, or twice in it, at most."""
+        """Look at the engine: once in `interval` at least, once a second or twice in it at most."""
 
     def on_depths(self, depths: dict[str, int]) -> None:
-        """Take the number of ready messages by queue; sent when `depth_interval` is set."""
+        """Note how many messages are ready in each queue; called where `depth_interval` is set."""
 
     #: Seconds between two looks at the queues' depths; 0 is never.
     depth_interval = 0.0

@@ -1,4 +1,4 @@
-"""The watch turns what the supervisor knows into a state, log lines and ticks for observers.
+"""The status turns what the supervisor knows into a state, log lines and ticks for observers.
 
 The supervisor's thread calls it; any thread may read `state`.
 """
@@ -15,26 +15,24 @@ from ..broker.session import Session
 from ..delivery import Delivery, Outcome
 from ..log import get_logger
 from ..text import printable
-from .account import Unsettled
-from .states import Observer, Snapshot, State, Stats
+from .account import DeliveryAccount
+from .states import Observer, Phase, Snapshot, State, Stats
 from .workers import Worker
 
-__all__ = ["Watch"]
+__all__ = ["Status"]
 
 _log = get_logger(__name__)
 
 #: Shortest time between two ticks, seconds, unless an observer asks for more of them.
 _TICK = 1.0
-#: A message that is in hand for longer is shown in the state, seconds.
+#: A message that has been in hand for longer is shown in the state, seconds.
 _SLOW = 60.0
 #: The text of a state is cut to so many characters; it may name many queues.
 _LENGTH = 2000
-#: States in which somebody may have to act.
-_TROUBLE = {"waiting", "blocked", "busy", "prefetch full"}
 
 
-class Watch:
-    """Looks at the engine and tells.
+class Status:
+    """Looks at the engine, and tells the log and the observers.
 
     Args:
         prefetch_count: Messages; 0 is no limit.
@@ -46,7 +44,7 @@ class Watch:
         self,
         observers: Sequence[Observer],
         stats: Stats,
-        unsettled: Unsettled,
+        account: DeliveryAccount,
         workers: Sequence[Worker],
         prefetch_count: int,
         callback_timeout: Optional[float],
@@ -54,16 +52,16 @@ class Watch:
     ) -> None:
         self._observers = observers
         self._stats = stats
-        self._unsettled = unsettled
+        self._account = account
         self._workers = workers
         self._prefetch_count = prefetch_count
         self._callback_timeout = callback_timeout
         self._count_waiting = count_waiting
         #: Replaced whole at each change.
-        self.state = State("connecting", "connecting")
+        self.state = State(Phase.CONNECTING, "connecting")
         #: When to tick again and when to ask for depths again, monotonic seconds.
         self._next_tick = self._next_depths = 0.0
-        #: What runs in each callback whose stack was logged.
+        #: Deliveries whose callback is past its time, and whose stack was logged.
         self._overdue: set[Delivery] = set()
 
     @property
@@ -71,24 +69,25 @@ class Watch:
         """How long the supervisor may sleep for the observers' sake, seconds."""
         return min((observer.interval for observer in self._observers), default=Observer.interval)
 
-    def enter(self, name: str, text: str) -> None:
+    def enter(self, phase: Phase, text: str) -> None:
         """Change the state; each change is one log line."""
-        text = printable(text, _LENGTH)
-        if (name, text) == self.state:
+        state = State(phase, printable(text, _LENGTH))
+        if state == self.state:
             return
-        if name != self.state.name or name == "connecting":
-            _log.log(logging.WARNING if name in _TROUBLE else logging.INFO, "%s", text)
-        self.state = State(name, text)
+        if phase is not self.state.phase or phase is Phase.CONNECTING:
+            level = logging.WARNING if phase.needs_attention else logging.INFO
+            _log.log(level, "%s", state.text)
+        self.state = state
         for observer in self._observers:
             observer.on_state(self.state)
 
-    def see(self, outcome: Outcome) -> None:
-        """Pass an outcome on."""
+    def tell_outcome(self, outcome: Outcome) -> None:
+        """Tell the observers of an outcome."""
         for observer in self._observers:
             observer.on_outcome(outcome)
 
     def tick(self, session: Optional[Session]) -> None:
-        """Look at the flow of messages and at the callbacks, when it is time to.
+        """Look at the flow of messages and at the callbacks, when it is time for that.
 
         Args:
             session: The one that consumes, None while none does.
@@ -107,15 +106,16 @@ class Watch:
 
     def _flow(self, session: Session, now: float) -> State:
         """Tell why messages flow, or why they do not."""
-        oldest = self._unsettled.oldest
+        oldest = self._account.oldest
         if session.blocked:
-            return State("blocked", f"consuming; the broker blocks publishers: {session.blocked}")
+            text = f"consuming; the broker blocks publishers: {session.blocked}"
+            return State(Phase.BLOCKED, text)
         if oldest is not None and now - oldest.received > _SLOW:
-            return State("busy", f"{oldest.name} is in hand for {now - oldest.received:.0f} s")
-        if 0 < self._prefetch_count <= self._unsettled.held:
+            return State(Phase.BUSY, f"{oldest.name} is in hand for {now - oldest.received:.0f} s")
+        if 0 < self._prefetch_count <= self._account.held:
             text = f"all {self._prefetch_count} prefetched messages are Nacks held back"
-            return State("prefetch full", text)
-        return State("consuming", f"consuming from {session.name}")
+            return State(Phase.PREFETCH_FULL, text)
+        return State(Phase.CONSUMING, f"consuming from {session.name}")
 
     def _log_overdue(self, now: float) -> None:
         """Log once the stack of each callback that is past its time."""
@@ -142,12 +142,12 @@ class Watch:
 
     def _snapshot(self, session: Optional[Session]) -> Snapshot:
         return Snapshot(
-            self.state,
-            dataclasses.replace(self._stats),
-            sum(worker.current is not None for worker in self._workers),
-            self._count_waiting(),
-            self._unsettled.held,
-            len(self._overdue),
-            sum(not worker.is_alive() for worker in self._workers),
-            session.address.name if session else "",
+            state=self.state,
+            stats=dataclasses.replace(self._stats),
+            running=sum(worker.current is not None for worker in self._workers),
+            prefetched=self._count_waiting(),
+            held=self._account.held,
+            overdue=len(self._overdue),
+            dead_workers=sum(not worker.is_alive() for worker in self._workers),
+            broker=session.address.name if session else "",
         )

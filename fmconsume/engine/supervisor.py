@@ -22,22 +22,20 @@ from ..broker.errors import SessionLost
 from ..broker.opener import SessionOpener
 from ..broker.session import Session
 from ..broker.topology import Topology
-from ..delivery import RETURNS, Delivery, Outcome
+from ..delivery import NACK, RETURNS, Delivery, Outcome
 from ..exceptions import (
-    BadDeclaration,
     ConsumerCanceled,
     ExitCode,
     FmconsumeError,
     HaltConsumer,
-    PermissionException,
     UnavailableException,
 )
 from ..log import get_logger
 from ..shortage import shortage
-from .account import Unsettled
+from .account import DeliveryAccount
 from .mailbox import Item, Mailbox
-from .states import End, Observer, State, Stats
-from .status import Watch
+from .states import End, Observer, Phase, State, Stats
+from .status import Status
 from .workers import Pool, Post
 
 __all__ = ["Options", "Supervisor"]
@@ -120,9 +118,7 @@ class Supervisor(threading.Thread):
         #: The one in use. Set here, read by any thread that posts.
         self._session: Session | None = None
         self._sessions = 0
-        self._unsettled = Unsettled(options.remember, topology.counting_queues)
-        #: Outcomes to keep account of once the broker has been told, each with what it settles.
-        self._agenda: deque[tuple[Outcome, Delivery]] = deque()
+        self._account = DeliveryAccount(options.remember, topology.counting_queues)
         #: Deliveries that the workers do not have: just come, or beyond the limit until the stop.
         self._waiting: deque[Delivery] = deque()
         limit = math.inf if options.limit is None else options.limit
@@ -130,19 +126,19 @@ class Supervisor(threading.Thread):
         self._remaining = limit
         #: Deliveries that may still be given to the workers.
         self._budget = limit
-        self._watch = Watch(
+        self._status = Status(
             observers,
             self.stats,
-            self._unsettled,
+            self._account,
             self.workers,
             topology.prefetch_count,
             options.callback_timeout,
             lambda: self._inbox.qsize() + len(self._waiting),
         )
         #: Longest sleep, seconds.
-        self._turn_seconds = min(_DRAIN_TURN if options.drain else _TURN, self._watch.interval)
-        #: `stats.saved` when this session began, until it is told how many were saved since.
-        self._saved_before: int | None = None
+        self._turn_seconds = min(_DRAIN_TURN if options.drain else _TURN, self._status.interval)
+        #: `stats.deduplicated` when this session began, until the log says how many came since.
+        self._deduplicated_before: int | None = None
         #: Set once, and replaced only by an abandonment.
         self._ending: End | None = None
         #: Nacks held when the session consumed last, while draining.
@@ -157,7 +153,7 @@ class Supervisor(threading.Thread):
     @property
     def state(self) -> State:
         """Why messages flow, or why they do not. Thread: any."""
-        return self._watch.state
+        return self._status.state
 
     def stop(self) -> None:
         """Stop gracefully. Thread: any."""
@@ -191,7 +187,7 @@ class Supervisor(threading.Thread):
         self._pool.end()
         reason = "asked to stop" if end.error is None else type(end.error).__name__
         seconds = monotonic() - self._born
-        self._watch.enter("stopped", f"stopped after {seconds:.1f} s ({reason}): {self.stats}")
+        self._status.enter(Phase.STOPPED, f"stopped after {seconds:.1f} s ({reason}): {self.stats}")
 
     def _supervise(self) -> None:
         self._pool.start()
@@ -203,11 +199,15 @@ class Supervisor(threading.Thread):
             except SessionLost as exc:
                 self._survive(exc)
             except FmconsumeError as exc:
-                self._end(exc, _refusal_code(exc))
+                self._end(exc, exc.exit_code)
         if self._is_waiting_for_callbacks:
-            self._watch.enter("stopping", f"stopping: {self._unsettled.running} deliveries in hand")
+            self._tell_stopping()
         while self._is_waiting_for_callbacks:
             self._take_one(self._turn_seconds)
+
+    def _tell_stopping(self) -> None:
+        text = f"stopping: {self._account.running} deliveries in hand"
+        self._status.enter(Phase.STOPPING, text)
 
     def _open(self) -> Session | None:
         """Open a session with the first address that works; None when told to stop meanwhile.
@@ -235,7 +235,7 @@ class Supervisor(threading.Thread):
         raise SessionLost("; ".join(map(str, [*losses, *refusals])))
 
     def _open_at(self, address: Address) -> Session | None:
-        self._watch.enter("connecting", f"connecting to {address.name}")
+        self._status.enter(Phase.CONNECTING, f"connecting to {address.name}")
         open_session = partial(
             self._open_session,
             address,
@@ -269,13 +269,13 @@ class Supervisor(threading.Thread):
         """Consume until the end, then wind down; raises SessionLost."""
         self._sessions, self._held_before = session.number, 0
         self.stats.reconnections = self._sessions - 1
-        self._unsettled.begin(session.number)
+        self._account.begin(session.number)
         self._session = session
         self.mailbox.attach(session.wake)
         session.tick(self._turn_seconds)
         if session.number > 1:
-            self._saved_before = self.stats.saved
-            session.call_later(_TURN, self._tell_saved)
+            self._deduplicated_before = self.stats.deduplicated
+            session.call_later(_TURN, self._tell_deduplicated)
         began = monotonic()
         try:
             self._consume(session)
@@ -288,20 +288,20 @@ class Supervisor(threading.Thread):
         finally:
             self._session = None
             self.mailbox.detach()
-            self._tell_saved()
+            self._tell_deduplicated()
             if monotonic() - began > _TURN:
                 self._backoff.reset()
 
     def _consume(self, session: Session) -> None:
         self._read_mailbox(session)
-        self._watch.enter("consuming", f"consuming from {session.name}")
+        self._status.enter(Phase.CONSUMING, f"consuming from {session.name}")
         while self._ending is None:
             self._turn(session)
             if self._ending is None and not session.is_consuming:
                 try:
                     session.look_for_queue()
                 except ConsumerCanceled as exc:
-                    self._end(exc, ExitCode.CANCELLED)
+                    self._end(exc, exc.exit_code)
             if self._ending is None and self._options.drain:
                 self._drain(session)
 
@@ -312,13 +312,13 @@ class Supervisor(threading.Thread):
         is returned, to be returned again. Of a queue with a single active consumer this stays
         the active one until its callbacks are settled, and the channel's end returns the rest.
         """
-        self._watch.enter("stopping", f"stopping: {self._unsettled.running} deliveries in hand")
+        self._tell_stopping()
         self._return_unstarted()
         if not self._topology.has_single_active_consumer:
             session.cancel()
             # What was delivered until the broker had answered.
             self._return_unstarted()
-            self._unsettled.release_all()
+            self._account.release_all()
         self._is_leaving = True
         while self._is_waiting_for_callbacks:
             self._turn(session)
@@ -329,17 +329,17 @@ class Supervisor(threading.Thread):
     def _return_unstarted(self) -> None:
         """Put back in its queue what no worker has begun."""
         not_started = self._take_inbox()
-        self.stats.requeued += len(not_started)
+        self.stats.count(NACK, len(not_started))
         if self._topology.has_single_active_consumer:
-            self._unsettled.leave(not_started)
+            self._account.leave(not_started)
         else:
-            self._unsettled.take_back(not_started)
+            self._account.take_back(not_started)
 
     def _turn(self, session: Session) -> None:
         """Sleep until something happens, hand out what has come, read the mailbox, settle."""
         self._receive(session)
         self.mailbox.linger(self._inbox)
-        if 0 < 2 * len(self._unsettled) < self._topology.prefetch_count:
+        if 0 < 2 * len(self._account) < self._topology.prefetch_count:
             # The broker sends the first of many alone; settled alone, it would part the next too.
             self._receive(session, 0)
             self.mailbox.linger(self._inbox)
@@ -360,15 +360,15 @@ class Supervisor(threading.Thread):
         for item in self.mailbox.collect():
             self._take(item)
         self._settle(session)
-        self._do_agenda()
+        self._follow_up()
         self._settle(session)  # Nacks that are not held back.
-        self._watch.tick(session if self._ending is None else None)
+        self._status.tick(session if self._ending is None else None)
 
     def _settle(self, session: Session) -> None:
         """Tell the broker, unless it has still to stop delivering."""
         if self._ending is not None and not self._is_leaving:
             return
-        frames = self._unsettled.take_frames()
+        frames = self._account.take_frames()
         if frames:
             session.settle(frames)
             # A session counts as good once it got something done, or lived for a while.
@@ -378,12 +378,12 @@ class Supervisor(threading.Thread):
         """Take one item from the mailbox while there is no session, or give up after a while."""
         with suppress(Empty):
             self._take(self.mailbox.take(max(0.0, min(seconds, self._turn_seconds))))
-        self._do_agenda()
-        self._watch.tick(None)
+        self._follow_up()
+        self._status.tick(None)
 
     def _drain(self, session: Session) -> None:
         """End once there is nothing but what was returned, which is held until then."""
-        held, prefetch = self._unsettled.held, self._topology.prefetch_count
+        held, prefetch = self._account.held, self._topology.prefetch_count
         is_full = 0 < prefetch <= held - self._held_before
         may_go_on = held < _MOST_HELD and not self._topology.has_single_active_consumer
         if self._is_drained(session):
@@ -392,7 +392,8 @@ class Supervisor(threading.Thread):
             self._end(None, ExitCode.OK)
         elif is_full and not may_go_on:
             reason = f"not drained: no more can be held than the {held} messages that were returned"
-            self._end(UnavailableException(reason), ExitCode.TEMPORARY)
+            full = UnavailableException(reason)
+            self._end(full, full.exit_code)
         elif is_full:
             self._held_before = held
             session.consume_again()
@@ -409,18 +410,18 @@ class Supervisor(threading.Thread):
 
     @property
     def _has_only_held(self) -> bool:
-        return len(self._unsettled) == self._unsettled.held
+        return len(self._account) == self._account.held
 
     def _survive(self, loss: SessionLost) -> None:
         """Forget a session and wait before the next one, unless the end has come."""
-        self._do_agenda()
+        self._follow_up()
         reason = self._explain(loss)
-        self._unsettled.lose(self._take_inbox())
+        self._account.lose(self._take_inbox())
         if self._ending is not None:
             _log.warning("connection lost while stopping: %s", reason)
             return
         delay = self._backoff.next()
-        self._watch.enter("waiting", f"not consuming: {reason}; reconnecting in {delay:.1f} s")
+        self._status.enter(Phase.WAITING, f"not consuming: {reason}; reconnecting in {delay:.1f} s")
         deadline = monotonic() + delay
         while self._ending is None and monotonic() < deadline:
             self._take_one(deadline - monotonic())
@@ -431,7 +432,7 @@ class Supervisor(threading.Thread):
         Source: RabbitMQ closes the channel of a delivery that is not acknowledged within
         consumer_timeout, also of one that was only prefetched; pika does not tell us why.
         """
-        running, held = self._unsettled.oldest, self._unsettled.oldest_held
+        running, held = self._account.oldest, self._account.oldest_held
         oldest = min(filter(None, (running, held)), key=lambda each: each.received, default=None)
         if not loss.is_by_channel or oldest is None:
             return str(loss)
@@ -444,15 +445,18 @@ class Supervisor(threading.Thread):
             f"it, or {cure}"
         )
 
-    def _tell_saved(self) -> None:
-        """Say once for each reconnection what remembering was good for."""
-        if self._saved_before is not None:
-            saved, self._saved_before = self.stats.saved - self._saved_before, None
-            _log.info("reconnected; %d redelivered messages had run and were not run again", saved)
+    def _tell_deduplicated(self) -> None:
+        """Say once for each reconnection how many runs the memory has spared."""
+        before, self._deduplicated_before = self._deduplicated_before, None
+        if before is not None:
+            _log.info(
+                "reconnected; %d redelivered messages had run and were not run again",
+                self.stats.deduplicated - before,
+            )
 
     @property
     def _is_waiting_for_callbacks(self) -> bool:
-        return bool(self._unsettled.running) and not self._is_abandoned
+        return bool(self._account.running) and not self._is_abandoned
 
     def _take_inbox(self) -> list[Delivery]:
         """Take back what no worker has begun; it may be given out again."""
@@ -470,12 +474,11 @@ class Supervisor(threading.Thread):
     # -- events ------------------------------------------------------------
 
     def _take(self, item: Item) -> None:
-        """Do what decides over settling at once, and put the rest off."""
+        """Run an action, or note an outcome; `_follow_up` does what can wait."""
         if not isinstance(item, Outcome):
             item()
             return
-        target = self._unsettled.conclude(item)
-        self._agenda.append((item, target))
+        self._account.conclude(item)
         error = item.error
         if error is not None:
             self._end(
@@ -485,46 +488,36 @@ class Supervisor(threading.Thread):
         if self._remaining == 0:
             self._end(None, ExitCode.OK)
 
-    def _do_agenda(self) -> None:
-        while self._agenda:
-            self._on_outcome(*self._agenda.popleft())
+    def _follow_up(self) -> None:
+        """Count what was concluded, tell the observers, and hold what is returned."""
+        for outcome in self._account.flush():
+            self.stats.count(outcome.verdict)
+            self._status.tell_outcome(outcome)
+            if outcome.verdict in RETURNS:
+                self._hold(outcome)
 
     def _on_delivery(self, delivery: Delivery) -> None:
         self.stats.received += 1
         if self._is_leaving:
-            self.stats.requeued += 1  # By closing the channel.
-        elif self._unsettled.receive(delivery):
+            self.stats.count(NACK)  # Closing the channel returns it.
+        elif self._account.receive(delivery):
             self._waiting.append(delivery)
         else:
-            self.stats.saved += 1
+            self.stats.deduplicated += 1
 
-    def _on_outcome(self, outcome: Outcome, target: Delivery) -> None:
-        """Keep account of an outcome; the target is the delivery that it settles."""
-        self._count(outcome)
-        self._watch.see(outcome)
-        self._unsettled.remember(outcome, target)
-        if outcome.verdict in RETURNS:
-            self._hold(target)
-
-    def _hold(self, delivery: Delivery) -> None:
+    def _hold(self, outcome: Outcome) -> None:
         """Return a message after a while, since RabbitMQ would redeliver it at once."""
-        delay = nack_delay(
-            self._options.nack_initial,
-            self._options.nack_maximum,
-            self._unsettled.count_return(delivery),
-        )
-        session, release = self._session, partial(self._unsettled.release, delivery.tag)
-        if session is None or session.number != delivery.session:
+        options, target = self._options, outcome.target
+        delay = nack_delay(options.nack_initial, options.nack_maximum, outcome.returns)
+        session, release = self._session, partial(self._account.release, target.tag)
+        if session is None or session.number != target.session:
             return  # It is in its queue already.
         if self._ending is None:
             # What was returned once does not come again in the same drain.
-            if not self._options.drain:
+            if not options.drain:
                 session.call_later(delay, release) if delay else release()
         elif self._is_leaving and not self._topology.has_single_active_consumer:
             release()
-
-    def _count(self, outcome: Outcome) -> None:
-        vars(self.stats)[outcome.name] += 1
 
     def _end(self, error: BaseException | None, exit_code: int) -> None:
         """Begin to stop; the first reason is the one that counts."""
@@ -535,7 +528,7 @@ class Supervisor(threading.Thread):
         """Stop without waiting for callbacks."""
         if not self._is_abandoned:
             self._is_abandoned = True
-            self.stats.abandoned = self._unsettled.running
+            self.stats.abandoned = self._account.running
             self._ending = end
 
 
@@ -543,15 +536,9 @@ def _failure(exc: BaseException) -> End:
     """Tell a machine that is short of something from a bug."""
     short = shortage(exc)
     if short is not None:
-        return End(short, ExitCode.TEMPORARY)
+        return End(short, short.exit_code)
     _log.critical("the supervisor failed, which is a bug", exc_info=exc)
     return End(exc, ExitCode.UNEXPECTED)
-
-
-def _refusal_code(error: FmconsumeError) -> ExitCode:
-    if isinstance(error, BadDeclaration):
-        return ExitCode.DECLARATION
-    return ExitCode.PERMISSION if isinstance(error, PermissionException) else ExitCode.HANDSHAKE
 
 
 def _nothing() -> None:

@@ -1,4 +1,4 @@
-"""What the monitoring server tells; the supervisor's thread records it, and any thread may read.
+"""Remembers for the monitoring server; the supervisor's thread records, and any thread may read.
 
 Readers need no lock: what grows is replaced whole, and the rest keeps its size.
 """
@@ -11,8 +11,8 @@ from collections import Counter
 from time import monotonic, time
 from typing import Callable, NamedTuple, Optional
 
-from ..delivery import Outcome
-from ..engine.states import Observer, Snapshot, State, Stats
+from ..delivery import Outcome, Verdict
+from ..engine.states import Observer, Phase, Snapshot, State, Stats
 from ..text import printable
 from .journal import PlainFormatter
 
@@ -53,27 +53,25 @@ class Entry(NamedTuple):
 
 
 class Tally:
-    """What became of the deliveries of one queue."""
+    """Counts of the outcomes of one queue."""
 
     def __init__(self) -> None:
-        self.outcomes = dict.fromkeys(
-            ("acknowledged", "requeued", "dropped", "rejected", "failed"), 0
-        )
+        self.verdicts = dict.fromkeys(Verdict, 0)
         #: Callbacks by duration, one more than there are BOUNDS.
         self.buckets = [0] * (len(BOUNDS) + 1)
-        #: What they took together.
+        #: Seconds of all callbacks together.
         self.seconds = 0.0
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome."""
-        self.outcomes[outcome.name] += 1
+        self.verdicts[outcome.verdict] += 1
         if outcome.seconds:  # Else the callback was never called.
             self.buckets[bisect_left(BOUNDS, outcome.seconds)] += 1
             self.seconds += outcome.seconds
 
 
 class History(Observer):
-    """Remembers what a monitor wants to know.
+    """Remembers counts, rates and states.
 
     Args:
         stats: Gives the counts of the moment.
@@ -84,19 +82,19 @@ class History(Observer):
     def __init__(self, stats: Callable[[], Stats]) -> None:
         self.stats = stats
         self.started = monotonic()
-        self.state = State("connecting", "connecting")
-        #: When the name of the state changed, monotonic seconds.
+        self.state = State(Phase.CONNECTING, "connecting")
+        #: When the phase changed, monotonic seconds.
         self.since = self.started
         #: When the supervisor last gave a sign of life, monotonic seconds.
         self.seen = self.started
-        self.snapshot = Snapshot(self.state, Stats(), 0, 0, 0, 0, 0, "")
+        self.snapshot = Snapshot(state=self.state, stats=Stats())
         #: The last broker that was connected.
         self.broker = ""
         #: When the last delivery was noticed, monotonic seconds; None before the first.
         self.delivered: Optional[float] = None
         #: Ready messages, by queue; empty without a session.
         self.depths: dict[str, int] = {}
-        #: What became of deliveries, by queue.
+        #: Outcomes by queue.
         self.tallies: dict[str, Tally] = {}
         #: Outcomes by the number of the step in which they came.
         self.rate: dict[int, int] = {}
@@ -119,7 +117,7 @@ class History(Observer):
     def on_state(self, state: State) -> None:
         """Note a change of state."""
         self.seen = monotonic()
-        if state.name != self.state.name:
+        if state.phase is not self.state.phase:
             self.since = monotonic()
         self.state = state
 
@@ -156,7 +154,7 @@ class History(Observer):
     def _note_slow(self, outcome: Outcome) -> None:
         delivery = outcome.delivery
         names = (delivery.message_id, delivery.queue, delivery.routing_key)
-        slow = Slow(outcome.seconds, time(), outcome.name, *map(printable, names))
+        slow = Slow(outcome.seconds, time(), outcome.verdict.value, *map(printable, names))
         self.slowest = sorted([*self.slowest, slow], reverse=True)[:_SLOW]
 
 
@@ -173,7 +171,7 @@ class Recent(logging.Handler):
         self.setFormatter(PlainFormatter())
         #: Oldest first; replaced whole by the thread that logs.
         self.entries: tuple[Entry, ...] = ()
-        #: What was put where.
+        #: Each logger to which this handler, or Python's last resort, was added.
         self._added: list[tuple[logging.Logger, logging.Handler]] = []
 
     def emit(self, record: logging.LogRecord) -> None:

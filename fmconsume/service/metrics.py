@@ -10,23 +10,13 @@ from itertools import accumulate
 from time import monotonic
 from typing import TYPE_CHECKING, Union
 
+from ..engine.states import Phase
 from .history import BOUNDS, History, Tally
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
 __all__ = ["write"]
-
-_STATES = (
-    "connecting",
-    "waiting",
-    "consuming",
-    "blocked",
-    "busy",
-    "prefetch full",
-    "stopping",
-    "stopped",
-)
 
 
 def write(history: History, accept: str) -> tuple[str, bytes]:
@@ -72,7 +62,7 @@ def _counters(history: History) -> Iterable[Metric]:
     stats = history.stats()
     for name, text, value in (
         ("received", "Deliveries received", stats.received),
-        ("saved_runs", "Redeliveries that had run and did not run again", stats.saved),
+        ("deduplicated", "Redeliveries that had run and did not run again", stats.deduplicated),
         ("reconnections", "Sessions with the broker after the first", stats.reconnections),
     ):
         yield CounterMetricFamily(f"fmconsume_{name}", text, value)
@@ -80,7 +70,7 @@ def _counters(history: History) -> Iterable[Metric]:
 
 def _gauges(history: History) -> Iterable[Metric]:
     now, snapshot, state = monotonic(), history.snapshot, history.state
-    is_state = {name: name == state.name for name in _STATES}
+    is_state = {phase.value: phase is state.phase for phase in Phase}
     yield _gauge("consuming", "Whether messages are taken as they come", history.is_consuming)
     yield _gauge("state", "Whether this is the state", is_state, "state")
     yield _gauge("uptime_seconds", "Time since the start", now - history.started)
@@ -120,8 +110,8 @@ def _tallies(tallies: Mapping[str, Tally]) -> Iterable[Metric]:
         "fmconsume_callback_seconds", "How long callbacks ran", labels=["queue"]
     )
     for queue, tally in tallies.items():
-        for name, count in tally.outcomes.items():
-            deliveries.add_metric([queue, name], count)
+        for verdict, count in tally.verdicts.items():
+            deliveries.add_metric([queue, verdict.value], count)
         bounds = [*map(str, map(float, BOUNDS)), "+Inf"]
         buckets = list(zip(bounds, accumulate(tally.buckets)))
         durations.add_metric([queue], buckets, tally.seconds)

@@ -14,6 +14,7 @@ from math import floor, log10
 from time import localtime, monotonic, strftime
 from typing import Optional
 
+from ..engine.states import Phase
 from ..text import printable
 from ..version import __version__
 from .history import STEP, STEPS, Entry, History, Slow, Tally
@@ -137,7 +138,7 @@ def _header(history: History) -> str:
         f"fmconsume {__version__}",
     ]
     silence = history.silence
-    is_good = state.name == "consuming" and not silence
+    is_good = state.phase is Phase.CONSUMING and not silence
     alarm = f'<p class="bad">There is {escape(silence)}.</p>\n' if silence else ""
     return (
         f'<h1 class="{"good" if is_good else ""}">'
@@ -162,7 +163,7 @@ def _numbers(history: History) -> str:
         "Dropped": stats.dropped,
         "Rejected": stats.rejected,
         "Failed": stats.failed,
-        "Not run again": stats.saved,
+        "Deduplicated": stats.deduplicated,
     }
     return f"<dl>{''.join(starmap(_pair, numbers.items()))}</dl>"
 
@@ -224,7 +225,7 @@ def _queues(history: History) -> str:
         ran = sum(tally.buckets)
         mean = _duration(tally.seconds / ran) if ran else "-"
         rows.append(
-            [printable(name), history.depths.get(name, "-"), *tally.outcomes.values(), mean]
+            [printable(name), history.depths.get(name, "-"), *tally.verdicts.values(), mean]
         )
     head = "*Queue #Ready #Acknowledged #Requeued #Dropped #Rejected #Failed #Mean_time"
     return _table("Queues", head, rows)

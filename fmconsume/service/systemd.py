@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from time import monotonic
 
-from ..engine.states import Observer, Snapshot, State
+from ..engine.states import Observer, Phase, Snapshot, State
 
 __all__ = ["Notifier"]
 
@@ -47,7 +47,7 @@ class Notifier(Observer):
         """Report that the consumer is ready, that it stops, or what else it does."""
         news = {_milestone(state)} - self._announced
         status = _status(state, self._counts)
-        is_last = state.name == "stopped"
+        is_last = state.phase is Phase.STOPPED
         is_due = status != self._status and monotonic() >= self._next_status
         if (news or is_last or is_due) and self._send(*news, status):
             self._announced |= news
@@ -77,11 +77,11 @@ class Notifier(Observer):
 def _milestone(state: State) -> str:
     if state.is_consuming:
         return "READY=1"
-    return "STOPPING=1" if state.name in ("stopping", "stopped") else ""
+    return "STOPPING=1" if state.phase.is_ending else ""
 
 
 def _status(state: State, counts: str) -> str:
-    text = state.text if state.name == "stopped" else state.text + counts
+    text = state.text if state.phase is Phase.STOPPED else state.text + counts
     # Publishers choose some of it, and a line of its own would be another message to systemd.
     return "STATUS=" + "".join(char if char.isprintable() else " " for char in text)
 

@@ -59,7 +59,7 @@ def crash(
                 broker.start()
             wait_until(lambda: account.has_all(row.messages), 120)
             wait_until(lambda: broker.depth(queue) == (0, 0), 60)
-            row.notes.append(f"{runner.consumer.stats.saved} runs saved")
+            row.notes.append(f"{runner.consumer.stats.deduplicated} deduplicated")
     return account.enter_into(row)
 
 

@@ -57,7 +57,7 @@ def test_redelivery_with_headers_in_any_order(broker, proxy, new_queue, run_cons
     running = run_consumer(gate, queues, workers=2, amqp_url=proxy.url())
     assert gate.entered.wait(20)
     proxy.cut()
-    wait_until(lambda: running.consumer.stats.saved == 1)
+    wait_until(lambda: running.consumer.stats.deduplicated == 1)
     gate.open.set()
     wait_until(lambda: broker.depth(queue) == Depth(0, 0))
     running.stop()

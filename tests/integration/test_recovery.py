@@ -60,7 +60,7 @@ def test_recovery_callback_outlives_its_connection(broker, proxy, queue, run_con
     broker.publish(queue, numbered(3))
     assert gate.entered.wait(20)
     proxy.cut()
-    wait_until(lambda: running.consumer.stats.saved == 1)
+    wait_until(lambda: running.consumer.stats.deduplicated == 1)
     gate.open.set()
     wait_until(lambda: running.consumer.stats.acknowledged == 3)
     running.stop()
@@ -100,7 +100,7 @@ def test_recovery_acknowledgement_timeout(impatient_broker, queue, run_consumer,
     """
     running = run_consumer(gate, queue)
     impatient_broker.publish(queue, numbered(2))
-    wait_until(lambda: running.consumer.stats.saved)
+    wait_until(lambda: running.consumer.stats.deduplicated)
     gate.open.set()
     wait_until(lambda: running.consumer.stats.acknowledged == 2)
     running.stop()

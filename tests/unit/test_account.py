@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmconsume.delivery import RETURNS, Delivery, Frame, Outcome, Verdict
-from fmconsume.engine.account import Unsettled
+from fmconsume.engine.account import DeliveryAccount
 
 from .fakes import make_delivery
 
@@ -31,13 +31,13 @@ class Message:
 
 
 class World:
-    """A broker, a line that may be cut, workers and another consumer, around one Unsettled.
+    """A broker, a line that may be cut, workers and another consumer, around one DeliveryAccount.
 
     It knows which message is which; the account knows only what a delivery shows.
     """
 
     def __init__(self, ids: list[Optional[str]]) -> None:
-        self.unsettled = Unsettled(remember=100)
+        self.account = DeliveryAccount(remember=100)
         self.ready = [Message(each) for each in ids]
         #: How many there are of each kind, how many of them came here as new, and how often one
         #: was run to the end, by anybody.
@@ -60,8 +60,8 @@ class World:
         self.rng = random.Random(seed)
         self.rng.choice(ACTIONS)(self)
         assert not Counter(message.id for message in self.gone) - self.runs
-        assert self.unsettled.running == len(self.inbox) + len(self.running)
-        assert len(self.unsettled) == len(self.open)
+        assert self.account.running == len(self.inbox) + len(self.running)
+        assert len(self.account) == len(self.open)
 
     def some(self, things: list[Any]) -> list[Any]:
         """Choose some, in any order."""
@@ -72,7 +72,7 @@ class World:
     def begin(self) -> None:
         """Open a session; tags start at 1 again."""
         self.session, self.tag, self.is_cut = self.session + 1, 0, False
-        self.unsettled.begin(self.session)
+        self.account.begin(self.session)
 
     def lose(self) -> None:
         """Lose the session, perhaps after sending in vain; the broker may have lost acks too.
@@ -81,8 +81,8 @@ class World:
         """
         if self.rng.random() < 0.5:
             self.is_cut = True
-            self.flush()
-        self.unsettled.lose([delivery for delivery, _ in self.inbox])
+            self.send()
+        self.account.lose([delivery for delivery, _ in self.inbox])
         back = self.some(self.gone) if self.rng.random() < 0.5 else []
         self.gone = [message for message in self.gone if message not in back]
         self.ready += [*self.out.values(), *back]
@@ -141,7 +141,7 @@ class World:
         self.seen[message.id] += not message.was_delivered
         message.was_delivered = True
         self.out[self.tag] = self.open[self.tag] = message
-        if self.unsettled.receive(delivery):
+        if self.account.receive(delivery):
             self.inbox.append((delivery, message))
 
     def start(self) -> None:
@@ -165,12 +165,13 @@ class World:
                 message.is_done = True
                 self.runs[message.id] += 1
             outcome = Outcome(delivery, verdict)
-            target = self.unsettled.conclude(outcome)
+            self.account.conclude(outcome)
             if self.rng.random() < 0.5:
-                self.flush()
-            self.unsettled.remember(outcome, target)
+                self.send()
             if self.rng.random() < 0.5:
-                self.unsettled.release(target.tag)
+                assert outcome in self.account.flush()
+            if self.rng.random() < 0.5:
+                self.account.release(outcome.target.tag)
 
     def work(self) -> None:
         """Let callbacks begin and end."""
@@ -180,22 +181,22 @@ class World:
 
     def take_back(self) -> None:
         """Return what no worker has begun."""
-        self.unsettled.take_back([delivery for delivery, _ in self.inbox])
+        self.account.take_back([delivery for delivery, _ in self.inbox])
         self.inbox.clear()
 
     # -- settling ----------------------------------------------------------
 
     def release(self) -> None:
         """Let a timer go off, even one whose verdict is gone."""
-        self.unsettled.release(self.rng.randint(1, 1 + self.tag))
+        self.account.release(self.rng.randint(1, 1 + self.tag))
 
     def release_all(self) -> None:
         """Let every held verdict go."""
-        self.unsettled.release_all()
+        self.account.release_all()
 
-    def flush(self) -> None:
+    def send(self) -> None:
         """Send all that can be sent; it arrives unless the line is cut."""
-        for frame in self.unsettled.take_frames():
+        for frame in self.account.take_frames():
             assert frame.tag in self.open, "a tag of another session, or one settled before"
             covered = [t for t in self.open if t == frame.tag or (frame.multiple and t < frame.tag)]
             for tag in covered:
@@ -207,20 +208,20 @@ class World:
     def stop(self) -> None:
         """Stop gracefully from wherever this is: everything outstanding gets settled."""
         self.take_back()
-        self.unsettled.release_all()
+        self.account.release_all()
         for delivery, message in self.running:
             self.runs[message.id] += 1
-            self.unsettled.conclude(Outcome(delivery, Verdict.ACK))
-        self.flush()
+            self.account.conclude(Outcome(delivery, Verdict.ACK))
+        self.send()
         assert not Counter(message.id for message in self.gone) - self.runs
         assert not self.open
-        assert len(self.unsettled) == self.unsettled.running == self.unsettled.held == 0
+        assert len(self.account) == self.account.running == self.account.held == 0
 
 
 ACTIONS = [
     *(World.lose, World.send_in_vain, World.hand_to_another, World.come_from_another),
     *(World.deliver, World.deliver, World.deliver, World.start, World.conclude),
-    *(World.work, World.work, World.flush, World.release, World.release_all, World.take_back),
+    *(World.work, World.work, World.send, World.release, World.release_all, World.take_back),
 ]
 
 
@@ -237,242 +238,243 @@ def test_nothing_is_lost(ids: list[Optional[str]], seeds: list[int]) -> None:
     world.stop()
 
 
-def open_session(remember: int = 10) -> Unsettled:
+def open_session(remember: int = 10) -> DeliveryAccount:
     """Begin an account."""
-    unsettled = Unsettled(remember)
-    unsettled.begin(1)
-    return unsettled
+    account = DeliveryAccount(remember)
+    account.begin(1)
+    return account
 
 
-def finish(unsettled: Unsettled, delivery: Delivery, verdict: Verdict = Verdict.ACK) -> None:
+def finish(account: DeliveryAccount, delivery: Delivery, verdict: Verdict = Verdict.ACK) -> None:
     """Let a callback end."""
-    outcome = Outcome(delivery, verdict)
-    unsettled.remember(outcome, unsettled.conclude(outcome))
+    account.conclude(Outcome(delivery, verdict))
 
 
 def test_receive_redelivery_of_running() -> None:
     """A callback that outlived its session settles its redelivery, under the new tag."""
-    unsettled = open_session()
+    account = open_session()
     first = make_delivery(1, 4)
-    assert unsettled.receive(first)
-    unsettled.lose([])
-    unsettled.begin(2)
-    assert not unsettled.receive(make_delivery(2, 1, redelivered=True))
-    assert unsettled.conclude(Outcome(first, Verdict.DROP)).tag == 1
-    assert unsettled.take_frames() == [Frame(1, Verdict.DROP, False)]
+    assert account.receive(first)
+    account.lose([])
+    account.begin(2)
+    assert not account.receive(make_delivery(2, 1, redelivered=True))
+    finish(account, first, Verdict.DROP)
+    assert account.take_frames() == [Frame(1, Verdict.DROP, False)]
 
 
 def test_receive_not_redelivered() -> None:
     """A message that the broker never delivered before runs, however much it looks like another."""
-    unsettled = open_session()
+    account = open_session()
     first = make_delivery(1, 1)
-    unsettled.receive(first)
-    finish(unsettled, first)
-    assert unsettled.receive(make_delivery(1, 2))
+    account.receive(first)
+    finish(account, first)
+    assert account.receive(make_delivery(1, 2))
 
 
 def test_receive_same_message_running_in_this_session() -> None:
     """What runs in this very session cannot be redelivered: this is another copy."""
-    unsettled = open_session()
-    unsettled.receive(make_delivery(1, 1))
-    assert unsettled.receive(make_delivery(1, 2, redelivered=True))
+    account = open_session()
+    account.receive(make_delivery(1, 1))
+    assert account.receive(make_delivery(1, 2, redelivered=True))
 
 
 def test_receive_two_copies_outlive_session() -> None:
     """Two copies of one message each settle one redelivery."""
-    unsettled = open_session()
+    account = open_session()
     copies = [make_delivery(1, 1), make_delivery(1, 2)]
     for copy in copies:
-        unsettled.receive(copy)
-    unsettled.lose([])
-    unsettled.begin(2)
+        account.receive(copy)
+    account.lose([])
+    account.begin(2)
     for tag in (1, 2):
-        assert not unsettled.receive(make_delivery(2, tag, redelivered=True))
-    settled = [unsettled.conclude(Outcome(copy, Verdict.ACK)) for copy in copies]
-    assert [(each.session, each.tag) for each in settled] == [(2, 1), (2, 2)]
+        assert not account.receive(make_delivery(2, tag, redelivered=True))
+    for copy in copies:
+        finish(account, copy)
+    targets = [outcome.target for outcome in account.flush()]
+    assert [(each.session, each.tag) for each in targets] == [(2, 1), (2, 2)]
 
 
 def test_receive_without_message_id() -> None:
     """A redelivery without a message id runs again, as AMQP promises."""
-    unsettled = open_session()
-    unsettled.receive(make_delivery(1, 1, message_id=None))
-    unsettled.lose([])
-    unsettled.begin(2)
-    assert unsettled.receive(make_delivery(2, 1, message_id=None, redelivered=True))
+    account = open_session()
+    account.receive(make_delivery(1, 1, message_id=None))
+    account.lose([])
+    account.begin(2)
+    assert account.receive(make_delivery(2, 1, message_id=None, redelivered=True))
 
 
 def test_receive_memory_turned_off() -> None:
     """Without a memory a finished message runs again."""
-    unsettled = open_session(remember=0)
+    account = open_session(remember=0)
     first = make_delivery(1, 1)
-    unsettled.receive(first)
-    finish(unsettled, first)
-    unsettled.lose([])
-    unsettled.begin(2)
-    assert unsettled.receive(make_delivery(2, 1, redelivered=True))
+    account.receive(first)
+    finish(account, first)
+    account.lose([])
+    account.begin(2)
+    assert account.receive(make_delivery(2, 1, redelivered=True))
 
 
 def test_conclude_after_callback_changed_message() -> None:
     """A message is known again although its callback changed the message's id."""
-    unsettled = open_session()
+    account = open_session()
     first = make_delivery(1, 1)
-    unsettled.receive(first)
+    account.receive(first)
     first.properties.message_id = "changed by the callback"
-    finish(unsettled, first)
-    unsettled.lose([])
-    unsettled.begin(2)
-    assert not unsettled.receive(make_delivery(2, 1, redelivered=True))
+    finish(account, first)
+    account.lose([])
+    account.begin(2)
+    assert not account.receive(make_delivery(2, 1, redelivered=True))
 
 
 def test_receive_published_again_and_lost() -> None:
     """A second copy of a finished message runs, also when its session is lost before it starts."""
-    unsettled = Unsettled(10)
-    unsettled.begin(1)
+    account = DeliveryAccount(10)
+    account.begin(1)
     first = make_delivery(1, 1)
-    assert unsettled.receive(first)
-    finish(unsettled, first)
+    assert account.receive(first)
+    finish(account, first)
     again = make_delivery(1, 2)
-    assert unsettled.receive(again)
-    unsettled.lose([again])
-    unsettled.begin(2)
-    assert unsettled.receive(make_delivery(2, 1, redelivered=True))
+    assert account.receive(again)
+    account.lose([again])
+    account.begin(2)
+    assert account.receive(make_delivery(2, 1, redelivered=True))
 
 
 def test_receive_published_again_and_returned_late() -> None:
     """A second copy runs again when its callback returned it after its session was lost."""
-    unsettled = Unsettled(10)
-    unsettled.begin(1)
+    account = DeliveryAccount(10)
+    account.begin(1)
     first, again = make_delivery(1, 1), make_delivery(1, 2)
-    unsettled.receive(first)
-    finish(unsettled, first)
-    unsettled.receive(again)
-    unsettled.lose([])
-    finish(unsettled, again, Verdict.NACK)
-    unsettled.begin(2)
-    assert unsettled.receive(make_delivery(2, 1, redelivered=True))
+    account.receive(first)
+    finish(account, first)
+    account.receive(again)
+    account.lose([])
+    finish(account, again, Verdict.NACK)
+    account.begin(2)
+    assert account.receive(make_delivery(2, 1, redelivered=True))
 
 
 def test_receive_published_again_beside_the_first() -> None:
     """The first copy, finished and redelivered, does not run again for the second one's sake."""
-    unsettled = Unsettled(10)
-    unsettled.begin(1)
+    account = DeliveryAccount(10)
+    account.begin(1)
     first = make_delivery(1, 1)
-    unsettled.receive(first)
-    finish(unsettled, first)
-    unsettled.lose([])
-    unsettled.begin(2)
-    assert unsettled.receive(make_delivery(2, 1))
-    assert not unsettled.receive(make_delivery(2, 2, redelivered=True))
+    account.receive(first)
+    finish(account, first)
+    account.lose([])
+    account.begin(2)
+    assert account.receive(make_delivery(2, 1))
+    assert not account.receive(make_delivery(2, 2, redelivered=True))
 
 
-def lose(unsettled: Unsettled, session: int, *not_started: Delivery) -> None:
+def lose(account: DeliveryAccount, session: int, *not_started: Delivery) -> None:
     """Replace the session by the next one."""
-    unsettled.lose(not_started)
-    unsettled.begin(session)
+    account.lose(not_started)
+    account.begin(session)
 
 
-def receive_again(unsettled: Unsettled, session: int, count: int) -> list[bool]:
+def receive_again(account: DeliveryAccount, session: int, count: int) -> list[bool]:
     """Receive equal redeliveries; give for each whether it has to run."""
     return [
-        unsettled.receive(make_delivery(session, tag, redelivered=True))
+        account.receive(make_delivery(session, tag, redelivered=True))
         for tag in range(1, count + 1)
     ]
 
 
 def test_receive_finished_in_this_session() -> None:
     """What this very session finished cannot come again in it: a redelivery is another copy."""
-    unsettled = open_session()
+    account = open_session()
     first = make_delivery(1, 1)
-    unsettled.receive(first)
-    finish(unsettled, first)
-    assert unsettled.receive(make_delivery(1, 2, redelivered=True))
+    account.receive(first)
+    finish(account, first)
+    assert account.receive(make_delivery(1, 2, redelivered=True))
 
 
 @pytest.mark.parametrize("verdict", [Verdict.ACK, Verdict.DROP, Verdict.REJECT])
 def test_receive_finished_again_and_again(verdict: Verdict) -> None:
     """A finished message is settled with its own verdict after each loss, once for each session."""
-    unsettled = open_session()
+    account = open_session()
     first = make_delivery(1, 1)
-    unsettled.receive(first)
-    finish(unsettled, first, verdict)
+    account.receive(first)
+    finish(account, first, verdict)
     for session in (2, 3, 4):
-        lose(unsettled, session)
-        assert receive_again(unsettled, session, 1) == [False]
-        assert unsettled.take_frames() == [Frame(1, verdict, False)]
-    assert unsettled.receive(make_delivery(4, 2, redelivered=True))
+        lose(account, session)
+        assert receive_again(account, session, 1) == [False]
+        assert account.take_frames() == [Frame(1, verdict, False)]
+    assert account.receive(make_delivery(4, 2, redelivered=True))
 
 
 def test_receive_equal_messages() -> None:
     """Of equal messages none settles another; as many as run still adopt a redelivery."""
-    unsettled = open_session()
+    account = open_session()
     copies = [make_delivery(1, tag) for tag in range(1, 6)]
     for copy in copies:
-        unsettled.receive(copy)
+        account.receive(copy)
     for copy in copies[:2]:
-        finish(unsettled, copy)
-    lose(unsettled, 2, *copies[3:])
-    assert receive_again(unsettled, 2, 6) == [False, True, True, True, True, True]
+        finish(account, copy)
+    lose(account, 2, *copies[3:])
+    assert receive_again(account, 2, 6) == [False, True, True, True, True, True]
 
 
 def test_receive_equal_message_running() -> None:
     """One that was finished settles no third one that was on its way, beside one that runs."""
-    unsettled = open_session()
+    account = open_session()
     copies = [make_delivery(1, 1), make_delivery(1, 2)]
     for copy in copies:
-        unsettled.receive(copy)
-    finish(unsettled, copies[0])
-    lose(unsettled, 2)
-    assert receive_again(unsettled, 2, 2) == [False, True]
+        account.receive(copy)
+    finish(account, copies[0])
+    lose(account, 2)
+    assert receive_again(account, 2, 2) == [False, True]
 
 
 def test_receive_equal_message_returned() -> None:
     """A returned message runs again although its equal was finished by an earlier session."""
-    unsettled = open_session()
+    account = open_session()
     first = make_delivery(1, 1)
-    unsettled.receive(first)
-    finish(unsettled, first)
-    lose(unsettled, 2)
+    account.receive(first)
+    finish(account, first)
+    lose(account, 2)
     second = make_delivery(2, 1)
-    unsettled.receive(second)
-    finish(unsettled, second, Verdict.NACK)
-    assert receive_again(unsettled, 2, 2) == [True, True]
+    account.receive(second)
+    finish(account, second, Verdict.NACK)
+    assert receive_again(account, 2, 2) == [True, True]
 
 
 def test_receive_dead_lettered() -> None:
     """What went through a dead-letter exchange is another message than the one it was."""
-    unsettled = open_session()
+    account = open_session()
     first = make_delivery(1, 1)
-    unsettled.receive(first)
-    finish(unsettled, first)
-    lose(unsettled, 2)
+    account.receive(first)
+    finish(account, first)
+    lose(account, 2)
     headers = {"x-death": [{"queue": "fruit", "reason": "expired", "count": 1}]}
-    assert unsettled.receive(make_delivery(2, 1, redelivered=True, headers=headers))
+    assert account.receive(make_delivery(2, 1, redelivered=True, headers=headers))
 
 
 def test_lose_after_adoption() -> None:
     """A callback whose redelivery was lost too adopts the next one, or what it did settles that."""
-    unsettled = open_session()
+    account = open_session()
     first = make_delivery(1, 1)
-    unsettled.receive(first)
+    account.receive(first)
     for session in (2, 3):
-        lose(unsettled, session)
-        assert receive_again(unsettled, session, 1) == [False]
-    lose(unsettled, 4)
-    finish(unsettled, first)
-    assert receive_again(unsettled, 4, 1) == [False]
-    assert unsettled.take_frames() == [Frame(1, Verdict.ACK, False)]
+        lose(account, session)
+        assert receive_again(account, session, 1) == [False]
+    lose(account, 4)
+    finish(account, first)
+    assert receive_again(account, 4, 1) == [False]
+    assert account.take_frames() == [Frame(1, Verdict.ACK, False)]
 
 
 @pytest.mark.parametrize("is_finished", [False, True])
 def test_receive_takes_no_longer_for_many(is_finished: bool) -> None:
     """A redelivery costs the same however much is in hand."""
-    unsettled, count = open_session(remember=10_000), 10_000
+    account, count = open_session(remember=10_000), 10_000
     equal = [make_delivery(1, tag) for tag in range(1, count + 1)]
     for delivery in equal:
-        unsettled.receive(delivery)
+        account.receive(delivery)
     for delivery in equal if is_finished else []:
-        finish(unsettled, delivery)
-    lose(unsettled, 2)
+        finish(account, delivery)
+    lose(account, 2)
     steps = 0
 
     def count_step(*args: Any) -> Any:
@@ -484,20 +486,53 @@ def test_receive_takes_no_longer_for_many(is_finished: bool) -> None:
     before = sys.gettrace()
     sys.settrace(count_step)
     for delivery in again:
-        assert unsettled.receive(delivery) is is_finished
+        assert account.receive(delivery) is is_finished
     sys.settrace(before)
     assert steps < 200 * count
 
 
-def test_count_return_malformed() -> None:
+def count_returns(delivery: Delivery) -> int:
+    """Return a message, and give how often it was returned before."""
+    account = DeliveryAccount(10, {"fruit"})
+    account.begin(1)
+    account.receive(delivery)
+    finish(account, delivery, Verdict.NACK)
+    (outcome,) = account.flush()
+    return outcome.returns
+
+
+def test_flush_counts_returns() -> None:
+    """What a quorum queue has counted counts, and so do the returns that were seen here."""
+    headers = {"x-delivery-count": 5}
+    assert count_returns(make_delivery(redelivered=True, headers=headers)) == 5
+    account = open_session()
+    for tag in (1, 2, 3):
+        delivery = make_delivery(1, tag)
+        account.receive(delivery)
+        finish(account, delivery, Verdict.NACK)
+    assert [outcome.returns for outcome in account.flush()] == [0, 1, 2]
+
+
+def test_flush_malformed_count() -> None:
     """Counts that no broker writes count for nothing."""
-    unsettled = Unsettled(10, {"fruit"})
     for value in ("5", None, 2.5, True, -5000):
-        delivery = make_delivery(redelivered=True, headers={"x-delivery-count": value})
-        assert unsettled.count_return(delivery) == 0
+        headers = {"x-delivery-count": value}
+        assert count_returns(make_delivery(redelivered=True, headers=headers)) == 0
 
 
-def test_count_return_first_delivery() -> None:
+def test_flush_count_of_first_delivery() -> None:
     """A count on a message that was never delivered before is the publisher's."""
-    unsettled = Unsettled(10, {"fruit"})
-    assert unsettled.count_return(make_delivery(headers={"x-delivery-count": 5})) == 0
+    assert count_returns(make_delivery(headers={"x-delivery-count": 5})) == 0
+
+
+def test_flush_once() -> None:
+    """Each outcome is given once, whatever has remembered it meanwhile."""
+    account = open_session()
+    first, second = make_delivery(1, 1), make_delivery(1, 2, message_id="pear")
+    for delivery in (first, second):
+        account.receive(delivery)
+    finish(account, first)
+    account.lose([])
+    finish(account, second)
+    assert [outcome.delivery for outcome in account.flush()] == [first, second]
+    assert account.flush() == []

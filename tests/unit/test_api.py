@@ -21,14 +21,14 @@ from fmconsume.api import Consumer, consume
 from fmconsume.config import LazyConfig
 from fmconsume.engine import processor as processor_module
 from fmconsume.engine.coroutines import CoroutineRunner
-from fmconsume.engine.states import End, State, Stats
+from fmconsume.engine.states import End, Phase, State, Stats
 from fmconsume.exceptions import (
     ConfigurationException,
     ExitCode,
     HaltConsumer,
     UnavailableException,
 )
-from fmconsume.wakeup import Notes
+from fmconsume.wakeup import WakeupQueue
 
 from .fakes import TIMEOUT, get_soon, make_delivery, restored_configuration
 
@@ -43,7 +43,7 @@ def handle(number: int) -> None:
 
 
 class FakeSupervisor:
-    """Notes what is asked of it, and answers as the stage says."""
+    """WakeupQueue what is asked of it, and answers as the stage says."""
 
     name = "fmconsume-supervisor"
 
@@ -64,7 +64,7 @@ class FakeSupervisor:
         self._stage = stage
         self.workers: list[Any] = []
         self.stats = Stats(received=3)
-        self.state = State("consuming", "consuming from nowhere")
+        self.state = State(Phase.CONSUMING, "consuming from nowhere")
         self.calls: SimpleQueue[Any] = SimpleQueue()
 
     @property
@@ -310,12 +310,12 @@ def test_run_signal_does_not_interrupt_wait(stage: Stage, monkeypatch: pytest.Mo
     """
     is_waiting = threading.Event()
 
-    class Announced(Notes):
+    class Announced(WakeupQueue):
         def get(self, timeout: float | None) -> Any:
             is_waiting.set()
             return super().get(timeout)
 
-    monkeypatch.setattr(api, "Notes", Announced)
+    monkeypatch.setattr(api, "WakeupQueue", Announced)
     arrived: list[Any] = []
     consumer = Consumer(callback)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Outcome, Verdict
-from fmconsume.engine.states import Snapshot, State, Stats
+from fmconsume.engine.states import Phase, Snapshot, State, Stats
 from fmconsume.exceptions import HaltConsumer
 from fmconsume.service import history as history_module
 from fmconsume.service.history import BOUNDS, STEP, STEPS, History, Recent
@@ -45,7 +45,7 @@ def make_outcome(
 
 def make_snapshot(received: int = 0, broker: str = "") -> Snapshot:
     """Make a look at the engine."""
-    return Snapshot(State("consuming", ""), Stats(received=received), 0, 0, 0, 0, 0, broker)
+    return Snapshot(State(Phase.CONSUMING, ""), Stats(received=received), 0, 0, 0, 0, 0, broker)
 
 
 # -- outcomes
@@ -70,8 +70,8 @@ def test_on_outcome_counts(
     history.on_outcome(make_outcome(verdict, error))
     history.on_outcome(make_outcome(verdict, error, queue="nuts"))
     assert set(history.tallies) == {"fruit", "nuts"}
-    counts = history.tallies["nuts"].outcomes
-    assert {key: count for key, count in counts.items() if count} == {name: 1}
+    counts = history.tallies["nuts"].verdicts
+    assert {key.value: count for key, count in counts.items() if count} == {name: 1}
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,9 @@ def test_on_outcome_rate(history: History, clock: list[float]) -> None:
 def test_on_state_since(history: History, clock: list[float]) -> None:
     """The time of a state runs from the change of its name."""
     clock[0] += 1
-    history.on_state(State("busy", "apple is in hand for 61 s"))
+    history.on_state(State(Phase.BUSY, "apple is in hand for 61 s"))
     clock[0] += 1
-    history.on_state(State("busy", "apple is in hand for 62 s"))
+    history.on_state(State(Phase.BUSY, "apple is in hand for 62 s"))
     assert history.since == 1001.0
     assert history.state.text == "apple is in hand for 62 s"
 
@@ -159,7 +159,7 @@ def test_queue_named_by_the_broker(history: History) -> None:
         history.on_outcome(make_outcome(queue=name))
         history.on_depths({name: number, "fruit": 3})
     assert list(history.tallies) == ["(server-named)"]
-    assert history.tallies["(server-named)"].outcomes["acknowledged"] == 50
+    assert history.tallies["(server-named)"].verdicts[Verdict.ACK] == 50
     assert history.depths == {"(server-named)": 49, "fruit": 3}
 
 
@@ -176,14 +176,14 @@ def test_on_tick_without_session(history: History) -> None:
 def test_silence(clock: list[float], sign: str) -> None:
     """A supervisor that has not been heard of for a minute is dead, until it is heard of again."""
     history = History(Stats)
-    history.on_state(State("consuming", "consuming from fruit"))
+    history.on_state(State(Phase.CONSUMING, "consuming from fruit"))
     clock[0] += 60
     assert (history.silence, history.is_consuming) == ("", True)
     clock[0] += 1
     assert history.silence == "no sign of life from the supervisor for 61 s"
     assert not history.is_consuming
     if sign == "state":
-        history.on_state(State("consuming", "consuming from fruit"))
+        history.on_state(State(Phase.CONSUMING, "consuming from fruit"))
     else:
         history.on_tick(make_snapshot())
     assert (history.silence, history.is_consuming) == ("", True)

@@ -13,7 +13,7 @@ from pika import BasicProperties
 
 from fmconsume.broker.wire import Properties, published
 from fmconsume.delivery import Delivery, Verdict
-from fmconsume.engine.memory import Memory, identity
+from fmconsume.engine.memory import RecentVerdicts, identity
 
 from .fakes import make_delivery
 
@@ -117,17 +117,17 @@ def test_identity_without_message_id(message_id: Optional[str]) -> None:
 @pytest.mark.parametrize("verdict", [ACK, DROP, Verdict.REJECT])
 def test_recall_finished(verdict: Verdict) -> None:
     """What one session finished settles a redelivery to each later one, with its own verdict."""
-    memory = Memory(10)
-    memory.finish(7, verdict, 1)
+    memory = RecentVerdicts(10)
+    memory.note_finished(7, verdict, 1)
     for session in (2, 3, 4):
         assert memory.recall(7, session) is verdict
 
 
 def test_recall_finished_in_this_session() -> None:
     """What a session has finished, or settled, cannot come to it again: there are several."""
-    memory = Memory(10)
-    memory.finish(7, ACK, 1)
-    memory.finish(8, ACK, 2)
+    memory = RecentVerdicts(10)
+    memory.note_finished(7, ACK, 1)
+    memory.note_finished(8, ACK, 2)
     assert memory.recall(7, 2) is ACK
     for key in (7, 8):
         assert memory.recall(key, 2) is None
@@ -136,10 +136,10 @@ def test_recall_finished_in_this_session() -> None:
 
 def test_recall_of_several() -> None:
     """Where there were several messages of an identity, none settles another."""
-    memory = Memory(10)
-    memory.finish(7, ACK, 1)
-    memory.finish(7, ACK, 2)
-    memory.finish(8, ACK, 1)
+    memory = RecentVerdicts(10)
+    memory.note_finished(7, ACK, 1)
+    memory.note_finished(7, ACK, 2)
+    memory.note_finished(8, ACK, 1)
     assert memory.recall(7, 3) is None
     assert memory.recall(8, 3) is ACK
 
@@ -147,8 +147,8 @@ def test_recall_of_several() -> None:
 @pytest.mark.parametrize("is_owed_first", [True, False])
 def test_recall_of_one_beside_an_unfinished_one(is_owed_first: bool) -> None:
     """One that is finished does not settle one that the broker has unfinished."""
-    memory = Memory(10)
-    steps = [lambda: memory.owe(7), lambda: memory.finish(7, ACK, 1)]
+    memory = RecentVerdicts(10)
+    steps = [lambda: memory.note_returned(7), lambda: memory.note_finished(7, ACK, 1)]
     for step in steps if is_owed_first else reversed(steps):
         step()
     assert memory.recall(7, 2) is None
@@ -157,49 +157,49 @@ def test_recall_of_one_beside_an_unfinished_one(is_owed_first: bool) -> None:
 
 def test_recall_of_several_unfinished() -> None:
     """Of two that the broker had unfinished, the first to be finished does not settle the other."""
-    memory = Memory(10)
-    memory.owe(7)
-    memory.owe(7)
+    memory = RecentVerdicts(10)
+    memory.note_returned(7)
+    memory.note_returned(7)
     assert memory.recall(7, 2) is None
-    memory.finish(7, ACK, 2)
+    memory.note_finished(7, ACK, 2)
     assert memory.recall(7, 3) is None
 
 
 def test_recall_unfinished_then_finished() -> None:
     """One that was unfinished for a while, and then was finished, is one."""
-    memory = Memory(10)
+    memory = RecentVerdicts(10)
     for session in (1, 2, 3):
-        memory.owe(7)
+        memory.note_returned(7)
         assert memory.recall(7, session + 1) is None
-    memory.finish(7, ACK, 4)
+    memory.note_finished(7, ACK, 4)
     assert memory.recall(7, 5) is ACK
 
 
 def test_meet() -> None:
     """One that runs beside a finished one makes several; alone it is one."""
-    memory = Memory(10)
-    memory.finish(7, ACK, 1)
+    memory = RecentVerdicts(10)
+    memory.note_finished(7, ACK, 1)
     for key in (7, 8):
-        memory.meet(key)
-    memory.finish(8, ACK, 1)
+        memory.note_unfinished(key)
+    memory.note_finished(8, ACK, 1)
     assert memory.recall(7, 2) is None
     assert memory.recall(8, 2) is ACK
 
 
 def test_finish_without_identity() -> None:
     """A message without an identity is not remembered."""
-    memory = Memory(10)
-    memory.finish(0, ACK, 1)
-    memory.owe(0)
-    memory.meet(0)
+    memory = RecentVerdicts(10)
+    memory.note_finished(0, ACK, 1)
+    memory.note_returned(0)
+    memory.note_unfinished(0)
     assert memory.recall(0, 2) is None
 
 
 def test_finish_turned_off() -> None:
     """A memory of size 0 remembers nothing."""
-    memory = Memory(0)
-    memory.finish(7, ACK, 1)
-    memory.owe(7)
+    memory = RecentVerdicts(0)
+    memory.note_finished(7, ACK, 1)
+    memory.note_returned(7)
     assert memory.recall(7, 2) is None
     assert [memory.count_return(7) for _ in range(2)] == [0, 0]
 
@@ -207,9 +207,9 @@ def test_finish_turned_off() -> None:
 @given(size=st.integers(1, 20), keys=st.lists(st.integers(1, 8), max_size=60))
 def test_finish_beyond_size(size: int, keys: list[int]) -> None:
     """The last ones to be finished are remembered, and whether there were several."""
-    memory = Memory(size)
+    memory = RecentVerdicts(size)
     for key in keys:
-        memory.finish(key, ACK, 1)
+        memory.note_finished(key, ACK, 1)
     for key in range(1, 9):
         is_single = keys.count(key) == 1 and key in keys[-size:]
         if is_single or keys[-size:].count(key) != 1:
@@ -218,27 +218,30 @@ def test_finish_beyond_size(size: int, keys: list[int]) -> None:
 
 def test_owe_beyond_size() -> None:
     """Where it is forgotten that a message is unfinished, its equals still do not settle it."""
-    memory = Memory(2)
+    memory = RecentVerdicts(2)
     for key in (7, 8, 9):
-        memory.owe(key)
-    memory.finish(7, ACK, 1)
+        memory.note_returned(key)
+    memory.note_finished(7, ACK, 1)
     assert memory.recall(7, 2) is None
 
 
 @given(
     size=st.integers(1, 3),
     steps=st.lists(
-        st.tuples(st.sampled_from(["finish", "owe", "meet", "recall"]), st.integers(1, 6))
+        st.tuples(
+            st.sampled_from(["note_finished", "note_returned", "note_unfinished", "recall"]),
+            st.integers(1, 6),
+        )
     ),
 )
 def test_size_bounds_everything(size: int, steps: list[tuple[str, int]]) -> None:
     """No part of the memory grows beyond its size, and none fails when it forgets."""
-    memory = Memory(size)
+    memory = RecentVerdicts(size)
     for session, (name, key) in enumerate(steps):
         memory.count_return(key)
-        arguments = {"finish": (key, ACK, session), "recall": (key, session)}
+        arguments = {"note_finished": (key, ACK, session), "recall": (key, session)}
         getattr(memory, name)(*arguments.get(name, (key,)))
-    for store in (memory._order, memory._owed, memory._returns):
+    for store in (memory._order, memory._returned, memory._returns):
         assert len(store) <= size
     assert memory._finished.keys().isdisjoint(memory._several)
     assert {*memory._finished, *memory._several} == set(memory._order)
@@ -249,7 +252,7 @@ def test_size_bounds_everything(size: int, steps: list[tuple[str, int]]) -> None
 
 def test_count_return_beyond_size() -> None:
     """The message whose return is longest ago is counted afresh."""
-    memory = Memory(2)
+    memory = RecentVerdicts(2)
     for key in (1, 2, 1, 3):
         memory.count_return(key)
     assert [memory.count_return(1), memory.count_return(2)] == [2, 0]
@@ -257,14 +260,14 @@ def test_count_return_beyond_size() -> None:
 
 def test_count_return_after_finish() -> None:
     """A message that was finished meanwhile is counted afresh."""
-    memory = Memory(10)
+    memory = RecentVerdicts(10)
     memory.count_return(7)
-    memory.finish(7, ACK, 1)
+    memory.note_finished(7, ACK, 1)
     assert memory.count_return(7) == 0
 
 
 def test_count_return_counts() -> None:
     """Each return of a message counts the ones before it."""
-    memory = Memory(10)
+    memory = RecentVerdicts(10)
     assert [memory.count_return(7) for _ in range(3)] == [0, 1, 2]
     assert memory.count_return(8) == 0

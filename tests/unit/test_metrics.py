@@ -9,7 +9,7 @@ from prometheus_client import Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from fmconsume.engine.states import Snapshot, State, Stats
+from fmconsume.engine.states import Phase, Snapshot, State, Stats
 from fmconsume.service import metrics as metrics_module
 from fmconsume.service.history import History
 
@@ -32,9 +32,9 @@ def read(history: History) -> Samples:
 @pytest.fixture
 def history() -> History:
     """A history of a few messages from two queues."""
-    stats = Stats(received=7, saved=2, reconnections=1)
+    stats = Stats(received=7, deduplicated=2, reconnections=1)
     history = History(lambda: stats)
-    history.on_state(State("busy", "apple is in hand for 61 s"))
+    history.on_state(State(Phase.BUSY, "apple is in hand for 61 s"))
     history.on_tick(Snapshot(history.state, stats, 3, 4, 5, 1, 0, "far"))
     history.on_depths({"fruit": 9})
     for seconds in (0.004, 0.2, 0.3, 7000):
@@ -47,7 +47,7 @@ def test_write_counters(history: History) -> None:
     """Deliveries are counted, by queue and outcome."""
     samples = read(history)
     assert samples["fmconsume_received_total",] == 7
-    assert samples["fmconsume_saved_runs_total",] == 2
+    assert samples["fmconsume_deduplicated_total",] == 2
     assert samples["fmconsume_reconnections_total",] == 1
     assert samples["fmconsume_deliveries_total", "acknowledged", "fruit"] == 4
     assert samples["fmconsume_deliveries_total", "failed", "fruit"] == 0

@@ -12,13 +12,13 @@ from http.client import HTTPConnection
 
 import pytest
 
-from fmconsume.engine.states import Snapshot, State, Stats
+from fmconsume.engine.states import Phase, Snapshot, State, Stats
 from fmconsume.exceptions import ConfigurationException, UnavailableException
 from fmconsume.service.monitoring import Monitoring
 from fmconsume.service.server import Request
 from tests.waiting import wait_until
 
-CONSUMING = State("consuming", "consuming from fruit")
+CONSUMING = State(Phase.CONSUMING, "consuming from fruit")
 STATS = Stats(received=21, acknowledged=10, requeued=1, dropped=2, rejected=3, failed=4)
 
 
@@ -62,7 +62,7 @@ def look(overdue: int = 0, dead_workers: int = 0) -> Snapshot:
 
 def test_live(server: Monitoring) -> None:
     """A consumer whose callbacks are in time is alive, even while it waits for its broker."""
-    server.history.on_state(State("waiting", "not consuming"))
+    server.history.on_state(State(Phase.WAITING, "not consuming"))
     assert ask(server, "/live")[::2] == (200, '{"status": "OK"}\n')
 
 
@@ -111,9 +111,9 @@ def test_ready(server: Monitoring) -> None:
         "state": "consuming from fruit",
         "consumed": {"received": 21, "processed": 10, "dropped": 2, "rejected": 4, "failed": 4},
     }
-    server.history.on_state(State("busy", "apple is in hand for 61 s"))
+    server.history.on_state(State(Phase.BUSY, "apple is in hand for 61 s"))
     assert ask(server, "/ready")[0] == 200
-    server.history.on_state(State("waiting", "not consuming: refused"))
+    server.history.on_state(State(Phase.WAITING, "not consuming: refused"))
     status, _, body = ask(server, "/ready")
     assert (status, json.loads(body)["consuming"]) == (503, False)
 

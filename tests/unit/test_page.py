@@ -15,7 +15,7 @@ from typing import Optional
 import pytest
 
 from fmconsume.delivery import Outcome, Verdict
-from fmconsume.engine.states import Snapshot, State, Stats
+from fmconsume.engine.states import Phase, Snapshot, State, Stats
 from fmconsume.service import history as history_module
 from fmconsume.service import page
 from fmconsume.service.history import STEP, STEPS, Entry, History
@@ -45,7 +45,7 @@ class Tags(HTMLParser):
 def evil_history() -> History:
     """Make a history in which every name is an attack."""
     history = History(Stats)
-    history.on_state(State("waiting", f"not consuming: {EVIL}"))
+    history.on_state(State(Phase.WAITING, f"not consuming: {EVIL}"))
     history.on_tick(Snapshot(history.state, Stats(), 0, 0, 0, 0, 0, EVIL))
     history.on_depths({EVIL: 3})
     delivery = make_delivery(queue=EVIL, routing_key=EVIL, message_id=EVIL)
@@ -62,7 +62,7 @@ EVIL_ENTRIES = [Entry(0.0, EVIL, EVIL), Entry(0.0, "ERROR", f"{EVIL}\n{EVIL}")]
 def test_render_shows_everything() -> None:
     """State, counts, queues, slow callbacks and errors are all there."""
     history = History(lambda: Stats(received=12345, failed=2))
-    history.on_state(State("consuming", "consuming from fruit at far"))
+    history.on_state(State(Phase.CONSUMING, "consuming from fruit at far"))
     history.on_tick(Snapshot(history.state, Stats(received=1), 3, 4, 5, 0, 0, "far"))
     history.on_depths({"fruit": 9876})
     history.on_outcome(Outcome(make_delivery(), Verdict.DROP, None, 2.5))
@@ -85,14 +85,14 @@ def test_render_names_the_broker_once() -> None:
     history = History(Stats)
     history.on_tick(Snapshot(history.state, Stats(), 0, 0, 0, 0, 0, "amqp://far"))
     assert page.render(history, []).count("amqp://far") == 1
-    history.on_state(State("consuming", "consuming from fruit at amqp://far"))
+    history.on_state(State(Phase.CONSUMING, "consuming from fruit at amqp://far"))
     assert page.render(history, []).count("amqp://far") == 1
 
 
 def test_render_silent_supervisor() -> None:
     """A page whose supervisor is dead says so, and does not look well."""
     history = History(Stats)
-    history.on_state(State("consuming", "consuming from fruit at far"))
+    history.on_state(State(Phase.CONSUMING, "consuming from fruit at far"))
     history.seen -= 100
     text = page.render(history, [])
     assert "There is no sign of life from the supervisor for 100 s." in text

@@ -73,7 +73,7 @@ class FakeChannel:
         if name in self.failures:
             raise self.failures[name]
 
-    def exchange_declare(self, name: str, kind: str, **options: Any) -> None:
+    def exchange_declare(self, name: str, kind: str = "direct", **options: Any) -> None:
         self._note("exchange_declare", name, kind, options)
 
     def queue_declare(self, name: str, **options: Any) -> Any:
@@ -501,9 +501,9 @@ def test_open_declares_topology(connection: FakeConnection, channel: FakeChannel
     open_session(ADDRESS, TOPOLOGY, ignore)
     common = {"durable": True, "auto_delete": False, "arguments": {"x": 1}}
     assert channel.calls == [
-        ("exchange_declare", "market", "topic", {"passive": False, **common}),
-        ("queue_declare", "fruit", {"passive": False, "exclusive": False, **common}),
-        ("queue_declare", "", {"passive": False, "exclusive": True, **common}),
+        ("exchange_declare", "market", "topic", common),
+        ("queue_declare", "fruit", {"exclusive": False, **common}),
+        ("queue_declare", "", {"exclusive": True, **common}),
         ("queue_bind", "fruit", "market", "a.#", None),
         ("queue_bind", "fruit", "market", "b.#", {"x-match": "any"}),
         ("queue_bind", "amq.gen-1", "market", "#", None),
@@ -514,7 +514,7 @@ def test_open_declares_topology(connection: FakeConnection, channel: FakeChannel
 def test_open_declares_passively(connection: FakeConnection, channel: FakeChannel) -> None:
     """Passively nothing is created, except the queue that the broker names."""
     open_session(ADDRESS, TOPOLOGY._replace(passive=True), ignore)
-    assert [call[-1]["passive"] for call in channel.calls[:3]] == [True, True, False]
+    assert [call[-1].get("passive") for call in channel.calls[:3]] == [True, True, None]
 
 
 def test_open_declares_one_queue_passively(
@@ -523,7 +523,7 @@ def test_open_declares_one_queue_passively(
     """A queue's own setting goes before the one for all."""
     queues = {"fruit": {**TOPOLOGY.queues["fruit"], "passive": True}}
     open_session(ADDRESS, TOPOLOGY._replace(queues=queues, bindings=[]), ignore)
-    assert [call[-1]["passive"] for call in channel.calls[:2]] == [False, True]
+    assert [call[-1].get("passive") for call in channel.calls[:2]] == [None, True]
 
 
 @pytest.mark.parametrize(

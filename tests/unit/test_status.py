@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from fmconsume.engine import status as watch_module
-from fmconsume.engine.account import Unsettled
+from fmconsume.engine.account import DeliveryAccount
 from fmconsume.engine.states import Observer, Snapshot, Stats
-from fmconsume.engine.status import Watch
+from fmconsume.engine.status import Status
 
 
 class Looker(Observer):
@@ -34,7 +34,7 @@ def test_tick_times(
     """A turn that comes a little early is a tick nevertheless, but not every turn is one."""
     looker = Looker()
     looker.interval = interval
-    watch = Watch([looker], Stats(), Unsettled(0), [], 10, None, lambda: 0)
+    watch = Status([looker], Stats(), DeliveryAccount(0), [], 10, None, lambda: 0)
     for now in times:
         monkeypatch.setattr(watch_module, "monotonic", lambda now=now: 1000.0 + now)
         watch.tick(None)

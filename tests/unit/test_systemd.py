@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from fmconsume.engine.states import Snapshot, State, Stats
+from fmconsume.engine.states import Phase, Snapshot, State, Stats
 from fmconsume.service import systemd
 from fmconsume.service.systemd import Notifier
 
-CONNECTING = State("connecting", "connecting to far")
-CONSUMING = State("consuming", "consuming from fruit")
-STOPPING = State("stopping", "stopping: 1 deliveries in hand")
+CONNECTING = State(Phase.CONNECTING, "connecting to far")
+CONSUMING = State(Phase.CONSUMING, "consuming from fruit")
+STOPPING = State(Phase.STOPPING, "stopping: 1 deliveries in hand")
 
 
 class Manager:
@@ -77,7 +77,7 @@ def test_on_state_ready_once(manager: Manager) -> None:
     assert manager.heard() == [["STATUS=connecting to far"]]
     ours.on_state(CONSUMING)
     assert manager.heard() == [["READY=1", "STATUS=consuming from fruit"]]
-    ours.on_state(State("waiting", "not consuming"))
+    ours.on_state(State(Phase.WAITING, "not consuming"))
     ours.on_state(CONSUMING)
     ours.on_tick(snapshot())
     assert all("READY=1" not in lines for lines in manager.heard())
@@ -86,7 +86,7 @@ def test_on_state_ready_once(manager: Manager) -> None:
 @pytest.mark.parametrize("name", ["blocked", "busy", "prefetch full"])
 def test_on_state_ready_in_any_way(manager: Manager, name: str) -> None:
     """Whatever way it consumes first, it is ready."""
-    notifier(manager.address).on_state(State(name, "text"))
+    notifier(manager.address).on_state(State(Phase(name), "text"))
     assert manager.heard() == [["READY=1", "STATUS=text"]]
 
 
@@ -96,7 +96,7 @@ def test_on_state_stopping_once(manager: Manager) -> None:
     ours.on_state(CONSUMING)
     ours.on_state(STOPPING)
     ours.on_tick(snapshot(STOPPING))
-    ours.on_state(State("stopped", "stopped after 3.0 s"))
+    ours.on_state(State(Phase.STOPPED, "stopped after 3.0 s"))
     assert manager.heard() == [
         ["READY=1", "STATUS=consuming from fruit"],
         ["STOPPING=1", "STATUS=stopping: 1 deliveries in hand"],
@@ -106,7 +106,7 @@ def test_on_state_stopping_once(manager: Manager) -> None:
 
 def test_on_state_stopped_at_once(manager: Manager) -> None:
     """A consumer that ends before it stopped in good order still says that it does."""
-    notifier(manager.address).on_state(State("stopped", "refused"))
+    notifier(manager.address).on_state(State(Phase.STOPPED, "refused"))
     assert manager.heard() == [["STOPPING=1", "STATUS=refused"]]
 
 
@@ -142,7 +142,7 @@ def test_on_tick_status_when_it_changes(manager: Manager, clock: list[float]) ->
 def test_on_state_status_is_one_line(manager: Manager) -> None:
     """What a publisher puts into a message id is no message to systemd, nor to a terminal."""
     text = "message x\nMAINPID=1\r\x1b[2J\x00 \ud800 from queue 'fruit'"
-    notifier(manager.address).on_state(State("waiting", text))
+    notifier(manager.address).on_state(State(Phase.WAITING, text))
     assert manager.heard() == [["STATUS=message x MAINPID=1  [2J    from queue 'fruit'"]]
 
 
@@ -154,11 +154,11 @@ EXTEND = ["EXTEND_TIMEOUT_USEC=60000000"]
 def test_on_tick_asks_for_time_until_ready(manager: Manager, clock: list[float]) -> None:
     """Each tick asks systemd for another minute while the consumer is not ready, none after."""
     ours = notifier(manager.address)
-    for state in (CONNECTING, State("waiting", "not consuming")):
+    for state in (CONNECTING, State(Phase.WAITING, "not consuming")):
         ours.on_tick(snapshot(state))
         assert manager.heard()[-1] == EXTEND
     ours.on_tick(snapshot())
-    ours.on_tick(snapshot(State("waiting", "not consuming")))
+    ours.on_tick(snapshot(State(Phase.WAITING, "not consuming")))
     assert EXTEND not in manager.heard()
 
 
@@ -166,7 +166,7 @@ def test_on_tick_asks_for_no_time_to_stop(manager: Manager) -> None:
     """A stop before the consumer was ready has the time that the unit gives it."""
     ours = notifier(manager.address)
     ours.on_tick(snapshot(STOPPING))
-    ours.on_tick(snapshot(State("stopped", "stopped")))
+    ours.on_tick(snapshot(State(Phase.STOPPED, "stopped")))
     assert EXTEND not in manager.heard()
 
 
@@ -176,7 +176,7 @@ def test_on_tick_asks_for_time_while_ready_is_not_heard(tmp_path: Path) -> None:
     ours.on_state(CONSUMING)
     late = Manager(str(tmp_path / "late"))
     with late.socket:
-        ours.on_tick(snapshot(State("waiting", "not consuming")))
+        ours.on_tick(snapshot(State(Phase.WAITING, "not consuming")))
         assert EXTEND in late.heard()
 
 

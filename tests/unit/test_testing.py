@@ -15,7 +15,7 @@ import pytest
 
 from fmconsume import Drop, HaltConsumer, Message, Nack, api, publish
 from fmconsume.exceptions import ValidationError
-from fmconsume.testing import Told, Verdict, deliver, mock_sends
+from fmconsume.testing import DeliverResult, Verdict, deliver, mock_sends
 
 ACK, NACK, DROP, REJECT, FAIL = Verdict
 
@@ -130,7 +130,7 @@ def test_mock_sends_other_thread() -> None:
 
 def test_deliver_tells_in_order() -> None:
     """Each message has its verdict, in the order of the messages."""
-    assert deliver(by_number, *numbered(0, 1, 2, 0)) == Told([ACK, NACK, DROP, ACK], None)
+    assert deliver(by_number, *numbered(0, 1, 2, 0)) == DeliverResult([ACK, NACK, DROP, ACK], None)
 
 
 def test_deliver_nothing() -> None:

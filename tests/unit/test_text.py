@@ -15,10 +15,10 @@ from pika.exceptions import ChannelClosedByBroker, ConnectionClosedByBroker
 from fmconsume import Drop, HaltConsumer, Message, Nack
 from fmconsume.broker.errors import reason
 from fmconsume.delivery import Delivery
-from fmconsume.engine.account import Unsettled
+from fmconsume.engine.account import DeliveryAccount
 from fmconsume.engine.processor import Processor
 from fmconsume.engine.states import Stats
-from fmconsume.engine.status import Watch
+from fmconsume.engine.status import Status
 from fmconsume.exceptions import BadDeclaration, PermissionException, ValidationError
 from fmconsume.message import decode
 from fmconsume.text import brief, describe, printable, printable_lines
@@ -162,8 +162,8 @@ def test_no_record_is_forged(message_id: str, topic: str, queue: str, body: byte
 @given(message_id=NAMES, queue=NAMES)
 def test_no_state_is_forged(message_id: str, queue: str) -> None:
     """Nor does a state, or its record, hold anything but one line."""
-    unsettled = Unsettled(0)
-    watch = Watch([], Stats(), unsettled, [], 10, None, lambda: 0)
+    unsettled = DeliveryAccount(0)
+    watch = Status([], Stats(), unsettled, [], 10, None, lambda: 0)
     unsettled.begin(1)
     unsettled.receive(make_delivery(message_id=message_id, queue=queue))
     with logged() as texts:

@@ -1,4 +1,4 @@
-"""Notes: what one thread waits for, and what others leave."""
+"""WakeupQueue: what one thread waits for, and what others leave."""
 
 from __future__ import annotations
 
@@ -10,94 +10,94 @@ from queue import Empty
 
 import pytest
 
-from fmconsume.wakeup import Notes
+from fmconsume.wakeup import WakeupQueue
 
 
 def test_get_left_before_bell() -> None:
-    """A note that was left before anybody waited is not lost."""
-    notes = Notes()
-    notes.put("early")
-    with notes.bell():
-        assert notes.get(1) == "early"
+    """An item that was put before anybody waited is not lost."""
+    queue = WakeupQueue()
+    queue.put("early")
+    with queue.open():
+        assert queue.get(1) == "early"
 
 
 def test_get_in_order() -> None:
-    """Notes come in the order in which they were left, however often the bell rang."""
-    notes = Notes()
-    with notes.bell():
+    """WakeupQueue come in the order in which they were left, however often the bell rang."""
+    queue = WakeupQueue()
+    with queue.open():
         for number in range(100_000):
-            notes.put(number)
-        assert [notes.get(1) for _ in range(100_000)] == list(range(100_000))
+            queue.put(number)
+        assert [queue.get(1) for _ in range(100_000)] == list(range(100_000))
 
 
 def test_get_nothing() -> None:
-    """Where nobody leaves a note, waiting ends with the time."""
-    notes = Notes()
-    with notes.bell(), pytest.raises(Empty):
-        notes.get(0.01)
+    """Where nobody puts anything, waiting ends with the time."""
+    queue = WakeupQueue()
+    with queue.open(), pytest.raises(Empty):
+        queue.get(0.01)
 
 
 def test_put_other_thread() -> None:
-    """A note from another thread ends the wait."""
-    notes = Notes()
-    with notes.bell():
-        thread = threading.Thread(target=notes.put, args=("hello",))
+    """An item from another thread ends the wait."""
+    queue = WakeupQueue()
+    with queue.open():
+        thread = threading.Thread(target=queue.put, args=("hello",))
         thread.start()
-        assert notes.get(30) == "hello"
+        assert queue.get(30) == "hello"
         thread.join()
 
 
 def test_put_afterwards() -> None:
-    """A note that comes when nobody waits any more harms nobody."""
-    notes = Notes()
-    with notes.bell():
+    """An item that comes when nobody waits any more harms nobody."""
+    queue = WakeupQueue()
+    with queue.open():
         pass
-    notes.put("late")
+    queue.put("late")
 
 
 def test_bell_signal_to_other_thread() -> None:
-    """A signal is noted even when the kernel hands it to another thread."""
-    notes = Notes()
-    with notes.bell():
+    """A signal is put even when the kernel hands it to another thread."""
+    queue = WakeupQueue()
+    with queue.open():
         sender = threading.Thread(
             target=lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
         )
         sender.start()
-        assert notes.get(30) == signal.SIGTERM
+        assert queue.get(30) == signal.SIGTERM
         sender.join()
 
 
 def test_bell_puts_back() -> None:
     """Handlers and wake-up descriptor are afterwards what they were before."""
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    with Notes().bell():
+    with WakeupQueue().open():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
     assert signal.set_wakeup_fd(-1) == -1
 
 
 def test_bell_other_thread() -> None:
-    """Outside the main thread signals are left alone, and notes work."""
-    notes, heard = Notes(), []
+    """Outside the main thread signals are left alone, and queue work."""
+    queue, heard = WakeupQueue(), []
     before = signal.getsignal(signal.SIGTERM)
 
     def wait() -> None:
-        with notes.bell():
+        with queue.open():
             heard.append(signal.getsignal(signal.SIGTERM))
-            heard.append(notes.get(30))
+            heard.append(queue.get(30))
 
     thread = threading.Thread(target=wait)
     thread.start()
-    notes.put("hello")
+    queue.put("hello")
     thread.join()
     assert heard == [before, "hello"]
 
 
 FORKING = """
 import os, signal, time
-from fmconsume.wakeup import Notes
+from fmconsume.wakeup import WakeupQueue
 
-with Notes().bell():
+with WakeupQueue().open():
     reader, writer = os.pipe()
     child = os.fork()
     if not child:
