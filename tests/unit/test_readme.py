@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from unittest import mock
 
+from fmconsume import Consumer, Message
 from tests.faults.__main__ import faults
 
 HOUSE = Path(__file__).parents[2]
@@ -39,3 +40,28 @@ def test_faults_table_has_each_fault() -> None:
     assert re.findall(r"`(\S+?)`", "".join(names)) == list(
         dict.fromkeys(fault.name for fault in listed)
     )
+
+
+def first_cells(table: str) -> list[str]:
+    """Give the names in the first column of a table."""
+    cells = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
+    return re.findall(r"`(\w+)(?:\(\))?`", "".join(cells))
+
+
+def public(thing: object) -> list[str]:
+    """Give the names that an object has for its users, sorted."""
+    return sorted(name for name in dir(thing) if not name.startswith("_"))
+
+
+def test_readme_message_table() -> None:
+    """The table of a message's attributes has each of them, and no other."""
+    assert sorted(first_cells(section(README, "The message"))) == public(Message())
+
+
+def test_readme_consumer_table() -> None:
+    """The table of a consumer's attributes has each of them and each count, and no other."""
+    consumer = Consumer(print)
+    table = section(README, "From Python")
+    assert sorted(first_cells(table)) == public(consumer)
+    (counts,) = re.findall(r"^\| `stats` \|(.+)\|$", table, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", counts) == list(vars(consumer.stats))
