@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
@@ -84,6 +85,70 @@ def test_readme_class_sample(
     assert command.wait(30) == 0, command.logged()
     assert broker.depth("topics") == (0, 0)
     broker.delete("topics")
+
+
+@pytest.fixture
+def fruit(broker: Broker) -> Iterator[str]:
+    """The queue that the samples consume from: empty, and gone afterwards."""
+    yield broker.declare("fruit")
+    broker.delete("fruit")
+
+
+def start(code: str, config: Path) -> subprocess.Popen[str]:
+    """Run a sample against the private broker."""
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", code],
+        env={**os.environ, "FMCONSUME_CONF": str(config)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_readme_consume_sample(broker: Broker, config: Path, fruit: str) -> None:
+    """The sample with bindings and queues binds the queue, and prints what is routed to it."""
+    code = next(block for block in blocks("python") if "bindings=" in block)
+    with start(code, config) as process:
+        assert process.stdout
+        wait_until(lambda: "fruit.#" in broker.ctl("list_bindings", "routing_key"), every=0.2)
+        broker.publish("fruit.ripe", [{"n": 1}], exchange="amq.topic")
+        words = process.stdout.readline().split(maxsplit=2)
+        assert (words[0], words[2]) == (fruit, "fruit.ripe {'n': 1}\n")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    assert broker.depth(fruit) == (0, 0)
+
+
+def test_readme_consumer_sample(broker: Broker, config: Path, fruit: str) -> None:
+    """The sample with a thread consumes until Enter, and shows state, counts and exit status."""
+    code = next(block for block in blocks("python") if "consumer.stop()" in block)
+    broker.publish(fruit, [{"n": 1}])
+    with start(code, config) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "Press Enter to stop\n"
+        assert process.stdout.readline() == "fruit {'n': 1}\n"
+        printed, _ = process.communicate("\n", 30)
+        assert process.returncode == 0
+    state, counts = printed.splitlines()
+    assert state.startswith("consuming from fruit at ")
+    assert counts == "received 1, acknowledged 1 and exit status 0"
+
+
+def test_readme_drain_sample(broker: Broker, config: Path, fruit: str) -> None:
+    """The sample that works off a queue ends by itself, when the queue is empty or at its limit."""
+    code = next(block for block in blocks("python") if "drain=True" in block)
+    broker.publish(fruit, [{"n": number} for number in range(3)])
+    assert "acknowledged 2" in last_line(code.replace("limit=1000", "limit=2"), config)
+    assert last_line(code, config) == "received 1, acknowledged 1"
+    assert broker.depth(fruit) == (0, 0)
+
+
+def last_line(code: str, config: Path) -> str:
+    """Run a sample to its end, and give the last line that it prints."""
+    with start(code, config) as process:
+        printed, _ = process.communicate(timeout=30)
+        assert process.returncode == 0
+    return printed.splitlines()[-1]
 
 
 def test_readme_publish_sample(broker: Broker, config: Path, queue: str) -> None:

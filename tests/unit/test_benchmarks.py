@@ -151,6 +151,8 @@ def test_readme_quotes_the_results() -> None:
         (client, quoted[f"throughput vs {client}"], quoted[f"CPU for a message vs {client}"])
         for client in (CLIENTS[name] for name in CLIENTS if name != OURS)
     ]
+    (ratio,) = re.findall(r"([\d.]+) times the throughput of pika by hand", readme)
+    assert quoted["prefetch 10 vs pika by hand"].startswith(f"{ratio} ")
     (picture,) = re.findall(r"!\[.*\]\((.+svg)\)", readme)
     labels = [text.text for text in ElementTree.parse(ROOT / picture).iter() if text.text]
     assert {CLIENTS[name] for name in results["clients"]} <= set(labels)
