@@ -19,7 +19,9 @@ FLOORS = (
     "service/journal engine/__init__ service/__init__",
     "exceptions",
     "config schema schema_utils service/server engine/delivery engine/address callbacks console "
-    "shortage",
+    "shortage headers",
+    "message_classes",
+    "decoding jsonlines",
     "message engine/ledger engine/memory engine/state engine/failure engine/request",
     "engine/unsettled engine/workers engine/session engine/line service/systemd service/history",
     "engine/opener engine/tasks engine/watch example settings service/metrics service/page",
@@ -34,7 +36,7 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names.
 
 MODULES = sorted(str(path.relative_to(HOUSE).with_suffix("")) for path in HOUSE.rglob("*.py"))
 #: These offer under one roof what other modules define.
-FACADES = {"__init__", "api", "testing"}
+FACADES = {"__init__", "api", "message", "testing"}
 #: These are run or read, not imported from.
 WITHOUT_ALL = {"__main__", "version", "engine/__init__", "service/__init__"}
 
