@@ -1,19 +1,23 @@
-"""Messages as lines of JSON: the format that fedora-messaging defines, written and read.
+"""Messages as lines of JSON, written and read.
 
-Any thread may call.
+`dumps` and `loads` use the format that fedora-messaging defines. `dump_record` and
+`load_delivery` extend it for files that are replayed: bodies may be bytes, and messages
+may be invalid. Any thread may call.
 """
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Union
 
+from .engine.delivery import Delivery
 from .exceptions import ConfigurationException, ValidationError
 from .headers import HEADERS_SCHEMA, SEVERITY, check_headers, simplify
 from .message_classes import base_class, choose_class
-from .text import brief
+from .text import brief, describe
 
 if TYPE_CHECKING:
     from .message import Message
@@ -21,7 +25,9 @@ if TYPE_CHECKING:
 __all__ = [
     "SERIALIZED_MESSAGE_SCHEMA",
     "dump_line",
+    "dump_record",
     "dumps",
+    "load_delivery",
     "load_line",
     "load_message",
     "loads",
@@ -72,6 +78,30 @@ def dump_line(message: Message) -> str:
     Raises:
         ValidationError: The body is not JSON.
     """
+    return _dump(message, message.body)
+
+
+def dump_record(message: Message, **more: object) -> bytes:
+    """Turn a message, valid or not, into a line of ASCII for load_delivery.
+
+    A body of bytes becomes base64. NaN and the infinities, which JSON does not have,
+    become strings.
+
+    Args:
+        more: Fields to add to the line.
+
+    Raises:
+        ValidationError: The body is not JSON.
+        RecursionError: The message is nested too deep.
+    """
+    body = message.body
+    if isinstance(body, bytes):
+        body, more["body_encoding"] = base64.b64encode(body).decode(), "base64"
+    fields = json.loads(_dump(message, body), parse_constant=str)
+    return json.dumps({**fields, **more}).encode() + b"\n"
+
+
+def _dump(message: Message, body: Any) -> str:
     fields = {
         "topic": message.topic,
         "headers": message._headers,
@@ -80,7 +110,7 @@ def dump_line(message: Message) -> str:
         "priority": message.priority,
     }
     with only_json():
-        line = {**simplify(fields), "body": message.body}
+        line = {**simplify(fields), "body": body}
         return json.dumps(line, ensure_ascii=False, sort_keys=True, default=simplify) + "\n"
 
 
@@ -124,6 +154,48 @@ def load_line(line: str, number: int) -> Message:
     except Exception as exc:
         reason = exc if isinstance(exc, ValidationError) else f"{type(exc).__name__}: {exc}"
         raise ValidationError(brief(f"line {number}: {reason}")) from exc
+
+
+def load_delivery(line: bytes, number: int) -> Delivery:
+    """Turn a line of dump_record() or dumps() into what the broker would deliver.
+
+    `decode` checks the message; this does not.
+
+    Args:
+        line: JSON text.
+        number: What the error calls the line, from 1; also the delivery tag.
+
+    Raises:
+        ValidationError: The line holds no message; names the number.
+    """
+    try:
+        return _make_delivery(json.loads(line), number)
+    except Exception as exc:
+        raise ValidationError(f"line {number} holds no message: {describe(exc)}") from exc
+
+
+def _make_delivery(fields: dict[str, Any], tag: int) -> Delivery:
+    from pika import BasicProperties  # Slow to import, and only a replay needs it here.
+
+    topic, body = fields["topic"], fields["body"]
+    is_binary = fields.get("body_encoding") == "base64"
+    properties = BasicProperties(
+        content_encoding="utf-8",
+        headers=fields.get("headers", {}),
+        message_id=fields.get("id"),
+        priority=fields.get("priority"),
+    )
+    return Delivery(
+        session=1,
+        tag=tag,
+        queue=fields.get("queue") or "",
+        routing_key=str(topic),
+        redelivered=False,
+        properties=properties,
+        body=base64.b64decode(body, validate=True) if is_binary else json.dumps(body).encode(),
+        message_id=properties.message_id,
+        received=0.0,
+    )
 
 
 def load_message(message_dict: Mapping[str, Any]) -> Message:

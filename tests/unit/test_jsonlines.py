@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from fmconsume import schema
 from fmconsume.exceptions import ValidationError
-from fmconsume.jsonlines import SERIALIZED_MESSAGE_SCHEMA, dumps, load_line, load_message, loads
+from fmconsume.jsonlines import (
+    SERIALIZED_MESSAGE_SCHEMA,
+    dump_record,
+    dumps,
+    load_delivery,
+    load_line,
+    load_message,
+    loads,
+)
 from fmconsume.message import INFO, WARNING, Message, decode
 
 from .messages import FEDORA_HEADERS, UPDATE, Install, deliver, named
@@ -167,3 +175,25 @@ def test_load_message() -> None:
     schema.check(Message, "body", SERIALIZED_MESSAGE_SCHEMA, fields)
     message = load_message(fields)
     assert (message.id, message.queue, message.priority) == ("x", None, 0)
+
+
+@pytest.mark.parametrize(
+    ("body", "delivered"),
+    [({"a": "ž"}, b'{"a": "\\u017e"}'), ([1, None], b"[1, null]"), (b"\xff\n", b"\xff\n")],
+)
+def test_load_delivery(body: Any, delivered: bytes) -> None:
+    """A record becomes a delivery again, with all that is known of the message, valid or not."""
+    message = decode(deliver(headers=named(5), message_id="m-2", priority=7), "bytes")
+    message.body = body
+    record = dump_record(message, comment="ž")
+    assert json.loads(record.decode("ascii"))["comment"] == "ž"
+    delivery = load_delivery(record, 3)
+    assert (delivery.tag, delivery.queue, delivery.routing_key) == (3, "a queue", "a.topic")
+    assert (delivery.message_id, delivery.properties.priority) == ("m-2", 7)
+    assert (delivery.properties.headers, delivery.body) == (named(5), delivered)
+
+
+def test_load_delivery_of_dumps() -> None:
+    """A line of dumps() is a record, too."""
+    message = Message({"a": 1}, topic="t")
+    assert decode(load_delivery(dumps(message).encode(), 1)) == message
