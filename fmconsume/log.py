@@ -13,12 +13,17 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 
-__all__ = ["get_logger", "is_stuck", "quieten_pika"]
+__all__ = ["get_logger", "is_stuck", "quieten_pika", "warn_once"]
 
 #: Longest wait for a line to be written, seconds.
 _PATIENCE = 1.0
 #: Lines that wait at most while a handler is stuck; further ones are lost.
 _MOST = 1000
+
+#: Warnings of one kind at most: publishers choose the names in them.
+_MOST_WARNINGS = 1000
+#: The names that warnings named, by kind.
+_warned: dict[str, set[str]] = {}
 
 
 class _Writer:
@@ -128,3 +133,23 @@ def quieten_pika() -> None:
 def is_stuck() -> bool:
     """Tell whether a handler has not come back for longer than a second."""
     return _writer.is_stuck
+
+
+def warn_once(logger: logging.Logger, kind: str, name: str, text: str, *args: object) -> None:
+    """Log a warning about a name, unless a warning of the same kind has named it before.
+
+    Args:
+        logger: Logs the warning.
+        kind: What the warning is about. Each kind counts and remembers its names apart.
+        name: Chosen by others, of any length; 255 characters of it count.
+        text: Format of the warning; its first %r shows the name.
+        args: For the rest of the format.
+    """
+    seen = _warned.setdefault(kind, set())
+    name = name[:255]
+    if name in seen or len(seen) >= _MOST_WARNINGS:
+        return
+    seen.add(name)
+    logger.warning(text, name, *args)
+    if len(seen) == _MOST_WARNINGS:
+        logger.warning("that was warning number %d of this kind, and the last", _MOST_WARNINGS)

@@ -5,12 +5,9 @@ A Recorder and FailedMessages may be called on any worker; one thread calls `rep
 
 from __future__ import annotations
 
-import base64
-import copy
 import fcntl
 import hashlib
 import itertools
-import json
 import os
 import re
 import reprlib
@@ -22,11 +19,12 @@ from collections import Counter
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable
 
 from pika import BasicProperties
 
 from .console import say
+from .decoding import parse_body
 from .delivery import Delivery, Outcome
 from .engine.pool import rehearse
 from .engine.processor import make_processor
@@ -36,8 +34,9 @@ from .exceptions import (
     UnavailableException,
     ValidationError,
 )
+from .jsonlines import dump_record, load_delivery
 from .log import get_logger
-from .message import Message, dump_line
+from .message import Message
 from .text import brief, describe, printable
 
 __all__ = ["FailedMessages", "Recorder", "replay"]
@@ -79,7 +78,7 @@ class Recorder:
     def __call__(self, message: Message) -> None:
         """Write one message; when this returns, the operating system has it."""
         with open(self._path, "ab") as file:
-            file.write(_dump(message))
+            file.write(dump_record(message))
         if self._limit is not None:
             _show_progress(next(self._count), self._limit)
 
@@ -104,11 +103,11 @@ def _show_progress(count: int, limit: int) -> None:
 class FailedMessages:
     """A folder of messages that made the callback fail, each a file to be replayed.
 
-    Several processes may share it. Files that it did not name itself it does not touch.
+    Several processes may share it. It touches no file that it did not name itself.
 
     Args:
-        folder: It is made if it is not there.
-        limit: How many are kept; the oldest goes first.
+        folder: Made if it does not exist.
+        limit: How many files are kept; beyond that the oldest is removed.
         body_mode: As for `decode`.
 
     Raises:
@@ -144,18 +143,17 @@ class FailedMessages:
         message = Message(topic=delivery.routing_key, properties=properties)
         message.body, message.queue = self._body_of(delivery), delivery.queue
         try:
-            return _dump(message, traceback=trace)
-        except Exception:  # It holds itself (the callback may have seen to that), or is too deep.
+            return dump_record(message, traceback=trace)
+        except Exception:  # It contains itself (a callback can do that), or is too deep.
             message.body, headers = delivery.body, reprlib.repr(properties.headers)
             message._properties = BasicProperties(message_id=message.id, priority=message.priority)
-            return _dump(message, traceback=trace, unreadable_headers=headers)
+            return dump_record(message, traceback=trace, unreadable_headers=headers)
 
     def _body_of(self, delivery: Delivery) -> Any:
         body = delivery.body
         if self._body_mode != "bytes":
-            with suppress(Exception):  # What does not decode is kept as it came.
-                text = body.decode(delivery.properties.content_encoding or "utf-8")
-                return json.loads(text, parse_constant=_refuse)
+            with suppress(Exception):  # A body that does not decode is kept as it came.
+                return parse_body(body, delivery.properties.content_encoding)
         return body
 
     def _write(self, line: bytes, name: str) -> None:
@@ -197,10 +195,6 @@ class FailedMessages:
                 os.unlink(path)
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
-
-
 def _file_name(delivery: Delivery) -> str:
     """Name a message so that it keeps its name when it comes again."""
     known = repr((delivery.queue, delivery.message_id, delivery.routing_key))
@@ -208,57 +202,6 @@ def _file_name(delivery: Delivery) -> str:
     encoding = sys.getfilesystemencoding()
     readable = re.sub(r"[^\w.-]+", "_", str(delivery.routing_key)).encode(encoding, "ignore")
     return f"{readable[:_TOPIC_BYTES].decode(encoding, 'ignore')}-{digest}.fmconsume.json"
-
-
-# -- Lines -----------------------------------------------------------------------------
-
-
-def _dump(message: Message, **more: object) -> bytes:
-    """Turn a message into a line of ASCII; a body of bytes into base64.
-
-    Raises:
-        ValidationError: It is not to be had as JSON.
-    """
-    body: Any = message.body
-    if isinstance(body, bytes):
-        message = copy.copy(message)
-        message.body = base64.b64encode(body).decode()
-        more["body_encoding"] = "base64"
-    # NaN and the infinities, which JSON does not have, become strings.
-    fields = json.loads(dump_line(message), parse_constant=str)
-    return json.dumps({**fields, **more}).encode() + b"\n"
-
-
-def _load(line: bytes, number: int) -> Delivery:
-    """Make of a line what the broker would deliver.
-
-    Raises:
-        ValidationError: The line holds no message; names the line.
-    """
-    try:
-        fields = json.loads(line)
-        topic, body = fields["topic"], fields["body"]
-        is_binary = fields.get("body_encoding") == "base64"
-        properties = BasicProperties(
-            content_encoding="utf-8",
-            headers=fields.get("headers", {}),
-            message_id=fields.get("id"),
-            priority=fields.get("priority"),
-        )
-        raw = base64.b64decode(body, validate=True) if is_binary else json.dumps(body).encode()
-    except Exception as exc:
-        raise ValidationError(f"line {number} holds no message: {describe(exc)}") from exc
-    return Delivery(
-        1,
-        number,
-        fields.get("queue") or "",
-        str(topic),
-        False,
-        properties,
-        raw,
-        properties.message_id,
-        0.0,
-    )
 
 
 # -- Replay ----------------------------------------------------------------------------
@@ -308,7 +251,7 @@ def _replay_line(
 ) -> tuple[str, str, HaltConsumer | None]:
     """Run one line; give the verdict in a word, the details, and what halts the replay."""
     try:
-        outcome = run(_load(line, number))
+        outcome = run(load_delivery(line, number))
     except ValidationError as exc:
         return "broken", exc.summary, None
     text, error = f"line {number}, {printable(outcome.delivery.name)}", outcome.error

@@ -18,7 +18,7 @@ FLOORS = (
     "text version redaction exceptions delivery wakeup log console shortage schema_utils "
     "broker/certificate",
     "config schema",
-    "message callbacks example",
+    "headers message_classes decoding jsonlines message callbacks example",
     "broker/",
     "engine/",
     "service/ settings",
@@ -37,7 +37,7 @@ def find_floor(module: str) -> int:
 
 MODULES = sorted(str(path.relative_to(HOUSE).with_suffix("")) for path in HOUSE.rglob("*.py"))
 #: These offer under one roof what other modules define.
-FACADES = {"__init__", "api", "testing"}
+FACADES = {"__init__", "api", "message", "testing"}
 #: These are run or read, not imported from.
 WITHOUT_ALL = {"__main__", "version", "broker/__init__", "engine/__init__", "service/__init__"}
 
