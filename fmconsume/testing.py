@@ -115,7 +115,7 @@ def deliver(
                 account.release_all()
                 error = outcome.error
             elif is_to_run:
-                account.take_back([delivery])
+                account.return_unstarted([delivery])
             verdicts += [frame.verdict for frame in account.take_frames()]
     return DeliverResult(verdicts, error)
 

@@ -20,7 +20,7 @@ class SessionOpener(threading.Thread):
 
     Args:
         open_session: Gives the session, or raises.
-        call_when_done: Called on this thread once `take` has something to give.
+        call_when_done: Called on this thread once `get` has something to give.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class SessionOpener(threading.Thread):
             return exc
         return session
 
-    def take(self) -> Session:
+    def get(self) -> Session:
         """Give the session, or raise why there is none. Thread: supervisor.
 
         Raises:

@@ -4,7 +4,7 @@ Theory of operation. A delivery is in one of these states:
 
     received --> running --> concluded --> settled            the usual way
                     |            +-------> held --> settled   a verdict that returns the message
-                    +--> taken back --> settled               no worker had begun
+                    +--> returned unstarted --> settled               no worker had begun
     received --> settled                                      it has run already: a redelivery
     received --> adopted                                      its twin runs since an earlier session
 
@@ -95,16 +95,16 @@ class DeliveryAccount:
         self._session = session
         self._ledger = Ledger()
 
-    def lose(self, not_started: Iterable[Delivery]) -> None:
+    def lose(self, unstarted: Iterable[Delivery]) -> None:
         """Forget a session; the broker returns to its queues all that it has not seen settled.
 
         Callbacks that run go on, and adopt their redelivery when it comes.
 
         Args:
-            not_started: Deliveries that no worker had begun.
+            unstarted: Deliveries that no worker had begun.
         """
         self._session = _NO_SESSION
-        self.leave(not_started)
+        self.leave_unstarted(unstarted)
         self._verdicts.clear()
         self._held.clear()
         self._adopted.clear()
@@ -156,17 +156,17 @@ class DeliveryAccount:
         flushed, self._flushed = self._flushed, []
         return flushed
 
-    def leave(self, not_started: Iterable[Delivery]) -> None:
+    def leave_unstarted(self, unstarted: Iterable[Delivery]) -> None:
         """Leave it to the broker to find out about deliveries that no worker had begun."""
         self._remember_concluded()
-        for delivery in not_started:
+        for delivery in unstarted:
             del self._running[delivery]
             self._memory.note_returned(delivery.identity)
 
-    def take_back(self, not_started: Sequence[Delivery]) -> None:
+    def return_unstarted(self, unstarted: Sequence[Delivery]) -> None:
         """Return deliveries to the broker that no worker had begun."""
-        self.leave(not_started)
-        self._verdicts.update((delivery.tag, NACK) for delivery in not_started)
+        self.leave_unstarted(unstarted)
+        self._verdicts.update((delivery.tag, NACK) for delivery in unstarted)
 
     def release(self, tag: int) -> None:
         """Let a verdict go that was held, if it still is."""

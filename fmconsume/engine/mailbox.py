@@ -3,7 +3,7 @@
 Workers post outcomes, and any thread may post an action, which the supervisor runs. The
 supervisor sleeps in one of three places, and whoever posts ends that sleep:
 
-- in `take`, where the item itself ends it;
+- in `wait`, where the item itself ends it;
 - in `linger`, where it waits for the workers to empty their inbox: the worker that posts and
   finds the inbox empty ends it, so that one frame can settle what all of them did;
 - in its wait for the network: the first who posts calls `wake`, and the others need not.
@@ -112,7 +112,7 @@ class Mailbox:
         while self._items.qsize():
             yield self._items.get()
 
-    def take(self, timeout: float) -> Item:
+    def wait(self, timeout: float) -> Item:
         """Wait so many seconds for an item.
 
         Raises:

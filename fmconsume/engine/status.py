@@ -9,13 +9,14 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from time import monotonic
-from typing import Callable, Optional
+from typing import Optional
 
 from ..broker.session import Session
 from ..delivery import Delivery, Outcome
 from ..log import get_logger
 from ..text import printable
 from .account import DeliveryAccount
+from .intake import Intake
 from .states import Observer, Phase, Snapshot, State, Stats
 from .workers import Worker
 
@@ -37,7 +38,6 @@ class Status:
     Args:
         prefetch_count: Messages; 0 is no limit.
         callback_timeout: Seconds; None is no limit.
-        count_waiting: Gives the number of deliveries that wait for a worker.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Status:
         workers: Sequence[Worker],
         prefetch_count: int,
         callback_timeout: Optional[float],
-        count_waiting: Callable[[], int],
+        intake: Intake,
     ) -> None:
         self._observers = observers
         self._stats = stats
@@ -56,7 +56,7 @@ class Status:
         self._workers = workers
         self._prefetch_count = prefetch_count
         self._callback_timeout = callback_timeout
-        self._count_waiting = count_waiting
+        self._intake = intake
         #: Replaced whole at each change.
         self.state = State(Phase.CONNECTING, "connecting")
         #: When to tick again and when to ask for depths again, monotonic seconds.
@@ -145,7 +145,7 @@ class Status:
             state=self.state,
             stats=dataclasses.replace(self._stats),
             running=sum(worker.current is not None for worker in self._workers),
-            prefetched=self._count_waiting(),
+            prefetched=len(self._intake),
             held=self._account.held,
             overdue=len(self._overdue),
             dead_workers=sum(not worker.is_alive() for worker in self._workers),

@@ -1,14 +1,12 @@
 """The supervisor owns the connection and all state, and decides what happens to each delivery.
 
-It is one thread. Other threads call `post`, `stop` and `abandon`, and may read
-`state` and `stats`; everything else belongs to the thread itself.
+It is one thread. Other threads call `mailbox.post`, `stop` and `abandon`, and may read `state` and
+`stats`; everything else belongs to the thread itself.
 """
 
 from __future__ import annotations
 
-import math
 import threading
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -33,6 +31,7 @@ from ..exceptions import (
 from ..log import get_logger
 from ..shortage import shortage
 from .account import DeliveryAccount
+from .intake import Intake
 from .mailbox import Item, Mailbox
 from .states import End, Observer, Phase, State, Stats
 from .status import Status
@@ -44,9 +43,11 @@ _log = get_logger(__name__)
 
 #: Longest sleep in seconds. pika's poller wakes as often by itself, so shorter costs more
 #: and longer saves nothing.
-_TURN = 5.0
-#: Longest sleep while draining, where an empty queue is looked for and not waited for.
-_DRAIN_TURN = 0.2
+_SLEEP = 5.0
+#: Longest sleep while draining, in seconds: the broker tells nobody that a queue is empty.
+_DRAIN_SLEEP = 0.2
+#: A session that has lived for so many seconds counts as good.
+_GOOD_AFTER = 5.0
 #: channel.close codes that may pass: not found, resource locked. Once a session was good both
 #: may, as the broker knows the topology; before that an exclusive queue may be held, for a
 #: minute or so, by a peer that is gone.
@@ -84,9 +85,9 @@ class Supervisor(threading.Thread):
     Args:
         addresses: Brokers, tried in turn.
         open_session: Opens a session, as `broker.session.open_session` does.
-        make_pool: Makes the workers, which report to this supervisor's `post`.
-        report: Takes the End, as this thread's last act.
-        observers: Follow what happens.
+        make_pool: Makes the workers, which post to this supervisor's mailbox.
+        report: Gets the End, as this thread's last act.
+        observers: Are told of states, outcomes and ticks.
     """
 
     def __init__(
@@ -112,20 +113,16 @@ class Supervisor(threading.Thread):
         self.stats = Stats()
         #: Takes outcomes, and actions to run here.
         self.mailbox = Mailbox()
-        #: What the supervisor takes back out of the inbox never ran.
         self._pool = make_pool(self.mailbox.post)
-        self._inbox, self.workers = self._pool
-        #: The one in use. Set here, read by any thread that posts.
+        self.workers = self._pool.workers
+        self._intake = Intake(self._pool.inbox, options.limit)
+        #: Outcomes until the limit is reached; None is no limit.
+        self._remaining = options.limit
+        #: The one in use. Set here, read by any thread that stops the consumer.
         self._session: Session | None = None
+        #: How many there have been.
         self._sessions = 0
         self._account = DeliveryAccount(options.remember, topology.counting_queues)
-        #: Deliveries that the workers do not have: just come, or beyond the limit until the stop.
-        self._waiting: deque[Delivery] = deque()
-        limit = math.inf if options.limit is None else options.limit
-        #: Outcomes until the limit is reached.
-        self._remaining = limit
-        #: Deliveries that may still be given to the workers.
-        self._budget = limit
         self._status = Status(
             observers,
             self.stats,
@@ -133,10 +130,10 @@ class Supervisor(threading.Thread):
             self.workers,
             topology.prefetch_count,
             options.callback_timeout,
-            lambda: self._inbox.qsize() + len(self._waiting),
+            self._intake,
         )
         #: Longest sleep, seconds.
-        self._turn_seconds = min(_DRAIN_TURN if options.drain else _TURN, self._status.interval)
+        self._sleep = min(_DRAIN_SLEEP if options.drain else _SLEEP, self._status.interval)
         #: `stats.deduplicated` when this session began, until the log says how many came since.
         self._deduplicated_before: int | None = None
         #: Set once, and replaced only by an abandonment.
@@ -203,7 +200,7 @@ class Supervisor(threading.Thread):
         if self._is_waiting_for_callbacks:
             self._tell_stopping()
         while self._is_waiting_for_callbacks:
-            self._take_one(self._turn_seconds)
+            self._wait_for_mail(self._sleep)
 
     def _tell_stopping(self) -> None:
         text = f"stopping: {self._account.running} deliveries in hand"
@@ -252,9 +249,9 @@ class Supervisor(threading.Thread):
                 raise  # Nothing is lost by a new start.
             raise SessionLost(f"{address.name}: {shortage(exc) or exc}") from exc
         while self._ending is None:
-            self._take_one(self._turn_seconds)
+            self._wait_for_mail(self._sleep)
             with suppress(Empty):
-                return opener.take()
+                return opener.get()
         opener.abandon()
         return None
 
@@ -272,10 +269,10 @@ class Supervisor(threading.Thread):
         self._account.begin(session.number)
         self._session = session
         self.mailbox.attach(session.wake)
-        session.tick(self._turn_seconds)
+        session.tick(self._sleep)
         if session.number > 1:
             self._deduplicated_before = self.stats.deduplicated
-            session.call_later(_TURN, self._tell_deduplicated)
+            session.call_later(_GOOD_AFTER, self._tell_deduplicated)
         began = monotonic()
         try:
             self._consume(session)
@@ -289,7 +286,7 @@ class Supervisor(threading.Thread):
             self._session = None
             self.mailbox.detach()
             self._tell_deduplicated()
-            if monotonic() - began > _TURN:
+            if monotonic() - began > _GOOD_AFTER:
                 self._backoff.reset()
 
     def _consume(self, session: Session) -> None:
@@ -328,37 +325,33 @@ class Supervisor(threading.Thread):
 
     def _return_unstarted(self) -> None:
         """Put back in its queue what no worker has begun."""
-        not_started = self._take_inbox()
-        self.stats.count(NACK, len(not_started))
+        unstarted = self._intake.take_back()
+        self.stats.count(NACK, len(unstarted))
         if self._topology.has_single_active_consumer:
-            self._account.leave(not_started)
+            self._account.leave_unstarted(unstarted)
         else:
-            self._account.take_back(not_started)
+            self._account.return_unstarted(unstarted)
 
     def _turn(self, session: Session) -> None:
         """Sleep until something happens, hand out what has come, read the mailbox, settle."""
         self._receive(session)
-        self.mailbox.linger(self._inbox)
+        self.mailbox.linger(self._intake.inbox)
         if 0 < 2 * len(self._account) < self._topology.prefetch_count:
             # The broker sends the first of many alone; settled alone, it would part the next too.
             self._receive(session, 0)
-            self.mailbox.linger(self._inbox)
+            self.mailbox.linger(self._intake.inbox)
         self._read_mailbox(session)
 
     def _receive(self, session: Session, seconds: float | None = None) -> None:
-        """Wait for the next event, or so long, and give the workers all that has come together.
-
-        Given one by one, each would wake a thread that cannot run before the wait is over.
-        """
+        """Wait for the next event, or so many seconds, and hand out all that has come."""
         session.wait(seconds)
-        while self._waiting and self._budget and self._ending is None:
-            self._budget -= 1
-            self._inbox.put(self._waiting.popleft())
+        if self._ending is None:
+            self._intake.hand_out()
 
     def _read_mailbox(self, session: Session) -> None:
         """Settle what the workers have done, and keep account while the broker goes on."""
         for item in self.mailbox.collect():
-            self._take(item)
+            self._accept(item)
         self._settle(session)
         self._follow_up()
         self._settle(session)  # Nacks that are not held back.
@@ -374,10 +367,10 @@ class Supervisor(threading.Thread):
             # A session counts as good once it got something done, or lived for a while.
             self._backoff.reset()
 
-    def _take_one(self, seconds: float) -> None:
-        """Take one item from the mailbox while there is no session, or give up after a while."""
+    def _wait_for_mail(self, seconds: float) -> None:
+        """Wait for one item while there is no session, so many seconds at most."""
         with suppress(Empty):
-            self._take(self.mailbox.take(max(0.0, min(seconds, self._turn_seconds))))
+            self._accept(self.mailbox.wait(max(0.0, min(seconds, self._sleep))))
         self._follow_up()
         self._status.tick(None)
 
@@ -416,7 +409,7 @@ class Supervisor(threading.Thread):
         """Forget a session and wait before the next one, unless the end has come."""
         self._follow_up()
         reason = self._explain(loss)
-        self._account.lose(self._take_inbox())
+        self._account.lose(self._intake.take_back())
         if self._ending is not None:
             _log.warning("connection lost while stopping: %s", reason)
             return
@@ -424,7 +417,7 @@ class Supervisor(threading.Thread):
         self._status.enter(Phase.WAITING, f"not consuming: {reason}; reconnecting in {delay:.1f} s")
         deadline = monotonic() + delay
         while self._ending is None and monotonic() < deadline:
-            self._take_one(deadline - monotonic())
+            self._wait_for_mail(deadline - monotonic())
 
     def _explain(self, loss: SessionLost) -> str:
         """Add what a person has to change where a slow callback is the likely reason.
@@ -458,22 +451,9 @@ class Supervisor(threading.Thread):
     def _is_waiting_for_callbacks(self) -> bool:
         return bool(self._account.running) and not self._is_abandoned
 
-    def _take_inbox(self) -> list[Delivery]:
-        """Take back what no worker has begun; it may be given out again."""
-        taken: list[Delivery] = []
-        with suppress(Empty):
-            while True:
-                delivery = self._inbox.get_nowait()
-                assert delivery is not None
-                taken.append(delivery)
-        self._budget += len(taken)
-        taken += self._waiting
-        self._waiting.clear()
-        return taken
-
     # -- events ------------------------------------------------------------
 
-    def _take(self, item: Item) -> None:
+    def _accept(self, item: Item) -> None:
         """Run an action, or note an outcome; `_follow_up` does what can wait."""
         if not isinstance(item, Outcome):
             item()
@@ -481,12 +461,11 @@ class Supervisor(threading.Thread):
         self._account.conclude(item)
         error = item.error
         if error is not None:
-            self._end(
-                error, error.exit_code if isinstance(error, HaltConsumer) else ExitCode.CALLBACK
-            )
-        self._remaining -= 1
-        if self._remaining == 0:
-            self._end(None, ExitCode.OK)
+            self._end(error, _exit_code(error))
+        if self._remaining is not None:
+            self._remaining -= 1
+            if self._remaining == 0:
+                self._end(None, ExitCode.OK)
 
     def _follow_up(self) -> None:
         """Count what was concluded, tell the observers, and hold what is returned."""
@@ -501,7 +480,7 @@ class Supervisor(threading.Thread):
         if self._is_leaving:
             self.stats.count(NACK)  # Closing the channel returns it.
         elif self._account.receive(delivery):
-            self._waiting.append(delivery)
+            self._intake.add(delivery)
         else:
             self.stats.deduplicated += 1
 
@@ -539,6 +518,11 @@ def _failure(exc: BaseException) -> End:
         return End(short, short.exit_code)
     _log.critical("the supervisor failed, which is a bug", exc_info=exc)
     return End(exc, ExitCode.UNEXPECTED)
+
+
+def _exit_code(error: BaseException) -> int:
+    """Give the exit code for what a callback raised: only a HaltConsumer brings its own."""
+    return error.exit_code if isinstance(error, HaltConsumer) else ExitCode.CALLBACK
 
 
 def _nothing() -> None:

@@ -181,7 +181,7 @@ class World:
 
     def take_back(self) -> None:
         """Return what no worker has begun."""
-        self.account.take_back([delivery for delivery, _ in self.inbox])
+        self.account.return_unstarted([delivery for delivery, _ in self.inbox])
         self.inbox.clear()
 
     # -- settling ----------------------------------------------------------

@@ -94,18 +94,18 @@ def test_post_late_to_last_network(mailbox: Mailbox) -> None:
 
 
 def test_post_without_network(network: Network) -> None:
-    """Without a network there is nobody to be woken: the item ends a `take`."""
+    """Without a network there is nobody to be woken: the item ends a `wait`."""
     mailbox = Mailbox()
     mailbox.attach(network.wake)
     mailbox.detach()
     item = make_item()
     thread = threading.Thread(target=mailbox.post, args=[item])
     thread.start()
-    assert mailbox.take(TIMEOUT) is item
+    assert mailbox.wait(TIMEOUT) is item
     thread.join()
     assert network.wakes == 0
     with pytest.raises(Empty):
-        mailbox.take(0)
+        mailbox.wait(0)
 
 
 def test_collect_what_comes_meanwhile(mailbox: Mailbox) -> None:

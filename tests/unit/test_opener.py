@@ -60,41 +60,41 @@ def make_opener(session: FakeSession, call_when_done: Callable[[], None]) -> Ses
     return SessionOpener(session.open, call_when_done)  # type: ignore[arg-type]
 
 
-def test_take_success() -> None:
+def test_get_success() -> None:
     """A session is handed over open, and whoever waits is called."""
     session, done = FakeSession(lambda name: None), Event()
     opener = make_opener(session, done.set)
     with pytest.raises(Empty):
-        opener.take()
+        opener.get()
     opener.start()
     wait_soon(done)
-    assert opener.take() is session
+    assert opener.get() is session
     opener.join(TIMEOUT)
     assert session.steps == ["connect", "declare", "consume"]
     assert session.closed == 0
 
 
 @pytest.mark.parametrize("step", ["connect", "declare", "consume"])
-def test_take_failure(step: str) -> None:
-    """What goes wrong is raised by take, after the session was closed."""
+def test_get_failure(step: str) -> None:
+    """What goes wrong is raised by get, after the session was closed."""
     session, done = FakeSession(lambda name: None, fails_at=step), Event()
     opener = make_opener(session, done.set)
     opener.start()
     wait_soon(done)
     with pytest.raises(SessionLost, match=f"cannot {step}"):
-        opener.take()
+        opener.get()
     assert session.closed == 1
 
 
-def test_take_unexpected_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any exception reaches take: a refusal, or a bug."""
+def test_get_unexpected_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any exception reaches get: a refusal, or a bug."""
     for error in (BadDeclaration("queue", "q", "no"), KeyError("q")):
         session = FakeSession(lambda name: None)
         monkeypatch.setattr(session, "consume", lambda error=error: raise_error(error))
         opener = make_opener(session, lambda: None)
         opener.run()
         with pytest.raises(type(error)):
-            opener.take()
+            opener.get()
         assert session.closed == 1
 
 
@@ -123,7 +123,7 @@ def test_abandon_while_connecting() -> None:
     assert session.steps == ["connect", "declare"]
     assert session.closed == 1
     with pytest.raises(Empty):
-        opener.take()
+        opener.get()
 
 
 def test_start_is_named_daemon() -> None:
@@ -202,4 +202,4 @@ def test_abandon_any_interleaving(flag_at: str, get_at: str, fails_at: str) -> N
     assert interleaving.session.closed == 1
     assert interleaving.calls_when_done == 1
     with pytest.raises(Empty):
-        interleaving.opener.take()
+        interleaving.opener.get()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from queue import SimpleQueue
+
 import pytest
 
 from fmconsume.engine import status as watch_module
 from fmconsume.engine.account import DeliveryAccount
+from fmconsume.engine.intake import Intake
 from fmconsume.engine.states import Observer, Snapshot, Stats
 from fmconsume.engine.status import Status
 
@@ -34,7 +37,7 @@ def test_tick_times(
     """A turn that comes a little early is a tick nevertheless, but not every turn is one."""
     looker = Looker()
     looker.interval = interval
-    watch = Status([looker], Stats(), DeliveryAccount(0), [], 10, None, lambda: 0)
+    watch = Status([looker], Stats(), DeliveryAccount(0), [], 10, None, Intake(SimpleQueue(), None))
     for now in times:
         monkeypatch.setattr(watch_module, "monotonic", lambda now=now: 1000.0 + now)
         watch.tick(None)

@@ -57,7 +57,7 @@ class Bench:
         self.posted: SimpleQueue[Outcome] = SimpleQueue()
         self.supervisor: Supervisor
         # A supervisor that overlooks something shall not find it at its next turn.
-        monkeypatch.setattr(supervisor_module, "_TURN", 1000.0)
+        monkeypatch.setattr(supervisor_module, "_SLEEP", 1000.0)
         monkeypatch.setattr(Observer, "interval", 1000.0)
 
     def start(
@@ -224,7 +224,7 @@ def test_run_hands_out_together(bench: Bench) -> None:
 
     def deliver_and_look() -> None:
         session.deliver(make_delivery(1, 1, message_id="apple"))
-        found.put(bench.supervisor._inbox.qsize() + gate.entered.qsize())
+        found.put(bench.supervisor._intake.inbox.qsize() + gate.entered.qsize())
 
     session.events.put(deliver_and_look)
     assert get_soon(found) == 0
@@ -680,7 +680,7 @@ def test_drain_empty(bench: Bench) -> None:
 
 def test_drain_delivery_at_last_look(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """What comes while the empty queues are looked at runs, and at once."""
-    monkeypatch.setattr(supervisor_module, "_DRAIN_TURN", 1000.0)
+    monkeypatch.setattr(supervisor_module, "_DRAIN_SLEEP", 1000.0)
     gate = Gate()
 
     def prepare(session: MemorySession) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any, Optional
 
 import pytest
@@ -16,6 +17,7 @@ from fmconsume import Drop, HaltConsumer, Message, Nack
 from fmconsume.broker.errors import reason
 from fmconsume.delivery import Delivery
 from fmconsume.engine.account import DeliveryAccount
+from fmconsume.engine.intake import Intake
 from fmconsume.engine.processor import Processor
 from fmconsume.engine.states import Stats
 from fmconsume.engine.status import Status
@@ -163,7 +165,7 @@ def test_no_record_is_forged(message_id: str, topic: str, queue: str, body: byte
 def test_no_state_is_forged(message_id: str, queue: str) -> None:
     """Nor does a state, or its record, hold anything but one line."""
     unsettled = DeliveryAccount(0)
-    watch = Status([], Stats(), unsettled, [], 10, None, lambda: 0)
+    watch = Status([], Stats(), unsettled, [], 10, None, Intake(SimpleQueue(), None))
     unsettled.begin(1)
     unsettled.receive(make_delivery(message_id=message_id, queue=queue))
     with logged() as texts:
