@@ -14,7 +14,7 @@ import types
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Callable, NamedTuple, Optional
 
-from .broker.certificate import url_options
+from .amqp_url import is_amqp_url
 from .exceptions import ConfigurationException, UnavailableException
 from .redaction import redact, redact_value
 from .version import __version__
@@ -199,24 +199,8 @@ def _table(checks: Mapping[str, _Check], defaults: Mapping[str, Any]) -> _Check:
     return _in_turn(_DICT, check)
 
 
-def _is_url(value: object) -> bool:
-    import pika  # Slow, and needed only once something is loaded.
-
-    if not isinstance(value, str) or not value.lower().startswith(("amqp://", "amqps://")):
-        return False
-    if "@" in value.partition("://")[2].partition("/")[2].partition("?")[0]:
-        return False  # A password with a slash that is not quoted; its end would pass for a vhost.
-    try:
-        url_options(value)
-        # Without the files named by ssl_options: connecting tells what is wrong with them.
-        pika.URLParameters(re.sub(r"(?<=[?&])ssl_options=[^&]*", "", value))
-    except Exception:  # Whatever int() and the rest raise.
-        return False
-    return True
-
-
 def _check_url(value: Any, place: _Place) -> Any:
-    if not _is_url(value):
+    if not is_amqp_url(value):
         found = redact(value) if isinstance(value, str) else value
         place.report(_describe(found), "amqp[s]://user:password@host:port/vhost?parameter=value")
     return value
