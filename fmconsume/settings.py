@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 
 from .broker.addresses import Address, parse_address
 from .broker.topology import Topology
-from .config import DEFAULTS, LazyConfig, check_bindings, check_queues, conf
+from .config import LazyConfig, conf
+from .config_checks import DEFAULTS, check_bindings, check_queues
 from .exceptions import ConfigurationException
 from .log import get_logger
 from .redaction import redact
