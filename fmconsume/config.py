@@ -49,7 +49,10 @@ def _read(path: str, note: Optional[str]) -> dict[str, Any]:
 
 
 def _mark(path: str) -> object:
-    """Return values that change when the file does; None unless it is a regular file."""
+    """Return values that change when the file does; None for anything that cannot be read again.
+
+    Only a regular file can: reading a pipe would block.
+    """
     try:
         found = os.stat(path)
     except OSError:
@@ -59,6 +62,45 @@ def _mark(path: str) -> object:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
+#: Methods of dict that read the values. dict(conf), {**conf} and pickle go through these too.
+_READING = (
+    *("__getitem__", "__contains__", "__iter__", "__reversed__", "__len__", "__sizeof__"),
+    *("__repr__", "get", "keys", "items", "values", "copy"),
+)
+#: Those that compare the values, or join them with those of another dict.
+_COMBINING = (
+    *("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__"),
+    *("__or__", "__ror__", "__ior__"),
+)
+#: Those that change the values; a file read after them would undo the change.
+_CHANGING = ("__setitem__", "__delitem__", "setdefault", "update", "pop", "popitem", "clear")
+
+
+def _load_before(*names: str) -> Callable[[type[LazyConfig]], type[LazyConfig]]:
+    """Return a decorator that makes LazyConfig load the file before these methods of dict run."""
+
+    def decorate(cls: type[LazyConfig]) -> type[LazyConfig]:
+        for name in names:
+            setattr(cls, name, _loading(getattr(dict, name)))
+        return cls
+
+    return decorate
+
+
+def _loading(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a method of LazyConfig that loads it if need be and then calls that of dict."""
+
+    @functools.wraps(method)
+    def load_first(self: LazyConfig, *args: Any, **kwargs: Any) -> Any:
+        if not self.loaded:
+            self.load_config()
+        return method(self, *args, **kwargs)
+
+    return load_first
+
+
+# Not __init__ and __getattribute__: they run before there is anything to load.
+@_load_before(*_READING, *_COMBINING, *_CHANGING)
 class LazyConfig(dict[str, Any]):
     """A dict that reads the configuration file when it is first used in any way."""
 
@@ -143,23 +185,6 @@ def _add_loggers(loggers: dict[str, Any]) -> None:
     # pika logs each failed connection with a traceback; fmconsume does so in a line.
     loggers.setdefault("pika", {"level": "CRITICAL"})
 
-
-def _lazy(method: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(method)
-    def load_first(self: LazyConfig, *args: Any, **kwargs: Any) -> Any:
-        if not self.loaded:
-            self.load_config()
-        return method(self, *args, **kwargs)
-
-    return load_first
-
-
-# All of dict's methods but the two that run before there is anything to load.
-for _name, _method in vars(dict).items():
-    if _name not in ("__init__", "__getattribute__") and isinstance(
-        _method, (types.MethodDescriptorType, types.WrapperDescriptorType)
-    ):
-        setattr(LazyConfig, _name, _lazy(_method))
 
 #: The configuration of this process.
 conf = LazyConfig()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import pickle
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -90,16 +92,22 @@ ACCESSES: dict[str, Callable[[LazyConfig], object]] = {
     "update": lambda it: it.update(callback="a:b"),
     "eq": lambda it: it == {},
     "ne": lambda it: it != {},
+    "lt": lambda it: it.__lt__({}),
     "or": lambda it: it | {},
+    "ror": lambda it: ({} | it)["qos"],
+    "ior": lambda it: it.__ior__({"callback": "a:b"}),
     "setdefault": lambda it: it.setdefault("qos", {}),
     "setitem": lambda it: it.__setitem__("callback", "a:b"),
     "delitem": lambda it: it.__delitem__("qos"),
     "pop": lambda it: it.pop("qos"),
+    "popitem": lambda it: it.popitem(),
+    "sizeof": sys.getsizeof,
     "repr": repr,
     "dict": lambda it: dict(it)["qos"],
     "unpacking": lambda it: {**it}["qos"],
     "copy.copy": lambda it: copy.copy(it)["qos"],
     "copy.deepcopy": lambda it: copy.deepcopy(it)["qos"],
+    "pickle": lambda it: pickle.loads(pickle.dumps(it))["qos"],
     "setup_logging": lambda it: it.setup_logging(),
     "validate": lambda it: it.validate(),
 }
@@ -114,6 +122,15 @@ def test_lazy_config_loads_on_any_access(access: Callable[[LazyConfig], object])
     access(lazy)
     assert lazy.loaded
     assert lazy["workers"] == 1
+
+
+def test_lazy_config_covers_every_method() -> None:
+    """Each method of this Python's dict loads first, but the two that run before any use."""
+    kinds = (types.MethodDescriptorType, types.WrapperDescriptorType)
+    methods = {name: method for name, method in vars(dict).items() if isinstance(method, kinds)}
+    wrapped = {name: getattr(vars(LazyConfig).get(name), "__wrapped__", None) for name in methods}
+    uncovered = {name for name, method in methods.items() if wrapped[name] is not method}
+    assert uncovered == {"__init__", "__getattribute__"}
 
 
 def test_lazy_config_keeps_a_key_set_first() -> None:
