@@ -20,7 +20,7 @@ FLOORS = (
     "headers message_classes decoding jsonlines message callbacks example",
     "broker/",
     "engine/",
-    "service/ settings",
+    "service/ wiring",
     "publisher recording checking",
     "api testing",
     "compat __init__",
