@@ -19,16 +19,16 @@ from .config import conf
 from .engine.pool import make_pool
 from .engine.processor import Keep, make_processor
 from .engine.states import End, Observer, State, Stats
-from .engine.supervisor import Options, Supervisor
+from .engine.supervisor import Supervisor
 from .engine.workers import Worker
 from .exceptions import ExitCode, FmconsumeError
 from .log import get_logger, quieten_pika
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, dumps, loads
 from .publisher import publish
 from .service.systemd import Notifier
-from .settings import addresses, topology
 from .shortage import shortage
 from .wakeup import WakeupQueue
+from .wiring import addresses, options, topology
 
 if TYPE_CHECKING:
     from .service.monitoring import Monitoring
@@ -92,7 +92,7 @@ class Consumer:
         #: Exit status for a command; set when `run` ends.
         self.exit_code: int = ExitCode.UNEXPECTED
         brokers, wanted = addresses(), topology(bindings, queues)
-        options = _options(workers, limit, drain)
+        engine_options = options(workers, limit, drain)
         processor = make_processor(callback, conf["body"], _make_keep())
         self._coroutines = processor.coroutines
         monitoring = _make_monitoring(lambda: self.stats)
@@ -101,9 +101,9 @@ class Consumer:
         self._supervisor = Supervisor(
             addresses=brokers,
             topology=wanted,
-            options=options,
+            options=engine_options,
             open_session=open_session,
-            make_pool=partial(make_pool, processor, options.workers),
+            make_pool=partial(make_pool, processor, engine_options.workers),
             report=self._events.put,
             observers=_list_observers(monitoring),
         )
@@ -232,21 +232,6 @@ def consume(
         HaltConsumer: The callback raised it; and see Consumer.run.
     """
     Consumer(callback, bindings, queues, workers=workers).run()
-
-
-def _options(workers: int | None, limit: int | None, drain: bool) -> Options:
-    for key, value in (("workers", workers), ("limit", limit)):
-        if value is not None and (type(value) is not int or value < 1):
-            raise ValueError(f"{key}: found {value!r}, expected a number of at least 1")
-    return Options(
-        workers=conf["workers"] if workers is None else workers,
-        nack_initial=conf["nack_delay"]["initial"],
-        nack_maximum=conf["nack_delay"]["max"],
-        remember=conf["remember"],
-        limit=limit,
-        drain=drain,
-        callback_timeout=conf["callback_timeout"],
-    )
 
 
 def _make_keep() -> Keep | None:

@@ -40,8 +40,8 @@ from .console import say
 from .engine.coroutines import CoroutineRunner
 from .exceptions import ConnectionException, ExitCode
 from .redaction import hide_passwords, redact_value
-from .settings import addresses
 from .text import printable
+from .wiring import addresses
 
 __all__ = ["Row", "advise", "check", "examine"]
 

@@ -25,10 +25,10 @@ from .exceptions import (
 )
 from .log import get_logger, is_stuck
 from .redaction import hide_passwords
-from .settings import select, topology
 from .shortage import shortage
 from .text import brief, describe
 from .version import __version__
+from .wiring import select, topology
 
 __all__ = ["command", "main", "parser"]
 

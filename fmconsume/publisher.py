@@ -26,9 +26,9 @@ from .config import conf
 from .exceptions import ConnectionException, PublishException, PublishTimeout
 from .log import get_logger
 from .message import Message
-from .settings import addresses
 from .shortage import shortage
 from .text import printable
+from .wiring import addresses
 
 __all__ = ["Publisher", "publish"]
 

@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Any, Callable, NamedTuple, Optional
-from urllib.parse import urlsplit
 
 import pika
 
+from ..amqp_url import check_quoting, tls_options
 from ..exceptions import ConnectionException
 from ..redaction import redact_value
-from .certificate import load_pair, url_options, validity
+from .certificate import load_pair, validity
 
 __all__ = ["Address", "Addresses", "parse_address"]
 
@@ -89,8 +89,8 @@ def parse_address(
 
 
 def _read(url: str, tls: _Tls, client_properties: dict[str, Any]) -> pika.URLParameters:
-    _check_quoting(url)
-    options = url_options(url)
+    check_quoting(url)
+    options = tls_options(url)
     _check_pair_in_url(options)
     try:
         parameters = pika.URLParameters(url)
@@ -106,21 +106,6 @@ def _read(url: str, tls: _Tls, client_properties: dict[str, Any]) -> pika.URLPar
     if parameters.ssl_options and not options:
         _secure(parameters, tls)
     return parameters
-
-
-def _check_quoting(url: str) -> None:
-    """Refuse a password of which a part would pass for a port or a virtual host, and be shown."""
-    try:
-        parts = urlsplit(url)
-        _ = parts.port
-    except ValueError:
-        parts = None
-    if parts is None or "@" in parts.path:
-        # Without its cause, which shows that part.
-        raise ValueError(
-            "its host or port is malformed, or its password holds a character that must be "
-            'quoted, as %2F for "/"'
-        )
 
 
 def _check_pair_in_url(options: Mapping[str, Any]) -> None:

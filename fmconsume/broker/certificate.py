@@ -1,18 +1,15 @@
-"""What Python's ssl module does not tell of certificates and keys, also of those that a URL names.
+"""What Python's ssl module does not tell of certificates and keys.
 
 Pure but for reading files: any thread may call.
 """
 
 from __future__ import annotations
 
-import ast
 import ssl
 from collections.abc import Iterator
 from datetime import datetime, timezone
-from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
-__all__ = ["load_pair", "url_options", "validity"]
+__all__ = ["load_pair", "validity"]
 
 #: DER tags and time formats. Source: RFC 5280, sections 4.1 and 4.1.2.5.
 _VERSION = 0xA0
@@ -82,19 +79,3 @@ def load_pair(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> No
 
 def _refuse_to_ask() -> str:
     raise ValueError("it is encrypted, and nobody is there to type a password; decrypt it")
-
-
-def url_options(url: str) -> dict[str, Any]:
-    """Give the TLS settings in an AMQP URL, which go before those of [tls].
-
-    Raises:
-        ValueError: They are malformed.
-    """
-    texts = parse_qs(urlsplit(url).query).get("ssl_options", ["None"])
-    try:
-        options = ast.literal_eval(texts[0]) or {}
-    except Exception as exc:  # Among others SyntaxError and RecursionError.
-        raise ValueError("its ssl_options are no Python literal") from exc
-    if not isinstance(options, dict):
-        raise ValueError("its ssl_options are no dict")
-    return options

@@ -9,16 +9,27 @@ from threading import Event
 from time import monotonic
 from typing import Any, Optional, TypeVar
 
+from hypothesis import strategies as st
 from pika.spec import BasicProperties
 
 from fmconsume.broker.wire import published
-from fmconsume.config import LazyConfig, conf
+from fmconsume.config import DEFAULTS, LazyConfig, conf
 from fmconsume.delivery import Delivery
 
 T = TypeVar("T")
 
 #: Seconds after which a rendezvous has failed; nothing waits that long in a good run.
 TIMEOUT = 10.0
+
+#: Keys and values that a configuration file may hold, most of them wrong.
+CONFIG_KEYS = st.sampled_from(
+    [*DEFAULTS, "queue", "exchange", "routing_keys", "", "a.b"]
+) | st.text(max_size=5)
+CONFIG_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(CONFIG_KEYS, inner, max_size=3),
+    max_leaves=8,
+)
 
 
 def make_delivery(

@@ -16,7 +16,7 @@ from fmconsume.broker.topology import Topology
 from fmconsume.checking import Row, advise, check, examine
 from fmconsume.config import DEFAULTS, LazyConfig
 from fmconsume.exceptions import ConfigurationException, ExitCode
-from fmconsume.settings import topology
+from fmconsume.wiring import topology
 
 from .fakes import restored_configuration
 

@@ -15,13 +15,12 @@ HOUSE = Path(fmconsume.__file__).parent
 #: Lowest first, a folder with a slash. A module imports from its own floor or from one below, and
 #: nothing imports in circles.
 FLOORS = (
-    "text version redaction exceptions delivery wakeup log console shortage schema_utils "
-    "broker/certificate",
-    "config schema",
+    "text version redaction exceptions delivery wakeup log console shortage schema_utils amqp_url",
+    "config config_checks schema",
     "headers message_classes decoding jsonlines message callbacks example",
     "broker/",
     "engine/",
-    "service/ settings",
+    "service/ wiring",
     "publisher recording checking",
     "api testing",
     "compat __init__",
@@ -37,7 +36,7 @@ def find_floor(module: str) -> int:
 
 MODULES = sorted(str(path.relative_to(HOUSE).with_suffix("")) for path in HOUSE.rglob("*.py"))
 #: These offer under one roof what other modules define.
-FACADES = {"__init__", "api", "message", "testing"}
+FACADES = {"__init__", "api", "config", "message", "testing"}
 #: These are run or read, not imported from.
 WITHOUT_ALL = {"__main__", "version", "broker/__init__", "engine/__init__", "service/__init__"}
 

@@ -1,4 +1,4 @@
-"""Tests of what the configuration means to the engine."""
+"""Tests of what the configuration means to a consumer."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import pytest
 
 from fmconsume import config
 from fmconsume.broker.addresses import Address
-from fmconsume.config import LazyConfig
-from fmconsume.settings import addresses, select
+from fmconsume.config import DEFAULTS, LazyConfig
+from fmconsume.engine.supervisor import Options
+from fmconsume.wiring import addresses, options, select, topology
 
 from .fakes import restored_configuration
 
@@ -89,6 +90,13 @@ def test_select_other_queue(conf: LazyConfig) -> None:
     assert bindings == [("nuts", "amq.topic", "#")]
 
 
+def test_select_other_queue_than_several(two_queues: LazyConfig) -> None:
+    """Another queue has every configured binding where no queue is unnamed."""
+    queues, bindings = select_short("nuts")
+    assert queues == {"nuts": DEFAULTS["queues"][""]}
+    assert bindings == [("nuts", "market", "a"), ("nuts", "market", "b", "c")]
+
+
 def test_select_exchange(two_queues: LazyConfig) -> None:
     """An exchange is bound instead of the configured exchanges."""
     _, bindings = select_short(exchange="fair")
@@ -115,12 +123,70 @@ def test_select_without_bindings(
     assert select_short(name, "fair", ["x"])[1] == [(name, "fair", "x")]
 
 
+def test_select_with_some_bindings(write: Callable[[str, str], str], conf: LazyConfig) -> None:
+    """An argument binds also the queues that have no configured binding."""
+    conf.load_config(write("three.toml", f"{TWO_QUEUES}[queues.nuts]"))
+    assert select_short(exchange="fair")[1] == [
+        ("fruit", "fair", "a"),
+        ("veg", "fair", "b", "c"),
+        ("nuts", "fair", "#"),
+    ]
+
+
 def test_select_leaves_configuration(two_queues: LazyConfig) -> None:
     """Selecting does not change the configuration."""
     before = [dict(binding) for binding in two_queues["bindings"]]
     select_short("fruit", "fair", ["x"])
     assert two_queues["bindings"] == before
     assert set(two_queues["queues"]) == {"fruit", "veg"}
+
+
+# -- topology --------------------------------------------------------------------------
+
+
+def test_topology_configured(two_queues: LazyConfig) -> None:
+    """Without arguments the topology is the configured one."""
+    found = topology()
+    assert found.queues == two_queues["queues"]
+    assert found.bindings == two_queues["bindings"]
+    assert (found.passive, found.prefetch_count, found.prefetch_size) == (False, 10, 0)
+
+
+def test_topology_of_a_queue(two_queues: LazyConfig) -> None:
+    """A queue that is given keeps its configured bindings, and those of others are left out."""
+    found = topology(queues={"veg": {}})
+    assert [binding["routing_keys"] for binding in found.bindings] == [["b", "c"]]
+
+
+def test_topology_changed_by_program(conf: LazyConfig) -> None:
+    """What a program has put into the configuration is checked like an argument."""
+    conf["queues"] = {"nuts": {"durable": 1}}
+    with pytest.raises(ValueError, match=r"queues\.nuts\.durable: found 1"):
+        topology()
+
+
+# -- options ---------------------------------------------------------------------------
+
+
+def test_options_configured(write: Callable[[str, str], str], conf: LazyConfig) -> None:
+    """Each option comes from its key."""
+    text = "workers = 3\nremember = 7\ncallback_timeout = 9\nnack_delay = {initial = 2, max = 5}"
+    conf.load_config(write("options.toml", text))
+    assert options(None, None, False) == Options(3, 2, 5, 7, None, False, 9)
+
+
+def test_options_arguments(conf: LazyConfig) -> None:
+    """Arguments go before the configuration; without a file the engine's own defaults hold."""
+    assert options(2, 4, True) == Options(workers=2, limit=4, drain=True)
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+@pytest.mark.parametrize("name", ["workers", "limit"])
+def test_options_wrong(conf: LazyConfig, name: str, value: Any) -> None:
+    """A number that is none, or below 1, is a ValueError that names it."""
+    arguments = {"workers": None, "limit": None, "drain": False, name: value}
+    with pytest.raises(ValueError, match=f"^{name}: found {value!r}, expected a number"):
+        options(**arguments)
 
 
 # -- addresses -------------------------------------------------------------------------

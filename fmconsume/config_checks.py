@@ -1,0 +1,379 @@
+"""The configuration's keys: the default of each, and a check that names every problem at once.
+
+Pure: any thread may call.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Callable, NamedTuple
+
+from .amqp_url import is_amqp_url
+from .exceptions import ConfigurationException
+from .redaction import redact, redact_value
+from .version import __version__
+
+__all__ = ["DEFAULTS", "check_bindings", "check_config", "check_queues"]
+
+#: Identifies fmconsume to the broker's administrators; loading adds the versions.
+_IDENTITY = {"product": "fmconsume", "information": "https://pypi.org/project/fmconsume/"}
+
+#: The values of all keys that the file leaves out. etc/fmconsume.toml.example explains each key.
+DEFAULTS: dict[str, Any] = {
+    "amqp_url": "amqp://?connection_attempts=3&retry_delay=5",
+    "passive_declares": False,
+    "tls": {"ca_cert": None, "certfile": None, "keyfile": None},
+    "client_properties": {"app": "Unknown", **_IDENTITY},
+    "exchanges": {
+        "amq.topic": {"type": "topic", "durable": True, "auto_delete": False, "arguments": {}}
+    },
+    "queues": {"": {"durable": False, "auto_delete": True, "exclusive": True, "arguments": {}}},
+    "bindings": [{"queue": "", "exchange": "amq.topic", "routing_keys": ["#"]}],
+    "qos": {"prefetch_count": 10, "prefetch_size": 0},
+    "callback": None,
+    "consumer_config": {},
+    "body": "object",
+    "workers": 1,
+    "nack_delay": {"initial": 1.0, "max": 60.0},
+    "remember": 20_000,
+    "callback_timeout": None,
+    "failed_messages": None,
+    "failed_messages_limit": 1000,
+    "monitoring": {},
+    "publish_exchange": "amq.topic",
+    "topic_prefix": "",
+    "publish_priority": None,
+    "log_config": {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {
+            "line": {
+                "class": "fmconsume.service.journal.Formatter",
+                "format": "[%(name)s %(levelname)s] %(message)s",
+            }
+        },
+        "handlers": {
+            "stderr": {
+                "class": "logging.StreamHandler",
+                "formatter": "line",
+                "stream": "ext://sys.stderr",
+            }
+        },
+        "loggers": {"fmconsume": {"level": "INFO"}},
+        "root": {"level": "WARNING", "handlers": ["stderr"]},
+    },
+}
+
+
+class _Place(NamedTuple):
+    """Where in the configuration a value stands, and the problems found so far."""
+
+    path: str
+    problems: list[str]
+
+    def enter(self, key: object) -> _Place:
+        """Return the place of a key in the table here, quoted as TOML demands."""
+        name = str(key) if re.fullmatch(r"[\w-]+", str(key)) else repr(key)
+        return _Place(f"{self.path}.{name}" if self.path else name, self.problems)
+
+    def report(
+        self, found: str, expected: str, word: object = "", known: Iterable[str] = ()
+    ) -> None:
+        """Add a problem to the list.
+
+        Args:
+            found: The value, described.
+            expected: What could stand there instead.
+            word: The value, if it could be a misspelling of a known word.
+            known: Words to suggest the nearest of.
+        """
+        import difflib  # Slow to import, and a good configuration does not need it.
+
+        near = difflib.get_close_matches(str(word), map(str, known), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        self.problems.append(f"{self.path}: found {found}, expected {expected}{hint}")
+
+
+#: Reports the problems of a value to its place, and returns the value as fmconsume uses it.
+_Check = Callable[[Any, _Place], Any]
+
+#: The default of a key that has none: the user must give it.
+_MISSING = object()
+
+
+def _describe(value: object) -> str:
+    """Show a value without a password, or its type where the value would be long."""
+    if value is _MISSING:
+        return "nothing"
+    if isinstance(value, str):
+        return repr(redact_value(value))
+    if value is None or isinstance(value, (int, float)):
+        return repr(value)
+    name = {"dict": "table"}.get(type(value).__name__, type(value).__name__)
+    return f"a {name}" if value else f"an empty {name}"
+
+
+# -- how checks are made ---------------------------------------------------------------
+
+
+def _value(expected: str, fits: Callable[[Any], object], known: Iterable[str] = ()) -> _Check:
+    """Accept what fits, and report anything else with a description of what is expected."""
+
+    def check(value: Any, place: _Place) -> Any:
+        if not fits(value):
+            place.report(_describe(value), expected, value, known)
+        return value
+
+    return check
+
+
+def _choice(options: Iterable[str]) -> _Check:
+    """Accept one of these words."""
+    known = list(options)
+    return _value(" or ".join(map(repr, known)), known.__contains__, known)
+
+
+def _integer(low: int, high: float = float("inf")) -> _Check:
+    """Accept an integer within limits, both included."""
+    limits = f"of {low} or more" if high == float("inf") else f"from {low} to {high}"
+    return _value(f"an integer {limits}", lambda value: type(value) is int and low <= value <= high)
+
+
+def _or(off: object, check: _Check) -> _Check:
+    """Accept also `off`, the value that turns a setting off."""
+    return lambda value, place: off if value == off else check(value, place)
+
+
+def _in_turn(*checks: _Check) -> _Check:
+    """Pass the value through one check after another, until one reports a problem."""
+
+    def check(value: Any, place: _Place) -> Any:
+        before = len(place.problems)
+        for each in checks:
+            if len(place.problems) == before:
+                value = each(value, place)
+        return value
+
+    return check
+
+
+def _is_duration(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < float("inf")
+
+
+_BOOLEAN = _value("true or false", lambda value: isinstance(value, bool))
+_TEXT = _value("a string", lambda value: isinstance(value, str))
+_DICT = _value("a table", lambda value: isinstance(value, dict))
+_LIST = _value("a list", lambda value: isinstance(value, (list, tuple)))
+#: An empty path, like none, becomes None.
+_PATH = _in_turn(_or(None, _TEXT), lambda value, _: value or None)
+_ARGUMENTS = _in_turn(_or(None, _DICT), lambda value, _: value or {})
+
+
+def _each(item: _Check) -> _Check:
+    """Accept a table whose keys are names that the user chooses, and check each item."""
+
+    def check(value: dict[str, Any], place: _Place) -> dict[str, Any]:
+        return {_TEXT(key, place): item(each, place.enter(key)) for key, each in value.items()}
+
+    return _in_turn(_DICT, check)
+
+
+def _array(item: _Check) -> _Check:
+    """Accept a list, and check each item."""
+
+    def check(value: Sequence[Any], place: _Place) -> list[Any]:
+        return [
+            item(each, place._replace(path=f"{place.path}[{index}]"))
+            for index, each in enumerate(value)
+        ]
+
+    return _in_turn(_LIST, check)
+
+
+def _table(checks: Mapping[str, _Check], defaults: Mapping[str, Any]) -> _Check:
+    """Accept a table with known keys, fill in the defaults and check each value."""
+
+    def check(value: dict[str, Any], place: _Place) -> dict[str, Any]:
+        for key in value:
+            if key not in checks:
+                place.enter(key).report("an unknown key", ", ".join(checks), key, checks)
+        merged = {**defaults, **value}
+        return {
+            key: inner(merged[key], place.enter(key))
+            for key, inner in checks.items()
+            if key in merged
+        }
+
+    return _in_turn(_DICT, check)
+
+
+# -- the check of each key -------------------------------------------------------------
+
+
+def _check_url(value: Any, place: _Place) -> Any:
+    """Accept an AMQP URL, and report any other value without the password in it."""
+    if not is_amqp_url(value):
+        found = redact(value) if isinstance(value, str) else value
+        place.report(_describe(found), "amqp[s]://user:password@host:port/vhost?parameter=value")
+    return value
+
+
+def _check_urls(value: Any, place: _Place) -> Any:
+    """Accept one URL, or a list of them that is not empty."""
+    is_list = isinstance(value, (list, tuple)) and value
+    return (_array(_check_url) if is_list else _check_url)(value, place)
+
+
+def _is_callback(value: object) -> bool:
+    """Tell whether a value reads "package.module:object"; nothing is imported."""
+    module, colon, name = str(value).partition(":")
+    return bool(colon) and all(map(str.isidentifier, f"{module}.{name}".split(".")))
+
+
+def _identify(properties: dict[str, Any], _: _Place) -> dict[str, Any]:
+    """Add what identifies fmconsume, in place of what the file says there."""
+    import pika
+
+    version = f"fmconsume-{__version__} with pika-{pika.__version__}"
+    return {**DEFAULTS["client_properties"], **properties, **_IDENTITY, "version": version}
+
+
+#: Settings that exchanges and queues share.
+_ENTITY = {"durable": _BOOLEAN, "auto_delete": _BOOLEAN, "arguments": _ARGUMENTS}
+_EXCHANGE = _table({"type": _TEXT, **_ENTITY}, DEFAULTS["exchanges"]["amq.topic"])
+_QUEUE = _table(
+    {**_ENTITY, "exclusive": _BOOLEAN, "passive": _BOOLEAN},
+    {"durable": False, "auto_delete": False, "exclusive": False, "arguments": {}},
+)
+_QUEUES = _in_turn(_DICT, _value("the name of at least one queue", bool), _each(_QUEUE))
+
+
+def _bindings(queues: object) -> _Check:
+    """Accept bindings of these queues; if the queues are no table, bindings of any queue."""
+    binding = _table(
+        {
+            "queue": _choice(queues) if isinstance(queues, dict) else _TEXT,
+            "exchange": _TEXT,
+            "routing_keys": _array(_TEXT),
+            "arguments": _ARGUMENTS,
+        },
+        {"queue": "", "exchange": _MISSING, "routing_keys": _MISSING},
+    )
+    return _in_turn(lambda value, _: [value] if isinstance(value, dict) else value, _array(binding))
+
+
+#: All top-level keys but bindings, whose check depends on the queues.
+_CHECKS: dict[str, _Check] = {
+    "amqp_url": _check_urls,
+    "passive_declares": _BOOLEAN,
+    "tls": _in_turn(
+        _table(dict.fromkeys(DEFAULTS["tls"], _PATH), DEFAULTS["tls"]),
+        _value(
+            "certfile and keyfile together, or neither",
+            lambda tls: (tls["certfile"] is None) == (tls["keyfile"] is None),
+        ),
+    ),
+    "client_properties": _in_turn(_DICT, _identify),
+    "exchanges": _each(_EXCHANGE),
+    "queues": _QUEUES,
+    "qos": _table(
+        {"prefetch_count": _integer(0, 65535), "prefetch_size": _integer(0)}, DEFAULTS["qos"]
+    ),
+    "callback": _or(None, _value('"package.module:object"', _is_callback)),
+    "consumer_config": _DICT,
+    "body": _choice(["object", "json", "bytes"]),
+    "workers": _integer(1),
+    "nack_delay": _in_turn(
+        _table(
+            dict.fromkeys(DEFAULTS["nack_delay"], _value("a number of seconds", _is_duration)),
+            DEFAULTS["nack_delay"],
+        ),
+        _value("a max not below initial", lambda delay: delay["max"] >= delay["initial"]),
+    ),
+    "remember": _integer(0),
+    "callback_timeout": _or(
+        None, _value("a number of seconds above 0", lambda value: value and _is_duration(value))
+    ),
+    "failed_messages": _PATH,
+    "failed_messages_limit": _integer(1),
+    "monitoring": _or(
+        {},
+        _table(
+            {"address": _TEXT, "port": _integer(1, 65535)},
+            {"address": "localhost", "port": _MISSING},
+        ),
+    ),
+    "publish_exchange": _TEXT,
+    "topic_prefix": _TEXT,
+    "publish_priority": _or(None, _integer(0, 255)),
+    "log_config": _in_turn(
+        _DICT, _value("version = 1 in it", lambda config: config.get("version") == 1)
+    ),
+}
+
+
+# -- the configuration, and the arguments that stand in for parts of it -----------------
+
+
+def check_config(settings: Mapping[str, Any], title: str) -> dict[str, Any]:
+    """Return the settings of a whole configuration with their defaults filled in.
+
+    Tables in it may be those of the settings or of DEFAULTS: copy them before any change.
+
+    Args:
+        settings: Top-level keys, in lower case, to values, as in the file.
+        title: Names the configuration in the error.
+
+    Raises:
+        ConfigurationException: The settings have problems; its message names them all.
+    """
+    checked: dict[str, Any] = _apply(_check_settings, settings, "", title)
+    return checked
+
+
+def check_queues(queues: Any) -> dict[str, dict[str, Any]]:
+    """Return a copy of the queues with their defaults filled in.
+
+    Args:
+        queues: Names to settings, as under [queues] in the file.
+
+    Raises:
+        ConfigurationException: The queues have problems; its message names them all.
+    """
+    checked: dict[str, dict[str, Any]] = _apply(_QUEUES, queues, "queues", "the queues")
+    return copy.deepcopy(checked)
+
+
+def check_bindings(bindings: Any, queues: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a copy of the bindings with their defaults filled in.
+
+    Args:
+        bindings: A list as under [[bindings]] in the file, or one of its items.
+        queues: The queues that may be bound, by name.
+
+    Raises:
+        ConfigurationException: The bindings have problems; its message names them all.
+    """
+    check = _bindings(queues)
+    checked: list[dict[str, Any]] = _apply(check, bindings, "bindings", "the bindings")
+    return copy.deepcopy(checked)
+
+
+def _check_settings(value: dict[str, Any], place: _Place) -> Any:
+    queues = value.get("queues", DEFAULTS["queues"])
+    # The default binding is for the default queue. It would not fit queues with other names.
+    is_other = isinstance(queues, dict) and "" not in queues
+    defaults = {**DEFAULTS, "bindings": []} if is_other else DEFAULTS
+    return _table({**_CHECKS, "bindings": _bindings(queues)}, defaults)(value, place)
+
+
+def _apply(check: _Check, value: object, path: str, title: str) -> Any:
+    """Return the checked value, or raise all problems that the check reports, under a title."""
+    place = _Place(path, [])
+    result = check(value, place)
+    if place.problems:
+        raise ConfigurationException("\n".join([f"{title} cannot be used:", *place.problems]))
+    return result

@@ -1,0 +1,226 @@
+"""What the configuration means to a consumer: its brokers, its topology and the engine's options.
+
+Any thread may call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from functools import partial
+from typing import Any, Optional
+from urllib.parse import urlsplit
+
+from .broker.addresses import Address, parse_address
+from .broker.topology import Topology
+from .config import LazyConfig, conf
+from .config_checks import DEFAULTS, check_bindings, check_queues
+from .engine.supervisor import Options
+from .exceptions import ConfigurationException
+from .log import get_logger
+from .redaction import redact
+
+__all__ = ["addresses", "options", "select", "topology"]
+
+_log = get_logger(__name__)
+
+_Tls = Mapping[str, Optional[str]]
+
+
+# -- brokers ---------------------------------------------------------------------------
+
+
+def addresses() -> list[Address]:
+    """Return the configured brokers, in order of preference.
+
+    A password or a path under [tls] that changes in the configuration file counts for the next
+    connection, unless a program has set amqp_url or tls itself.
+
+    Raises:
+        ConfigurationException: A URL or a certificate cannot be used.
+    """
+    source = _Source()
+    return [_address(url, source) for url in source.urls]
+
+
+def _address(url: str, source: _Source) -> Address:
+    try:
+        look_up = partial(source.look_up, url)
+        return parse_address(*look_up(), conf["client_properties"], look_up)
+    except (ValueError, OSError) as exc:
+        raise ConfigurationException(f"amqp_url {redact(url)!r}, [tls]: {exc}") from exc
+
+
+class _Source:
+    """Gives amqp_url and [tls] as configured, and as its file has them once that has changed."""
+
+    def __init__(self) -> None:
+        #: As configured, or as in the file when it was last read. Threads: any.
+        self.urls, self.tls = _urls_and_tls(conf)
+        is_from_file = all(conf[key] == conf.as_loaded.get(key) for key in ("amqp_url", "tls"))
+        #: The file as it was last read; None if a program has set the values. Threads: any.
+        self._config = conf if is_from_file else None
+
+    def look_up(self, url: str) -> tuple[str, _Tls]:
+        """Return the present URL for the same user at the same broker, and the present [tls].
+
+        Thread: any.
+        """
+        if self._config is None:
+            return url, self.tls
+        if self._config.is_outdated:
+            self._read(self._config.absolute_path)
+        return _find(url, self.urls) or url, self.tls
+
+    def _read(self, path: str) -> None:
+        """Read the file again; keep the values of before if it does not have all the brokers."""
+        try:
+            self._config = LazyConfig().load_config(path)
+            urls, tls = _urls_and_tls(self._config)
+            if not all(_find(url, urls) for url in self.urls):
+                # Perhaps half written. Certificates for other brokers would be of no use here.
+                raise ConfigurationException(f"{path} has another amqp_url now")
+        except ConfigurationException as exc:
+            # The values of before may still be good.
+            _log.warning("going on with the amqp_url and [tls] of before: %s", exc)
+        else:
+            self.urls, self.tls = urls, tls
+
+
+def _urls_and_tls(config: LazyConfig) -> tuple[list[str], _Tls]:
+    urls = config["amqp_url"]
+    return [urls] if isinstance(urls, str) else list(urls), config["tls"]
+
+
+def _find(url: str, urls: list[str]) -> str | None:
+    """Return the URL among these for the same user at the same broker, the same URL first."""
+    if url in urls:
+        return url
+    return next((each for each in urls if _without_password(each) == _without_password(url)), None)
+
+
+def _without_password(url: str) -> tuple[object, ...]:
+    """Return the parts of a URL that tell a user at a broker from others."""
+    parts = urlsplit(url)
+    return parts.scheme.lower(), parts.username, parts.hostname, parts.port, parts.path
+
+
+# -- topology --------------------------------------------------------------------------
+
+
+def topology(bindings: Any = None, queues: Any = None) -> Topology:
+    """Return the topology with these bindings and queues, or with the configured ones.
+
+    Args:
+        bindings: As for `Consumer`; None takes the configured bindings of the queues.
+        queues: As for `Consumer`; None takes the configured queues.
+
+    Raises:
+        ValueError: An argument cannot be used; the message names the key.
+    """
+    try:
+        # Configured ones are checked too: a program may have changed them.
+        queues = check_queues(conf["queues"] if queues is None else queues)
+        bindings = check_bindings(_bindings_of(queues) if bindings is None else bindings, queues)
+    except ConfigurationException as exc:
+        raise ValueError(exc.message) from exc
+    return Topology(
+        conf["exchanges"],
+        queues,
+        bindings,
+        conf["passive_declares"],
+        conf["qos"]["prefetch_count"],
+        conf["qos"]["prefetch_size"],
+    )
+
+
+def _bindings_of(queues: Collection[str]) -> list[Any]:
+    return [binding for binding in conf["bindings"] if binding.get("queue", "") in queues]
+
+
+# -- what the command's arguments select -----------------------------------------------
+
+
+def select(
+    queue: str | None, exchange: str | None, routing_keys: list[str] | None
+) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
+    """Change the configured bindings and queues as the command's arguments say.
+
+    Args:
+        queue: The only queue; None leaves the configured ones. A queue that is not configured
+            gets the settings of the nameless queue, and every configured binding.
+        exchange: The exchange that every queue is bound to; None leaves those of the bindings.
+        routing_keys: The routing keys of every binding; None leaves their own.
+
+    Returns:
+        Bindings and queues, as `topology` accepts them; the configuration stays as it is.
+    """
+    queues = _select_queues(queue)
+    bindings = _select_bindings(queue)
+    if exchange or routing_keys:
+        bindings += _bind_rest(queues, bindings)
+    return [_replace(binding, exchange, routing_keys) for binding in bindings], queues
+
+
+def _select_queues(name: str | None) -> Mapping[str, Any]:
+    """Return the settings of the queue of this name only; None returns those of all queues."""
+    queues: Mapping[str, Any] = conf["queues"]
+    if not name:
+        return queues
+    return {name: queues.get(name) or queues.get("", DEFAULTS["queues"][""])}
+
+
+def _select_bindings(name: str | None) -> list[dict[str, Any]]:
+    """Return copies of the bindings of this queue; all are its own if it is not configured."""
+    bindings = conf["bindings"]
+    if name in conf["queues"]:
+        bindings = [binding for binding in bindings if binding["queue"] == name]
+    return [{**binding, "queue": name or binding["queue"]} for binding in bindings]
+
+
+def _bind_rest(queues: Mapping[str, Any], bindings: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the default binding for each queue that has no binding yet."""
+    bound = {binding["queue"] for binding in bindings}
+    return [{**DEFAULTS["bindings"][0], "queue": name} for name in queues if name not in bound]
+
+
+def _replace(
+    binding: dict[str, Any], exchange: str | None, routing_keys: list[str] | None
+) -> dict[str, Any]:
+    """Return the binding with this exchange and these routing keys; None leaves its own."""
+    return {
+        **binding,
+        "exchange": exchange or binding["exchange"],
+        "routing_keys": routing_keys or binding["routing_keys"],
+    }
+
+
+# -- options ---------------------------------------------------------------------------
+
+
+def options(workers: int | None, limit: int | None, drain: bool) -> Options:
+    """Return the engine's options.
+
+    Args:
+        workers: Callbacks that run at the same time; None takes the configuration's.
+        limit: Deliveries to work on before stopping; None is no limit.
+        drain: Stop once the queues are empty but for what the callback returned.
+
+    Raises:
+        ValueError: A number is below 1, or is no integer; the message names it.
+    """
+    _check_number("workers", workers)
+    _check_number("limit", limit)
+    return Options(
+        workers=conf["workers"] if workers is None else workers,
+        nack_initial=conf["nack_delay"]["initial"],
+        nack_maximum=conf["nack_delay"]["max"],
+        remember=conf["remember"],
+        limit=limit,
+        drain=drain,
+        callback_timeout=conf["callback_timeout"],
+    )
+
+
+def _check_number(name: str, value: int | None) -> None:
+    if value is not None and (type(value) is not int or value < 1):
+        raise ValueError(f"{name}: found {value!r}, expected a number of at least 1")
