@@ -105,8 +105,10 @@ class Connection:
             what: The request, for the message of the exception.
 
         Raises:
-            SessionLost: The time is up.
+            SessionLost: The time is up, or the connection is closed.
         """
+        if not self.is_open:
+            raise SessionLost("the connection is closed")  # pika has closed its loop, too.
         loop, end = self._wire.ioloop, monotonic() + DEADLINE
         count, heard = self._wire.bytes_received, monotonic()
 

@@ -282,7 +282,9 @@ def blocked(broker: Broker, workers: int, rng: random.Random) -> Row:
         runner.wait_for_state("consuming")
         _alarm(broker)
         supervisor = runner.consumer._supervisor
-        supervisor.post(lambda: supervisor._session._channel.basic_publish("", "nowhere", b""))
+        supervisor.mailbox.post(
+            lambda: supervisor._session._channel.basic_publish("", "nowhere", b"")
+        )
         assert "low on memory" in runner.wait_for_state("blocked")
         broker.ctl("set_vm_memory_high_watermark", "0.4")
         runner.wait_for_state("consuming")

@@ -236,7 +236,7 @@ def test_journal_priorities(broker, queue, folder):
     assert lines[0].startswith("<6>[fmconsume.engine.")
     rejected = next(line for line in lines if "rejected" in line)
     assert rejected.startswith(
-        f"<4>[fmconsume.engine.workers WARNING] message torn from queue {queue!r} rejected: "
+        f"<4>[fmconsume.engine.processor WARNING] message torn from queue {queue!r} rejected: "
     )
     traceback = lines.index("<3>  Traceback (most recent call last):")
     assert queue in lines[traceback - 1]

@@ -155,6 +155,7 @@ class FakeConnection:
 
     def open(self, parameters: pika.ConnectionParameters) -> FakeConnection:
         """Negotiate as pika does, with a broker that proposes 60 s."""
+        self.is_open = True
         self.heartbeat = parameters.heartbeat(self, 60)
         return self
 
@@ -799,6 +800,14 @@ def test_discard_waits_for_nothing(session: Session, connection: FakeConnection)
     assert not closed.is_set()
     go_on.set()
     wait_soon(closed)
+
+
+@pytest.mark.parametrize("step", ["depths", "cancel", "consume"])
+def test_closed_connection(session: Session, connection: FakeConnection, step: str) -> None:
+    """Whatever is asked over a connection that is closed, the session is lost."""
+    connection.is_open = False
+    with pytest.raises(SessionLost, match="the connection is closed"):
+        getattr(session, step)()
 
 
 def test_discard_closed(session: Session, connection: FakeConnection) -> None:
