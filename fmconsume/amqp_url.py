@@ -33,7 +33,7 @@ def is_amqp_url(value: object) -> bool:
 
 
 def check_quoting(url: str) -> None:
-    """Refuse a password of which a part would pass for a port or a virtual host, and be shown.
+    """Refuse an unquoted password: a part of it would be read as port or virtual host, and shown.
 
     Raises:
         ValueError: The password is not quoted, or the host or the port is malformed.

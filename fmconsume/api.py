@@ -1,6 +1,7 @@
-"""What most users call: `consume`, which blocks until consuming ends, and the Consumer under it.
+"""The functions that users call: `consume`, which blocks until consuming ends, and `publish`.
 
-Any thread may call; signals are handled only when it is the main thread.
+`Consumer`, on which `consume` is built, is for programs that embed it. Any thread may call;
+signals are handled only when it is the main thread.
 """
 
 from __future__ import annotations
@@ -46,34 +47,35 @@ __all__ = [
 
 _log = get_logger(__name__)
 
-#: Seconds that threads get to end once there is nothing to wait for.
+#: Seconds that the supervisor gets after a second signal, and each thread after the end.
 _DEADLINE = 5.0
-#: Seconds between two looks whether the supervisor is there; it reports its end itself.
+#: Seconds between two checks that the supervisor is alive; normally it reports its end itself.
 _LOOK = 60.0
 #: The event that asks to stop; signals come as their numbers.
 _STOP = "stop"
 
 
 class Consumer:
-    """Consumes messages with a callback; for those who embed it.
+    """Consumes messages with a callback; for programs that embed a consumer.
 
     A consumer runs once. The configuration is read when it is made.
 
     Args:
         callback: Takes a Message. A class is instantiated here, without
-            arguments; what a coroutine function returns is awaited.
+            arguments; a coroutine is awaited.
         bindings: One mapping or several, each with "exchange", "routing_keys"
             and perhaps "queue"; None takes the configuration's.
         queues: Queue name to its settings; None takes the configuration's.
         workers: Callbacks that run at the same time; None takes the
             configuration's.
         limit: Stop after so many messages; None is no limit.
-        drain: Stop once the queues are empty but for what the callback returned.
+        drain: Stop once the queues hold no messages but those that the callback sent back.
 
     Raises:
         ValueError: An argument cannot be used; the message names the key.
         ConfigurationException: The configuration cannot be used.
-        UnavailableException: The folder for failed messages is not to be had.
+        ConnectionException: The client certificate has expired, or is not valid yet.
+        UnavailableException: The folder for failed messages cannot be made.
         Exception: Whatever the constructor of a callback class raises.
     """
 
@@ -96,7 +98,7 @@ class Consumer:
         processor = make_processor(callback, conf["body"], _make_keep())
         self._coroutines = processor.coroutines
         monitoring = _make_monitoring(lambda: self.stats)
-        #: Serves while the consumer runs.
+        #: The monitoring server, or nothing; `run` enters it.
         self._monitoring: AbstractContextManager[Any] = monitoring or nullcontext()
         self._supervisor = Supervisor(
             addresses=brokers,
@@ -126,8 +128,9 @@ class Consumer:
         """Consume until stopped.
 
         Raises:
-            UnavailableException: The port for monitoring is in use, or no thread can be started.
-            ConfigurationException: The address for monitoring is none.
+            UnavailableException: The monitoring server cannot listen, this machine is short of
+                threads, files or memory, or a drain holds too many messages that were sent back.
+            ConfigurationException: The address for monitoring is malformed.
             HaltConsumer: The callback raised it.
             ConsumerCanceled: The broker cancelled the consumer, and the queue is gone.
             BadDeclaration, PermissionException, ConnectionException: The broker refuses.
@@ -144,7 +147,10 @@ class Consumer:
             raise end.error
 
     def _start(self, stack: ExitStack) -> None:
-        """Start what consumes; what this machine does not give now it may give later."""
+        """Start monitoring, signal handling and the supervisor.
+
+        A failure sets the exit code: TEMPORARY if this machine lacks something now, as a port.
+        """
         try:
             stack.enter_context(self._monitoring)
             stack.enter_context(self._events.open())
@@ -161,7 +167,7 @@ class Consumer:
             raise reason from exc
 
     def _wait(self) -> End:
-        """Pass on what comes until the supervisor reports the end, or is gone without a word."""
+        """Pass stops and signals to the supervisor until it reports the End, or dies without."""
         signals = 0
         end = None
         while True:
@@ -173,7 +179,7 @@ class Consumer:
                     return end
                 if self._supervisor.is_alive():
                     continue
-                # It reports before it ends, perhaps after the wait was over.
+                # It may have reported and ended after the wait was over.
                 with suppress(Empty):
                     return self._last_word()
                 return End(RuntimeError("the supervisor is gone"), ExitCode.UNEXPECTED)
@@ -187,20 +193,20 @@ class Consumer:
             signals += event is not _STOP
 
     def _last_word(self) -> End:
-        """Give the end that is among the events, or raise queue.Empty."""
+        """Return the End that is among the events; raise queue.Empty if there is none."""
         while True:
             event = self._events.get(0)
             if isinstance(event, End):
                 return event
 
     def _join(self) -> None:
-        """Let the threads end, and name those that do not."""
+        """Join the threads, and log the name of each that does not end."""
         self._supervisor.join(_DEADLINE)
-        # Before the workers: what an abandoned coroutine holds up ends with it.
+        # Before the workers: one that waits for an abandoned coroutine ends when that is cancelled.
         self._coroutines.close(_DEADLINE)
         threads: list[Supervisor | Worker] = [self._supervisor, *self._supervisor.workers]
         for thread in threads:
-            # Nobody waits for an abandoned callback.
+            # A callback that still runs was abandoned: nobody waits for it.
             is_busy = isinstance(thread, Worker) and thread.current is not None
             if thread.is_alive():  # One that could not be started cannot be joined.
                 thread.join(0 if is_busy else _DEADLINE)
@@ -215,7 +221,7 @@ def consume(
     *,
     workers: int | None = None,
 ) -> None:
-    """Consume messages until a signal or the callback ends it.
+    """Consume messages until a signal, the callback or the broker ends it.
 
     The first SIGTERM or SIGINT lets running callbacks finish, a second one does
     not wait for them. Both are handled only in the main thread.
@@ -235,7 +241,7 @@ def consume(
 
 
 def _make_keep() -> Keep | None:
-    """Make what keeps failed messages, where the configuration wants that."""
+    """Return the function that keeps failed messages; None if none is configured."""
     folder = conf["failed_messages"]
     if not folder:
         return None
@@ -245,7 +251,7 @@ def _make_keep() -> Keep | None:
 
 
 def _make_monitoring(stats: Callable[[], Stats]) -> Monitoring | None:
-    """Make the monitoring server, where the configuration wants one."""
+    """Make the monitoring server; None if none is configured."""
     if not conf["monitoring"]:
         return None
     from .service.monitoring import Monitoring  # Most consumers need no HTTP.
@@ -254,7 +260,7 @@ def _make_monitoring(stats: Callable[[], Stats]) -> Monitoring | None:
 
 
 def _list_observers(monitoring: Monitoring | None) -> list[Observer]:
-    """List those that systemd and the configuration want."""
+    """List the observers: one for systemd if it listens, one for monitoring if it is configured."""
     observers: list[Observer] = []
     if os.environ.get("NOTIFY_SOCKET"):
         observers.append(Notifier(os.environ))

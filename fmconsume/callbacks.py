@@ -1,8 +1,8 @@
 """Finds the user's callback by name and makes it ready to call, once, before anything connects.
 
-The thread that starts a consumer calls it. What the user's own code raises meanwhile leaves here as
-it was raised, since it may pass: a database that is not up yet. What a person has to change is a
-ConfigurationException or a ValueError.
+The thread that starts a consumer calls it. An error that a person has to correct becomes a
+ConfigurationException or a ValueError. Any other error of the user's own code is passed on as it
+is, since its cause may pass, as a database that is not up yet.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def load_from_module(path: str) -> Any:
         path: "package.module:object"; the object may be dotted, as in "module:Class.method".
 
     Raises:
-        ConfigurationException: The path does not parse, nothing is there, or code is missing
-            that it imports.
+        ConfigurationException: The path does not parse, it names no module or no object, or the
+            module has a syntax error or cannot import something.
         Exception: Whatever else the module raises.
     """
     module_name, name = _split(path, "package.module:object")
@@ -62,12 +62,13 @@ def load_from_module(path: str) -> Any:
 
 
 def load_from_file(path: str) -> Any:
-    """Run a Python file and take an object of it.
+    """Run a Python file and return an object from it.
 
     Args:
         path: "folder/file.py:object".
 
     Raises:
+        ConfigurationException: The file does not exist, or is no .py file.
         ConfigurationException, Exception: As for `load_from_module`.
     """
     file_name, name = _split(path, "path/to/file.py:object")
@@ -89,12 +90,17 @@ def load_from_file(path: str) -> Any:
 
 
 def prepare(callback: Any, coroutines: CoroutineRunner) -> Callable[..., Any]:
-    """Give something to call with a message; its coroutines will run on that runner.
+    """Return the object that is called with each message, as `instantiate` does.
+
+    Args:
+        callback: A function, an object or a class.
+        coroutines: Its event loop is the current one while the class is instantiated; an error
+            closes it.
 
     Raises:
         ValueError, Exception: As for `instantiate`.
     """
-    # A class may ask for the current loop in its constructor; it imported asyncio then.
+    # A constructor can ask for the current loop only if its module has imported asyncio.
     is_asking = inspect.isclass(callback) and "asyncio" in sys.modules
     try:
         with coroutines.current_loop() if is_asking else nullcontext():
@@ -105,7 +111,7 @@ def prepare(callback: Any, coroutines: CoroutineRunner) -> Callable[..., Any]:
 
 
 def instantiate(callback: Any) -> Callable[..., Any]:
-    """Give something to call with a message: the object itself, or an instance of the class.
+    """Return the object that is called with each message: the callback, or an instance of it.
 
     Raises:
         ValueError: It cannot be called with a message, or is a class that wants arguments.
@@ -123,7 +129,7 @@ def instantiate(callback: Any) -> Callable[..., Any]:
 
 
 def find_function(callback: Any) -> Any:
-    """Find what a call of the callback runs, behind partials, methods and __call__."""
+    """Return the function that a call of the callback runs, behind partials, methods, __call__."""
     while not isinstance(callback, (FunctionType, BuiltinFunctionType)):
         if isinstance(callback, partial):
             callback = callback.func
@@ -137,21 +143,21 @@ def find_function(callback: Any) -> Any:
 
 
 def is_users_own(exc: BaseException) -> bool:
-    """Tell whether the user's module or constructor raised it, and not this package."""
+    """Tell whether the user's module or constructor raised an exception, and not this package."""
     frames = traceback.walk_tb(exc.__traceback__)
     return any(frame.f_code is _run.__code__ for frame, _ in frames)
 
 
 def locate(exc: BaseException) -> str:
-    """Say what was raised and where, in one line."""
-    if isinstance(exc, SyntaxError):  # It says so itself, and better.
+    """Describe an exception and the line that raised it, in one line."""
+    if isinstance(exc, SyntaxError):  # Its own text names the file and the line at fault.
         return describe(exc)
     last = traceback.extract_tb(exc.__traceback__)[-1]
     return f"{describe(exc)} ({Path(last.filename).name}, line {last.lineno})"
 
 
 def _run(function: Callable[..., Any], *args: Any) -> Any:
-    """Call what runs the user's own code; `is_users_own` finds this call in a traceback."""
+    """Call a function that runs the user's own code; `is_users_own` looks for this frame."""
     return function(*args)
 
 
@@ -159,7 +165,7 @@ def _construct(cls: Any) -> Any:
     try:
         return _run(cls)
     except TypeError as exc:
-        # The last call was ours: no line of the constructor's has run.
+        # Two frames are ours. A third one means that the constructor ran, and raised this itself.
         if len(traceback.extract_tb(exc.__traceback__)) > 2:
             raise
         what = f"callback class {cls.__module__}.{cls.__qualname__} could not be constructed"
@@ -176,18 +182,18 @@ def _refuse_generator(callback: Any) -> None:
 
 
 def _refuse_other_arguments(callback: Any) -> None:
-    """Refuse what cannot be called with a message, as far as that can be told."""
+    """Refuse a callback whose signature does not accept one argument; an unknown one passes."""
     function = find_function(callback)
-    # What only passes for a function, as a mock or some decorators' result, may take what it likes.
+    # A mock, or the result of some decorators, is no function: it may accept any arguments.
     if type(function) not in (FunctionType, BuiltinFunctionType):
         return
     is_plain = isinstance(callback, (FunctionType, BuiltinFunctionType, MethodType, partial))
     called = callback if is_plain else callback.__call__
     try:
-        # A decorator that adds arguments says with __wrapped__ what it calls, not how it is called.
+        # A decorator may add arguments: then __wrapped__ needs more than its wrapper accepts.
         signature = inspect.signature(called, follow_wrapped=False)
     except (TypeError, ValueError):
-        return  # Some that are written in C have none.
+        return  # Some functions that are written in C have no signature.
     try:
         signature.bind(None)
     except TypeError as exc:

@@ -1,9 +1,9 @@
 """Tells whether a consumer would start: certificates, connection, exchanges, queues, bindings.
 
-Nothing is made or consumed. What exists is declared again as it is configured, which the
-broker takes as a question. What does not exist, and what AMQP gives no way to look at, is
-asked for with arguments that RabbitMQ refuses after it has looked at the permissions.
-One thread calls the functions.
+Nothing is made, changed or consumed at the broker. An exchange or a queue that exists is declared
+again as it is configured: the broker only compares. The permissions to declare one that does not
+exist, and to consume, are asked for with arguments of a wrong type: RabbitMQ looks at the
+permissions before it refuses the arguments. One thread calls the functions.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ __all__ = ["Row", "advise", "check", "examine"]
 
 _Refusal = Union[ChannelClosedByBroker, ConnectionClosedByBroker]
 
-#: Arguments whose values are of the wrong type.
+#: Arguments whose values have the wrong type: RabbitMQ refuses them, and names them in its answer.
 _NO_EXCHANGE = {"alternate-exchange": 0}
 _NO_QUEUE = {"x-expires": "never"}
 _NO_CONSUMER = {"x-priority": "none"}
@@ -56,12 +56,12 @@ _FORBIDDEN, _NOT_FOUND = 403, 404
 
 _NO_FILE = "not there: the defaults hold"
 
-#: Seconds after which RabbitMQ takes back what is not acknowledged, by default.
+#: Seconds after which RabbitMQ takes back a message that is not acknowledged, by default.
 _ACKNOWLEDGEMENT_TIMEOUT = 1800.0
-#: What the defaults, ten prefetched messages and one worker, leave each callback of it, seconds.
+#: Seconds of it for each callback with the defaults: ten prefetched messages and one worker.
 _DEFAULT_SHARE = 180.0
 
-#: Returns after which a quorum queue gives a message up, from RabbitMQ 4.0 on.
+#: Returns after which a quorum queue gives a message up by default, from RabbitMQ 4.0 on.
 _DEFAULT_LIMIT = 20
 _NO_LIMIT = -1
 
@@ -70,8 +70,8 @@ class Row(NamedTuple):
     """One line of the table.
 
     Attributes:
-        exit_code: With which the consumer would end because of it.
-        version: Of RabbitMQ, in the row of the broker that answers; its first two numbers.
+        exit_code: Exit code with which the consumer would end because of this row, or OK.
+        version: First two numbers of RabbitMQ's version, in the row of the broker that answers.
     """
 
     kind: str
@@ -82,7 +82,7 @@ class Row(NamedTuple):
 
 
 def check(callback: Any, topology: Topology, workers: int) -> int:
-    """Print a table of what there is and what is amiss, then advice.
+    """Print a table of the parts of a consumer, with the faults of each, and then advice.
 
     Args:
         callback: As it was imported; a class is constructed.
@@ -101,7 +101,7 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
         _look_at_callback(callback),
         *examine(topology, conf["tls"]),
     ]
-    # A URL may stand where a file or a queue should, and names are the choice of others.
+    # A URL with a password may stand where a file or a queue should; names may hold anything.
     rows = [
         row._replace(
             name=printable(redact_value(row.name)), status=printable(hide_passwords(row.status))
@@ -120,7 +120,7 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
 
 
 def _look_at_callback(callback: Any) -> Row:
-    """Make it ready, as a consumer would; raises what that raises."""
+    """Make the callback ready as a consumer would, and raise the same errors."""
     coroutines = CoroutineRunner()
     prepare(callback, coroutines)
     coroutines.close(0)
@@ -130,14 +130,17 @@ def _look_at_callback(callback: Any) -> Row:
 
 
 def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
-    """Compare what is configured with what there is, until something makes that impossible."""
+    """Compare certificates, brokers and topology with the configuration, a row for each.
+
+    It ends early where no broker can be asked.
+    """
     for key in ("ca_cert", "certfile"):
         path = tls[key]
         if path:
             yield _look_at_certificate(key, path)
     try:
         brokers = addresses()
-    except ConnectionException:  # Because of the certificate's dates.
+    except ConnectionException:  # The client certificate's dates; its row tells of them.
         return
     refused = []
     for address in brokers:
@@ -147,7 +150,7 @@ def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
             text = str(exc).replace(f"{address.name}: ", "")
             refused.append(Row("broker", address.name, text, ExitCode.HANDSHAKE))
         else:
-            # It is enough that one of them answers.
+            # One broker that answers is enough: the others would not end a consumer.
             yield from (row._replace(exit_code=ExitCode.OK) for row in refused)
             server = connection.server_properties
             text = f"connected, {server.get('product', 'a broker')} {server.get('version', '')}"
@@ -158,7 +161,7 @@ def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
 
 
 def _version(server: Mapping[str, Any]) -> tuple[int, ...]:
-    """Read RabbitMQ's version; other products count otherwise."""
+    """Return the first two numbers of RabbitMQ's version; () for any other product."""
     if server.get("product") != "RabbitMQ":
         return ()
     return tuple(map(int, re.findall(r"\d+", str(server.get("version")))[:2]))
@@ -176,7 +179,7 @@ def _look_at_certificate(key: str, path: str) -> Row:
         text = f"not valid before {begin:%Y-%m-%d %H:%M} UTC"
     else:
         text = f"{'expired on' if now > end else 'valid until'} {end:%Y-%m-%d %H:%M} UTC"
-    # Another authority in the same file may do; connecting tells.
+    # A ca_cert may hold another authority that is still valid; only connecting tells.
     is_bad = key == "certfile" and not begin <= now <= end
     return row._replace(status=text, exit_code=ExitCode.HANDSHAKE if is_bad else ExitCode.OK)
 
@@ -185,7 +188,7 @@ _SERVER_NAMED = Row("queue", "", "would be declared, with a name of the broker's
 
 
 def _sendable(kind: str, name: str, look: Callable[..., Row], *args: Any, **kwargs: Any) -> Row:
-    """Look at something, which pika may not be able to write into a frame."""
+    """Return the row of a look; if pika cannot write the request, a row that says why."""
     try:
         return look(*args, **kwargs)
     except AMQPConnectionError:
@@ -255,26 +258,28 @@ class _Look:
         arguments: Mapping[str, Any] | None = None,
     ) -> Row:
         def unbind(channel: Any) -> None:
-            # The permissions are those of a binding, and nobody uses this key.
+            # It needs the same permissions as to bind, and removes nothing: nobody uses this key.
             channel.queue_unbind(queue, exchange, f"fmconsume-check-{uuid.uuid4()}", arguments)
 
-        for key in routing_keys:  # What the session will send; encoding it is the question.
+        for key in routing_keys:  # The session will send these: raise if pika cannot encode one.
             pika.spec.Queue.Bind(0, queue, exchange, key, arguments=arguments).encode()
         row = Row("binding", name, f"would be made: {', '.join(routing_keys)}")
         if arguments:
             row = row._replace(status=f"{row.status}, arguments {arguments}")
-        # The permission for a topic is that of the key. What is missing has its own row.
+        # The topic permission is asked for the key above, which is not a configured one. A queue
+        # or a configured exchange that is missing has a row of its own.
         return self._ask(row, unbind, "access to topic", "NOT_FOUND") if queue else row
 
     def _compare(
         self, row: Row, declare: Callable[..., None], impossible: Mapping[str, Any], passive: bool
     ) -> Row:
-        """Tell whether it is there, and whether it could be declared as it is configured.
+        """Tell whether an exchange or a queue exists, and could be declared as it is configured.
 
         Args:
+            row: Names it, and says that it exists.
             declare: Declares it on a channel, with the options of `declare_queue`.
             impossible: Arguments that RabbitMQ refuses after it has looked at the permissions.
-            passive: Nobody wants it declared.
+            passive: The consumer would not declare it: it must exist.
         """
         refusal = self._refusal(partial(declare, passive=True))
         if refusal is not None and refusal.reply_code != _NOT_FOUND:
@@ -290,10 +295,10 @@ class _Look:
         return self._ask(row, partial(declare, more_arguments=impossible), *impossible)
 
     def _ask(self, row: Row, request: Callable[[Any], None], *harmless: str) -> Row:
-        """Give the row, or what the broker has against the request.
+        """Return the row, with the broker's refusal of the request if there is one.
 
         Args:
-            harmless: Parts of answers that are as good as none.
+            harmless: Texts; a refusal that contains one of them does not count.
         """
         refusal = self._refusal(request)
         if refusal is None or any(text in refusal.reply_text for text in harmless):
@@ -323,13 +328,13 @@ def advise(
     nack_maximum: float = 0,
     version: tuple[int, ...] = (),
 ) -> Iterator[str]:
-    """Say what works but may not be what is wanted.
+    """Say which settings are valid but probably not intended.
 
     Args:
         workers: Callbacks that run at the same time.
         callback_timeout: Seconds that a callback may take, if that is configured.
         nack_maximum: Seconds for which a Nack is held back at most.
-        version: Of RabbitMQ, its first two numbers; empty if it is not known.
+        version: First two numbers of RabbitMQ's version; empty if it is not known.
     """
     for name, queue in topology.queues.items():
         arguments = queue["arguments"]
@@ -360,7 +365,7 @@ def advise(
 
 
 def _tell_limit(limit: Any, version: tuple[int, ...]) -> str:
-    """Say what else a quorum queue loses, after how many returns, and which of them count.
+    """Say after how many returns a quorum queue loses a message, and which returns count.
 
     Source: RabbitMQ's documentation of quorum queues, "Poison Message Handling".
     """
@@ -390,7 +395,7 @@ def _advise_on_prefetch(
         return
     if workers > prefetch_count:
         yield f"prefetch_count = {prefetch_count}: no more of the {workers} workers can be busy"
-    # The last one that was prefetched waits for as many callbacks as a worker has before it.
+    # The last prefetched message is acknowledged after all the callbacks of its worker.
     seconds = _ACKNOWLEDGEMENT_TIMEOUT / math.ceil(prefetch_count / workers)
     if seconds < (_DEFAULT_SHARE if callback_timeout is None else callback_timeout):
         yield (

@@ -1,4 +1,4 @@
-"""The command `fmconsume`: options and configuration in, a consumer, an exit code out.
+"""The command `fmconsume`: reads options and configuration, then consumes, checks or replays.
 
 The main thread runs it.
 """
@@ -99,10 +99,10 @@ def parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Shows no password that was given where none belongs, and takes no empty value for none."""
+    """An argument parser that shows no passwords in its errors and refuses empty values."""
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse the arguments; a variable that is not set gives an empty one."""
+        """Parse the arguments; refuse an empty value, as an unset shell variable leaves it."""
         parsed = super().parse_args(args, namespace)
         for name, value in vars(parsed).items():
             if value == "" or (isinstance(value, list) and "" in value):
@@ -110,16 +110,16 @@ class _Parser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> NoReturn:
-        """End with the usage and what is wrong."""
+        """Print the usage and the error, and exit."""
         super().error(hide_passwords(message))
 
 
 def command() -> NoReturn:
-    """Run the command as a process, and end that whatever the callback has left running."""
+    """Run the command and exit; after a failure, the callback's threads cannot keep the process."""
     status: Any = ExitCode.UNEXPECTED
     try:
         status = main()
-    except SystemExit as exc:  # argparse's.
+    except SystemExit as exc:  # argparse raised it.
         status = exc.code
         raise
     finally:
@@ -140,11 +140,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     try:
         status: Any = _dispatch(args)
-    except KeyboardInterrupt:  # Only where there is no consumer, which would have it.
+    except KeyboardInterrupt:  # No consumer ran: it handles this signal itself.
         return 128 + signal.SIGINT
     except BaseException as exc:
         status = _refuse(exc)
-    # HaltConsumer brings what the callback likes; the system knows the lowest byte only.
+    # A callback may give HaltConsumer any exit code, and the system keeps only the lowest byte.
     if not (isinstance(status, int) and 0 <= status <= 255):
         status = ExitCode.TEMPORARY
     if is_stuck():
@@ -153,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refuse(exc: BaseException) -> int:
-    """Say why nothing is consumed, and give the exit status for that."""
+    """Print why nothing is consumed, and return the exit status for that."""
     text, status = _verdict(exc)
     if status == ExitCode.UNEXPECTED:
         _log.critical("this is a bug", exc_info=exc)
@@ -162,11 +162,11 @@ def _refuse(exc: BaseException) -> int:
 
 
 def _verdict(exc: BaseException) -> tuple[str, int]:
-    """Tell what a person has to change from what may pass, and both from a bug."""
+    """Return a text and an exit status: a person has to act, the cause may pass, or it is a bug."""
     if isinstance(exc, ConfigurationException):
         return str(exc), exc.exit_code
     if callbacks.is_users_own(exc):
-        # Whatever it is: an unfinished boot, a database that is away, or a mistake.
+        # Every error counts as temporary: a boot that is not over looks like a mistake.
         _log.error("the callback cannot be made ready", exc_info=exc)
         text = f"the callback failed before the first message: {callbacks.locate(exc)}"
         return text, ExitCode.TEMPORARY
@@ -176,7 +176,7 @@ def _verdict(exc: BaseException) -> tuple[str, int]:
 
 
 def _exit_code(exc: BaseException) -> int:
-    if isinstance(exc, FmconsumeError):  # A certificate that no broker would take, say.
+    if isinstance(exc, FmconsumeError):  # For example a certificate that has expired.
         return exc.exit_code
     if isinstance(exc, OSError):
         return ExitCode.TEMPORARY
@@ -221,8 +221,8 @@ def _configure(args: argparse.Namespace) -> None:
 
 
 def _load_callback(args: argparse.Namespace) -> Any:
-    # Python puts the directory of the installed script here, not the one the user stands in.
-    with suppress(OSError):  # It was deleted.
+    # Python puts the directory of the installed script into sys.path, not the current one.
+    with suppress(OSError):  # The current directory was deleted.
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
     if args.record:
@@ -253,7 +253,7 @@ def _run(consumer: Consumer) -> int:
     except BaseException as exc:
         console.complain(_explain(exc, consumer.exit_code))
         if consumer.exit_code > 128 and isinstance(exc, KeyboardInterrupt):
-            # A callback that hangs could keep the interpreter from ending.
+            # The interpreter could wait for a callback that hangs.
             console.end(consumer.exit_code)
     return consumer.exit_code
 

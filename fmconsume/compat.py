@@ -23,7 +23,7 @@ _NO_TWISTED = (
 )
 _NO_SIGNALS = "fmconsume sends no signals: do what the receiver does where api.publish() is called"
 
-#: What fedora-messaging has and fmconsume has not, and what to do about it.
+#: Names that fedora-messaging has and fmconsume has not, each with what to do instead.
 _ABSENT = {
     f"{_NAME}.twisted": _NO_TWISTED,
     f"{_NAME}.api.twisted_consume": _NO_TWISTED,
@@ -64,7 +64,7 @@ def install() -> None:
 
 
 class _Alias(ModuleType):
-    """A module of fedora_messaging: another module with a few names of its own."""
+    """A module of fedora_messaging: it has the names of another module, and some of its own."""
 
     def __init__(self, name: str, source: ModuleType, **extra: Any) -> None:
         super().__init__(f"{_NAME}.{name}".rstrip("."), source.__doc__)
@@ -78,12 +78,12 @@ class _Alias(ModuleType):
 
 
 class _Finder:
-    """Says what to do instead of importing a module that does not exist here."""
+    """Refuses to import an absent module of fedora_messaging, and says what to do instead."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Find nothing, or raise ImportError."""
+        """Raise ImportError for an absent module, and leave every other to the next finder."""
         _refuse(fullname)
         return None
 

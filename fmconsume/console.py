@@ -1,7 +1,7 @@
-"""Writes for a person: to standard output and standard error, whatever these are.
+"""Writes lines for a person to standard output and standard error, and never fails at it.
 
-They may be closed, full, a pipe that nobody reads, or know only ASCII. None of this is a reason to
-fail, nor to end with another exit status. The main thread calls `prepare`, any thread the rest.
+They may be closed, full, a pipe that nobody reads, or know only ASCII: none of this raises, or
+changes the exit status. The main thread calls `prepare`, any thread the rest.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from . import log
 
 __all__ = ["complain", "end", "end_soon", "flush", "prepare", "say"]
 
-#: Seconds that whoever reads standard error gets to make room for a line.
+#: Seconds that the reader of standard error gets to make room for a line.
 _PATIENCE = 1.0
-#: Seconds that threads of the program's own get to end once there is nothing more to do.
+#: Seconds that the program's own threads get to end after the command is done.
 _LAST_PATIENCE = 5.0
 
 
 def prepare() -> None:
-    """Stand in for streams that are closed, and see to it that the others fail no exit."""
+    """Replace closed streams, and flush the others at exit without ever failing."""
     with suppress(OSError):
         _occupy_standard_descriptors()
         for name in ("stdout", "stderr"):
             if getattr(sys, name) is None:  # Python found it closed.
                 setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-    # Registered before a callback is imported, so that it runs after what that registers.
+    # atexit runs the last function first: register this one before a callback's module can.
     atexit.unregister(flush)
     atexit.register(flush)
 
@@ -44,15 +44,15 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """Print a line to standard error, wherever the log goes, unless nobody reads it."""
+    """Print a line to standard error, wherever the log goes; a pipe that nobody reads gets none."""
     if _is_read(sys.stderr):
         _write(sys.stderr, f"fmconsume: {text}")
 
 
 def end(status: int) -> None:
-    """End the process without the interpreter's farewell, which could wait for ever."""
+    """End the process without the interpreter's shutdown, which could wait for ever."""
     if _is_read(sys.stderr):
-        # Not here: who holds a lock of logging may not give it back.
+        # On another thread: one that hangs may hold a lock of logging.
         last = threading.Thread(target=logging.shutdown, name="fmconsume-farewell", daemon=True)
         with suppress(RuntimeError):
             last.start()
@@ -62,9 +62,10 @@ def end(status: int) -> None:
 
 
 def end_soon(status: int) -> None:
-    """See to it that a process that failed ends, even where a thread of the program's own does not.
+    """After five seconds, end a process that failed, whatever threads still run in it.
 
-    One that was stopped waits for it, and says so: it may have something to finish.
+    A process that did not fail waits for the program's own threads, which may have work to
+    finish, and says so.
     """
     watch = threading.Thread(target=_end_late, args=(status,), name="fmconsume-end", daemon=True)
     with suppress(RuntimeError):
@@ -84,16 +85,19 @@ def _end_late(status: int) -> None:
 
 
 def flush() -> None:
-    """Write out what is left; Python would end with status 120 where that fails."""
+    """Flush both streams; if Python's own flush failed, the exit status would be 120."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except Exception:  # A program may have put anything there.
+        except Exception:  # A program may have put any object there.
             _silence(stream)
 
 
 def _occupy_standard_descriptors() -> None:
-    """Keep descriptors 0 to 2 from being given to a connection, which C code would write to."""
+    """Open /dev/null for each of the descriptors 0 to 2 that is closed.
+
+    The system would give it to a connection, and C code that prints would write into that.
+    """
     number = 0
     while number <= 2:
         number = os.open(os.devnull, os.O_RDWR)
@@ -101,26 +105,26 @@ def _occupy_standard_descriptors() -> None:
 
 
 def _is_read(stream: Any) -> bool:
-    """Tell a stream that takes a line from a pipe that is full."""
+    """Tell whether a stream takes a line now; a pipe that is full does not."""
     if log.is_stuck():
         return False
     try:
         return bool(select.select([], [stream], [], _PATIENCE)[1])
     except (OSError, ValueError, TypeError, AttributeError):
-        return True  # It is no file of the system's; writing tells.
+        return True  # It has no descriptor; only writing tells.
 
 
 def _write(stream: Any, text: str) -> None:
     try:
         encoding = stream.encoding or "utf-8"
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-    except Exception:  # A program may have put anything there.
+    except Exception:  # A program may have put any object there.
         _silence(stream)
 
 
 def _silence(stream: Any) -> None:
-    """Lead a stream that cannot be written to nowhere, so that nothing that follows fails."""
-    # What has no descriptor is a program's own, and its own affair.
+    """Point a stream that cannot be written to at /dev/null, so that no later write fails."""
+    # A stream without a descriptor is the program's own object: leave it alone.
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -29,21 +29,20 @@ __all__ = [
 
 
 class Verdict(enum.Enum):
-    """What the broker is told about one delivery; the value is its word for people and monitors."""
+    """The answer to the broker about one delivery; the value is its name for people and metrics."""
 
     ACK = "acknowledged"
     NACK = "requeued"
     DROP = "dropped"
     #: The callback never saw the message: it did not decode, or failed its schema.
     REJECT = "rejected"
-    #: The callback failed: back to its queue, in the way that a delivery limit counts.
+    #: The callback failed, or a schema is unusable: back to its queue; a delivery limit counts it.
     FAIL = "failed"
 
 
-# Looked up in the class, a member takes as long as a call (up to Python 3.11), and this is for
-# every message.
+# Up to Python 3.11, `Verdict.ACK` takes as long as a function call; every message needs one.
 ACK, NACK, DROP, REJECT, FAIL = Verdict
-#: Those with which a message goes back to its queue.
+#: The verdicts that send a message back to its queue.
 RETURNS = (NACK, FAIL)
 
 
@@ -51,7 +50,7 @@ RETURNS = (NACK, FAIL)
 class Delivery:
     """One message as the broker delivered it.
 
-    Compared by identity: a redelivery is another one.
+    Only the same object is equal: a redelivery is another delivery.
 
     Source: AMQP 0-9-1, basic.deliver. Tags start at 1 on each channel, so a tag
     means nothing without its session.
@@ -60,7 +59,7 @@ class Delivery:
         message_id: As it arrived; a callback may change the properties.
         received: When it arrived, monotonic seconds.
         published: The exchange, properties and headers as they came, without the broker's counts.
-        identity: As `memory.identity` gives it; 0 is none.
+        identity: The number that `memory.identity` gives; 0 is none.
     """
 
     session: int
@@ -100,11 +99,11 @@ class Outcome:
     Attributes:
         error: The exception that ends the consumer (HaltConsumer, or the callback's own);
             None when it goes on.
-        seconds: How long the callback ran.
+        seconds: How long the callback ran; 0 if it was not called.
         target: The delivery that it settles: its own, or a redelivery of the same message. The
             account sets it.
-        returns: How often the message was returned to its queue before, where the verdict
-            returns it. The account sets it.
+        returns: How often the message went back to its queue before; set by the account, for
+            verdicts in RETURNS only.
     """
 
     delivery: Delivery

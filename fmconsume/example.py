@@ -1,4 +1,4 @@
-"""Callbacks to begin with; any worker thread may call them."""
+"""An example of a callback, to try a consumer with; any worker thread may call it."""
 
 from .message import Message
 

@@ -30,12 +30,15 @@ __all__ = [
 
 
 class ExitCode(enum.IntEnum):
-    """How the command ends; HaltConsumer brings its own, and 128 + n is a second signal n."""
+    """Exit statuses of the command.
+
+    A HaltConsumer brings its own; 128 + n means that a second signal, number n, ended it.
+    """
 
     OK = 0
-    #: What may pass: systemd tries again.
+    #: The cause may pass: systemd tries again, as after every status but OK and USAGE.
     TEMPORARY = 1
-    #: What a person has to change: systemd does not try again.
+    #: A person has to change something: systemd does not try again.
     USAGE = 2
     DECLARATION = 10
     UNEXPECTED = 11
@@ -49,7 +52,7 @@ class FmconsumeError(Exception):
     """Raised when anything in fmconsume fails; the root of the others.
 
     Attributes:
-        exit_code: Exit status of the command where this is why it ends.
+        exit_code: Exit status of the command if this error ends it.
     """
 
     exit_code: int = ExitCode.UNEXPECTED
@@ -70,7 +73,7 @@ class ConfigurationException(FmconsumeError):
 
 
 class UnavailableException(FmconsumeError):
-    """Raised when something on this machine is not to be had now: a port, a folder, a thread."""
+    """Raised when this machine does not have something now: a port, a folder, a thread."""
 
     exit_code = ExitCode.TEMPORARY
 
@@ -80,16 +83,18 @@ class ValidationError(FmconsumeError):
 
     @property
     def summary(self) -> str:
-        """The first line of what is wrong."""
+        """The first line of the error, fit to be shown."""
         lines = str(self).splitlines() or [""]
         return printable(lines[0]) or type(self).__name__
 
 
 class ConnectionException(FmconsumeError):
-    """Raised when the broker refuses the TLS or AMQP handshake, or cannot be reached.
+    """Raised when the TLS or AMQP handshake is refused, or the client certificate is out of date.
+
+    A broker that cannot be reached is no such error: fmconsume tries again.
 
     Args:
-        reason: Host and user (never the password) and what the broker answered.
+        reason: Host and user (never the password) and the broker's answer.
     """
 
     exit_code = ExitCode.HANDSHAKE
@@ -110,7 +115,7 @@ class PermissionException(FmconsumeError):
     Args:
         obj_type: "queue", "exchange" or "binding", if known.
         description: The object's name, if known.
-        reason: What the broker answered.
+        reason: The broker's answer.
     """
 
     exit_code = ExitCode.PERMISSION
@@ -144,7 +149,7 @@ class BadDeclaration(PermissionException):
 
 
 class ConsumeException(FmconsumeError):
-    """Raised when consuming has to end; the root of the verdicts below."""
+    """Raised when a callback or the broker changes the course of consuming; root of those below."""
 
 
 class ConsumerCanceled(ConsumeException):
@@ -201,7 +206,7 @@ class PublishException(FmconsumeError):
     """Raised when a message could not be published.
 
     Args:
-        reason: What the broker answered, or why it was not asked.
+        reason: The broker's answer, or why it was not asked.
     """
 
     def __init__(self, reason: Optional[object] = None) -> None:

@@ -1,7 +1,7 @@
-"""Log lines of this package are written by a thread of their own, so that no handler, filter or
-stream can end or block the thread that has something to say.
+"""Writes log lines on a thread of its own: no handler, filter or stream can end or block another.
 
-Any thread may log. It waits until its line is written, but never longer than a second.
+Any thread may log. It waits until its line is written, but no longer than a second. If no thread
+can be started, it writes the line itself.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ __all__ = ["get_logger", "is_stuck", "quieten_pika", "warn_once"]
 
 #: Longest wait for a line to be written, seconds.
 _PATIENCE = 1.0
-#: Lines that wait at most while a handler is stuck; further ones are lost.
+#: Lines that may wait while a handler is stuck; any more are lost.
 _MOST = 1000
 
-#: Warnings of one kind at most: publishers choose the names in them.
+#: Warnings of one kind that are logged: publishers choose the names in them, without end.
 _MOST_WARNINGS = 1000
-#: The names that warnings named, by kind.
+#: The names of which a warning was logged, by kind.
 _warned: dict[str, set[str]] = {}
 
 
 class _Writer:
-    """Hands records to the loggers they are meant for, one after the other."""
+    """A thread that passes each record to its logger, one after the other."""
 
     def __init__(self) -> None:
-        #: Records, each with the place where its logging thread waits.
+        #: Records, each with the queue on which the thread that logged it waits.
         self._queue: SimpleQueue[tuple[logging.LogRecord, SimpleQueue[None]]] = SimpleQueue()
-        #: Set by whoever logs first.
+        #: Set by the first thread that logs.
         self._thread: threading.Thread | None = None
-        #: A handler took longer than the patience. Set by who waited, cleared by the writer.
+        #: A line took longer than the patience. Set by a thread that waited, cleared by this one.
         self.is_stuck = False
 
     def write(self, record: logging.LogRecord) -> None:
-        """Write a record, and wait a little for that."""
-        # A handler that has something to log itself would wait for itself.
+        """Have a record written, and wait for that within the patience. Thread: any."""
+        # A handler that logs does so on the writer's thread, which must not wait for itself.
         if not self._has_thread() or threading.current_thread() is self._thread:
             _handle(record)
         elif self._queue.qsize() < _MOST:
@@ -55,7 +55,7 @@ class _Writer:
         if self._thread is None:
             # Two threads that come at the same time start two writers, which does no harm.
             thread = threading.Thread(target=self._run, name="fmconsume-log", daemon=True)
-            with suppress(RuntimeError):  # There may be no thread to be had just now.
+            with suppress(RuntimeError):  # The system may refuse a thread now.
                 thread.start()
                 self._thread = thread
         return self._thread is not None
@@ -69,11 +69,11 @@ class _Writer:
 
 
 def _handle(record: logging.LogRecord) -> None:
-    """Let the record's logger have it; where a handler or filter fails, standard error."""
+    """Pass a record to its logger; if a handler or filter raises, write it to standard error."""
     try:
         logging.getLogger(record.name).handle(record)
     except BaseException:
-        # A handler of logging's own only fails like this when it cannot complain either.
+        # lastResort reports its own errors to standard error, and raises if it cannot even do that.
         with suppress(BaseException):
             assert logging.lastResort is not None
             logging.lastResort.handle(record)
@@ -83,7 +83,7 @@ _writer = _Writer()
 
 
 def _start_anew() -> None:
-    """Forget the writer of the parent process, whose thread is not in this one."""
+    """Replace the writer after a fork: its thread runs in the parent process only."""
     global _writer
     _writer = _Writer()
 
@@ -92,18 +92,18 @@ os.register_at_fork(after_in_child=_start_anew)
 
 
 class _Relay(logging.Logger):
-    """Makes the records of the logger of its name, and leaves the rest to the writer."""
+    """A logger that makes records; the writer passes them to the real logger of the same name."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
         self._real = logging.getLogger(name)
 
     def isEnabledFor(self, level: int) -> bool:
-        """Tell what the real logger would, but without logging's lock: who holds it may block."""
+        """Answer as the real logger does, but without logging's lock: its holder may hang."""
         return level > self.manager.disable and level >= self._real.getEffectiveLevel()
 
     def makeRecord(self, *args: Any, **kwargs: Any) -> logging.LogRecord:
-        """Make a record, a plain one where the program's own factory fails."""
+        """Make a record; a plain one if the program's own record factory raises."""
         try:
             return super().makeRecord(*args, **kwargs)
         except Exception:
@@ -115,15 +115,15 @@ class _Relay(logging.Logger):
 
 
 def get_logger(name: str) -> logging.Logger:
-    """Give a logger that cannot end or block the thread that logs."""
+    """Return a logger that cannot end or block the thread that logs."""
     return _Relay(name)
 
 
 def quieten_pika() -> None:
-    """Leave out what pika logs, unless the program has set a level for its logger.
+    """Silence pika's logger below CRITICAL, unless the program has set a level for it.
 
-    pika logs inside its calls, where nothing keeps a handler that blocks from blocking whoever
-    called. What matters of it is logged here in a line.
+    pika logs on the thread that calls it, which a handler that hangs would block. fmconsume logs
+    each failed connection itself, in a line.
     """
     logger = logging.getLogger("pika")
     if logger.level == logging.NOTSET:
@@ -131,7 +131,7 @@ def quieten_pika() -> None:
 
 
 def is_stuck() -> bool:
-    """Tell whether a handler has not come back for longer than a second."""
+    """Tell whether a handler has run for longer than a second and has not returned since."""
     return _writer.is_stuck
 
 

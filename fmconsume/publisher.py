@@ -34,25 +34,24 @@ __all__ = ["Publisher", "publish"]
 
 _log = get_logger(__name__)
 
-#: First and longest delay before another connection, seconds. Somebody is waiting.
+#: First and longest delay before another connection, seconds. Short: a caller waits.
 _RETRY = (0.5, 5.0)
 #: Seconds that the connection gets to close when the interpreter ends.
 _DEADLINE = 1.0
 
 
 def publish(message: Message, exchange: str | None = None, timeout: float = 30.0) -> None:
-    """Publish a message and wait until the broker has it.
+    """Publish a message and wait until the broker confirms it.
 
     A message whose confirmation was lost with the connection is sent again, with the
-    same message id, while there is time: it may arrive twice.
+    same message id, until the timeout: it may arrive twice.
 
-    A message that was received goes out as another one: its header x-fmconsume-copies, an
+    A message that was received is sent as a new one: its header x-fmconsume-copies, an
     integer, counts the attempts to publish it again. The received message itself stays as it is.
 
     Args:
-        message: It is validated first. Its topic gets the configured topic_prefix. Its body is
-            JSON, which has no NaN and no Infinity, and neither have its headers, which are
-            what AMQP has.
+        message: It is validated first. Its topic gets the configured topic_prefix. Its body holds
+            JSON values and its headers hold AMQP values, both without NaN and Infinity.
         exchange: Name of the exchange; None takes the configured publish_exchange.
         timeout: Seconds for all of it, connecting included.
 
@@ -61,10 +60,11 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
         ConfigurationException: The configuration, or a schema, cannot be used.
         PublishReturned: The broker does not take the message, or has no such exchange.
         PublishForbidden: The user may not publish there.
-        PublishTimeout: Time is up. What was not sent by then will not be sent; what
-            was sent may have arrived.
-        PublishException: This process can have no thread, or no file, for a connection now.
-        ConnectionException: The broker refuses the connection.
+        PublishTimeout: The broker did not confirm it in time. If it was not sent by then, it will
+            not be sent; if it was, it may have arrived.
+        PublishException: This process cannot get a thread or a file for a connection now.
+        ConnectionException: The broker refuses the connection, or the client certificate has
+            expired or is not valid yet.
     """
     deadline = monotonic() + timeout
     message.validate()
@@ -79,42 +79,43 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
 
 
 def _send(message: Message, request: Request) -> None:
-    """Send a valid message; fmconsume.testing puts another function in place of this one."""
+    """Send a valid message; `fmconsume.testing.mock_sends` replaces this function."""
     _publisher().send(request)
 
 
 class Publisher:
-    """A thread that connects while somebody waits to publish, and keeps the connection.
+    """A thread that connects when there is a request to send, and keeps the connection.
 
-    It is the owner of its connection.
+    It is the `Owner` of its PublishConnection.
 
     Args:
-        brokers: Tried in turn.
+        brokers: Addresses to try in turn.
     """
 
     def __init__(self, brokers: list[Address]) -> None:
         self._addresses = Addresses(brokers)
-        #: Carries calls in from other threads; all else happens in its callbacks.
+        #: Other threads add callbacks to it; everything else happens in its callbacks.
         self._loop = IOLoop()
         self._thread = threading.Thread(target=self._run, name="fmconsume-publisher", daemon=True)
-        #: Not sent yet, oldest first.
+        #: Requests that are not sent yet, oldest first.
         self._waiting: deque[Request] = deque()
-        #: Open, or on its way there.
+        #: The connection, open or being opened; None without one. Set here, read by any thread.
         self._connection: PublishConnection | None = None
-        #: What was wrong with the addresses tried in this round.
+        #: The error of each address that was tried in this round.
         self._errors: list[Exception] = []
         self._backoff = Backoff(*_RETRY)
-        #: The next connection has to wait for a timer.
+        #: A timer runs, and there is no new connection before it ends.
         self._is_resting = False
         self._is_closing = False
-        #: Why there was no connection the last time, or "". Set here, read by any thread.
+        #: Why the last connection failed or ended; "" once one is open. Set here, read by any
+        #: thread.
         self._trouble = ""
 
     def start(self) -> None:
         """Start the thread. Thread: any.
 
         Raises:
-            RuntimeError: This process can have no more threads; the publisher is gone.
+            RuntimeError: This process cannot get a thread now; the publisher is discarded.
         """
         try:
             self._thread.start()
@@ -123,7 +124,7 @@ class Publisher:
             raise
 
     def send(self, request: Request) -> None:
-        """Publish and wait for the answer. Thread: any."""
+        """Publish, wait for the answer, and raise it if it is an error. Thread: any."""
         self._loop.add_callback_threadsafe(partial(self._take, request))
         try:
             error = request.answer.get(timeout=max(0.0, request.deadline - monotonic()))
@@ -141,7 +142,7 @@ class Publisher:
         self._thread.join(_DEADLINE)
 
     def discard(self) -> None:
-        """Free what was never started. Thread: any."""
+        """Free the loop of a publisher whose thread was never started. Thread: any."""
         self._loop.close()
 
     def _explain(self) -> str:
@@ -158,7 +159,7 @@ class Publisher:
         except Exception as exc:
             _log.critical("the publisher failed, which is a bug", exc_info=exc)
             self._trouble = f"the publisher failed: {exc!r}"
-        # The next to publish gets a new one.
+        # The next call of `publish` makes a new publisher.
         if _publishers.get(os.getpid()) is self:
             del _publishers[os.getpid()]
         self._loop.close()
@@ -189,7 +190,7 @@ class Publisher:
             self.on_end(exc, [])
 
     def on_open(self) -> None:
-        """Prefer the address from now on."""
+        """Prefer the address from now on, and send the requests that wait."""
         assert self._connection is not None
         _log.info("publishing to %s", self._connection.address.name)
         self._addresses.prefer(self._connection.address)
@@ -199,7 +200,7 @@ class Publisher:
         self.on_room()
 
     def on_room(self) -> None:
-        """Send what waits, or make room for it."""
+        """Send the requests that wait; for the rest, connect or open more channels."""
         connection = self._connection
         while self._waiting and connection is not None and connection.has_room:
             request = self._waiting.popleft()
@@ -213,7 +214,7 @@ class Publisher:
             connection.grow(len(self._waiting))
 
     def on_end(self, error: Exception, unconfirmed: list[Request]) -> None:
-        """Go on with the next address; after the last, rest before the first."""
+        """Try the next address; after the last, wait before the first is tried again."""
         self._connection = None
         self._trouble = str(error)
         self._errors.append(error)
@@ -256,8 +257,8 @@ def _publisher() -> Publisher:
     found = _publishers.get(pid)
     if found is None:
         made = _start_publisher()
-        # It runs before others can find it: without a thread it would leave them without an
-        # answer. Two threads that come at the same time get the same one.
+        # Started before other threads can find it: without a thread it would never answer them.
+        # Of two threads that make one at the same time, both use the one that is stored first.
         found = _publishers.setdefault(pid, made)
         if found is not made:
             made.close()

@@ -1,4 +1,4 @@
-"""Messages in files of JSON lines: recorded as they come, kept when they fail, and replayed.
+"""Files of messages, as lines of JSON: every message recorded, failed ones kept, either replayed.
 
 A Recorder and FailedMessages may be called on any worker; one thread calls `replay`.
 """
@@ -43,13 +43,14 @@ __all__ = ["FailedMessages", "Recorder", "replay"]
 
 _log = get_logger(__name__)
 
-#: A partial file may still be written for so many seconds.
+#: Seconds for which a partial file counts as being written, even if it is not locked.
 _WRITING = 60.0
 
 #: Characters of the progress bar.
 _WIDTH = 40
-#: Names of the files of FailedMessages and of no others, and of those half written.
+#: Names of the files of FailedMessages, and of no others.
 _KEPT = re.compile(r".*-[0-9a-f]{16}\.fmconsume\.json", re.DOTALL)
+#: Beginning and end of such a file's name while it is written.
 _PARTIAL = ".fmconsume-", ".part"
 #: Bytes of a topic in such a name; file systems take 255 in all.
 _TOPIC_BYTES = 100
@@ -59,7 +60,7 @@ class Recorder:
     """A callback that adds each message to a file.
 
     Args:
-        path: The file; what is in it stays.
+        path: The file; lines that it holds already stay.
         limit: How many messages there will be, for a progress bar on a terminal.
 
     Raises:
@@ -84,7 +85,7 @@ class Recorder:
 
 
 def _end_torn_line(path: str) -> None:
-    """Make the file, or end the line that somebody was killed while writing."""
+    """Make the file; if a recorder was killed while it wrote the last line, end that line."""
     with open(path, "ab"):
         pass
     if os.path.isfile(path) and os.path.getsize(path):
@@ -101,9 +102,9 @@ def _show_progress(count: int, limit: int) -> None:
 
 
 class FailedMessages:
-    """A folder of messages that made the callback fail, each a file to be replayed.
+    """A folder of messages on which the callback failed, each in a file that can be replayed.
 
-    Several processes may share it. It touches no file that it did not name itself.
+    Several processes may share the folder. Files with other names are never touched.
 
     Args:
         folder: Made if it does not exist.
@@ -126,10 +127,10 @@ class FailedMessages:
         self._remove_leftovers()
 
     def keep(self, delivery: Delivery, error: BaseException) -> None:
-        """Write a message and the traceback; one that fails again replaces its own file.
+        """Write a message and the traceback; a message that fails again replaces its file.
 
         Raises:
-            OSError: It cannot be written.
+            OSError: The file cannot be written.
         """
         trace = "".join(traceback.format_exception(type(error), error, error.__traceback__))
         self._write(self._line_of(delivery, trace), _file_name(delivery))
@@ -144,7 +145,7 @@ class FailedMessages:
         message.body, message.queue = self._body_of(delivery), delivery.queue
         try:
             return dump_record(message, traceback=trace)
-        except Exception:  # It contains itself (a callback can do that), or is too deep.
+        except Exception:  # A callback made it contain itself, or it is nested too deep.
             message.body, headers = delivery.body, reprlib.repr(properties.headers)
             message._properties = BasicProperties(message_id=message.id, priority=message.priority)
             return dump_record(message, traceback=trace, unreadable_headers=headers)
@@ -157,7 +158,7 @@ class FailedMessages:
         return body
 
     def _write(self, line: bytes, name: str) -> None:
-        """Make a file for its owner alone, and never half of one where somebody may read it."""
+        """Write a file that only its owner may read; it gets its name once it is whole."""
         number, path = tempfile.mkstemp(_PARTIAL[1], _PARTIAL[0], self._folder)
         try:
             with open(number, "wb") as file:
@@ -165,7 +166,7 @@ class FailedMessages:
                     fcntl.flock(file, fcntl.LOCK_EX)
                 file.write(line)
                 file.flush()
-                # The file system's own clock may not tell this one from the one before.
+                # The file system's own clock may be too coarse to tell the oldest file.
                 os.utime(number, ns=(time.time_ns(), time.time_ns()))
                 os.replace(path, self._folder / name)
         except BaseException:
@@ -174,9 +175,9 @@ class FailedMessages:
             raise
 
     def _remove_leftovers(self) -> None:
-        """Remove what a process that was killed had not finished."""
+        """Remove the partial files of processes that were killed."""
         for path in self._folder.glob("*".join(_PARTIAL)):
-            # Whoever still writes it has locked it, or is about to.
+            # A file that is being written is locked, or so new that it will be at once.
             with suppress(OSError), open(path, "rb+") as file:
                 if time.time() - os.fstat(file.fileno()).st_mtime < _WRITING:
                     continue
@@ -196,7 +197,7 @@ class FailedMessages:
 
 
 def _file_name(delivery: Delivery) -> str:
-    """Name a message so that it keeps its name when it comes again."""
+    """Return the file name of a message, the same each time that it is delivered."""
     known = repr((delivery.queue, delivery.message_id, delivery.routing_key))
     digest = hashlib.sha256(known.encode() + delivery.body).hexdigest()[:16]
     encoding = sys.getfilesystemencoding()
@@ -210,7 +211,7 @@ def _file_name(delivery: Delivery) -> str:
 def replay(
     path: str, callback: Callable[..., Any], body_mode: str = "object", limit: int | None = None
 ) -> int:
-    """Run a callback over a file, and print what became of each message.
+    """Call a callback with each message in a file, and print its verdict.
 
     Args:
         path: As a Recorder or FailedMessages wrote it.
@@ -219,12 +220,13 @@ def replay(
         limit: Stop after so many messages.
 
     Returns:
-        1 where a line, a schema or the callback failed; else the exit code with which
-        the callback halted, or 0.
+        1 if a line holds no message, a message was rejected or the callback failed; else the
+        exit code with which the callback halted, or 0.
 
     Raises:
         ConfigurationException: The file cannot be opened.
-        ValueError: The callback cannot be used.
+        ValueError: The callback cannot be called with a message.
+        Exception: Whatever the constructor of a callback class raises.
     """
     try:
         file = open(path, "rb")  # noqa: SIM115
@@ -249,7 +251,11 @@ def replay(
 def _replay_line(
     run: Callable[[Delivery], Outcome], line: bytes, number: int
 ) -> tuple[str, str, HaltConsumer | None]:
-    """Run one line; give the verdict in a word, the details, and what halts the replay."""
+    """Run the message in a line.
+
+    Returns:
+        The verdict in a word, the details, and the HaltConsumer that ends the replay, if any.
+    """
     try:
         outcome = run(load_delivery(line, number))
     except ValidationError as exc:

@@ -1,4 +1,4 @@
-"""Hides passwords in what people read: in a URL, and in any text that a URL may have got into.
+"""Hides passwords before people read them: in a URL, and in any text that may contain one.
 
 Pure: any thread may call.
 """
@@ -21,7 +21,7 @@ def redact(url: str) -> str:
     In doubt too much is hidden: an unquoted password may hold any character.
     """
     scheme, rest = re.findall(r"(?is)^(amqps?://)?(.*)", url)[0]
-    # pika takes the password of a private key in there.
+    # ssl_options may hold the password of a private key.
     rest = _PARAMETER.sub(r"\1***", re.sub(r"(ssl_options=)[^&]+", r"\1***", rest))
     user_info, at, host = rest.rpartition("@") if "@" in rest else (rest, "", "")
     user, _, password = user_info.partition(":")
@@ -30,7 +30,7 @@ def redact(url: str) -> str:
 
 
 def redact_value(value: str) -> str:
-    """Show a configured value, which may be a URL that stands under the wrong key."""
+    """Hide the password in a configured value, which may be a URL under the wrong key."""
     return redact(value) if "@" in value or "//" in value else value
 
 

@@ -9,8 +9,8 @@ from .text import brief
 
 __all__ = ["check"]
 
-#: Schema and validator by class and part, so that a property that builds its schema
-#: anew for each message neither compiles each time nor fills the memory.
+#: The last schema and its validator, by class and part. A class may build its schema anew for
+#: each message: an equal one is not compiled again, and only one is kept.
 _compiled: dict[tuple[type, str], tuple[Any, Any]] = {}
 
 
@@ -21,19 +21,19 @@ def check(owner: type, part: str, schema: Any, instance: Any) -> None:
         owner: The message class.
         part: "body" or "headers".
         schema: JSON Schema; draft 4 where it has no "$schema".
-        instance: What is to fit, of JSON types only.
+        instance: The part of the message, of JSON types only.
 
     Raises:
-        ValidationError: It does not fit; names the class, the place and the reason.
-        ConfigurationException: The schema is invalid, or the extra that validates
-            is not installed; the message is not to blame.
+        ValidationError: The part does not fit; names the class, the place and the reason.
+        ConfigurationException: The schema is invalid, or the "schema" extra is not
+            installed; the message is not to blame.
     """
     known = _compiled.get((owner, part))
     if known is None or (known[0] is not schema and known[0] != schema):
         known = _compiled[owner, part] = schema, _compile(owner, part, schema)
     try:
         known[1].validate(instance)
-    except Exception as exc:  # Its own error, or one of several over what is not quite JSON.
+    except Exception as exc:  # The validator's own error, or another for a value not of JSON.
         place = "".join(map(_step, getattr(exc, "instance_path", ())))
         reason = getattr(exc, "message", exc)
         raise ValidationError(brief(f"{owner.__name__} {part}: ${place}: {reason}")) from exc
@@ -54,7 +54,7 @@ def _compile(owner: type, part: str, schema: Any) -> Any:
     is_dated = isinstance(schema, dict) and "$schema" in schema
     make = jsonschema_rs.validator_for if is_dated else jsonschema_rs.Draft4Validator
     try:
-        # "format" is an annotation to fedora-messaging: what it lets through must not be lost here.
+        # fedora-messaging does not check "format": a message that passes there must pass here.
         return make(schema, retriever=_refuse, validate_formats=False)
     except Exception as exc:
         raise ConfigurationException(

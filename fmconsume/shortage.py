@@ -1,4 +1,7 @@
-"""Tells a machine that is short of something, which may pass, from a bug; any thread may call."""
+"""Tells an error of a machine that is short of something from a bug; any thread may call.
+
+A shortage may pass: the same call may work later.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from .exceptions import UnavailableException
 
 __all__ = ["shortage"]
 
-#: What Python says for the system's EAGAIN; it has no exception of its own for it.
+#: Python's RuntimeError for a thread that the system refuses can only be told by its text.
 _NO_THREAD = "can't start new thread"
 
 
 def shortage(exc: BaseException) -> UnavailableException | None:
-    """Say what this machine is short of, if that is what an exception means."""
+    """Return an error that names the thing this machine is short of; None for any other error."""
     text = ""
     if isinstance(exc, RuntimeError) and str(exc) == _NO_THREAD:
         text = "no thread can be started now: see the unit's TasksMax=, or ulimit -u"

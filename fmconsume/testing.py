@@ -1,4 +1,4 @@
-"""What tests of a consumer need: no broker, and no mock of fmconsume's insides.
+"""Helps to test callbacks, and code that publishes, without a broker.
 
     with mock_sends(Message(topic="build.done", body={"id": 1})):
         code_that_publishes()
@@ -28,18 +28,18 @@ __all__ = ["DeliverResult", "Verdict", "deliver", "mock_sends"]
 
 @contextmanager
 def mock_sends(*expected: Message | type[Message]) -> Iterator[list[Message]]:
-    """Catch what is published in a `with` block, and compare it at the end.
+    """Catch the messages that are published in a `with` block, and compare them at its end.
 
-    Everything is validated as it would be otherwise.
+    `publish` validates and encodes them as usual, but sends nothing.
 
     Args:
-        expected: In the order of publishing, messages that are to be equal, or classes.
+        expected: In the order of publishing, the messages expected, or only their classes.
 
     Yields:
-        What has been published so far.
+        The list of messages published so far.
 
     Raises:
-        AssertionError: Something else was published; says what.
+        AssertionError: Other messages were published; tells the first difference.
     """
     from unittest import mock  # Slow to import, and the rest of the module does without.
 
@@ -57,7 +57,7 @@ def mock_sends(*expected: Message | type[Message]) -> Iterator[list[Message]]:
 
 
 def _difference(message: Message, wanted: Message | type[Message]) -> str:
-    """Say in what a message differs from what was expected, or nothing."""
+    """Say how a message differs from the expected message or class; "" if it does not."""
     cls = wanted if isinstance(wanted, type) else type(wanted)
     if not isinstance(message, cls):
         return f"{type(message).__name__} was published, expected {cls.__name__}"
@@ -71,7 +71,7 @@ def _difference(message: Message, wanted: Message | type[Message]) -> str:
 
 
 class DeliverResult(NamedTuple):
-    """What the broker would have been told.
+    """The verdicts that the broker would have received.
 
     Attributes:
         verdicts: One for each message, in order.
@@ -88,12 +88,18 @@ def deliver(
     """Give messages to a callback as a consumer does: encoded, decoded, validated, settled.
 
     The callback runs on another thread than the caller's, as it does in a consumer, one message
-    after the other. What ends the consumer returns the messages that come after it to their
-    queue. A message whose attribute `redelivered` is set does not run again if it ran before.
+    after the other. If it ends the consumer, by HaltConsumer or by failing, the messages that come
+    later go back to their queue. A message whose attribute `redelivered` is set does not run again
+    if it ran before.
 
     Args:
         callback: A function, an object or a class, coroutine or not.
+        messages: Delivered in this order.
         body_mode: "object", "json" or "bytes", as `body` in the configuration.
+
+    Raises:
+        ValueError: The callback cannot be called with a message.
+        Exception: Whatever the constructor of a callback class raises.
     """
     verdicts: list[Verdict] = []
     error = None
@@ -103,7 +109,7 @@ def deliver(
     with rehearse(make_processor(callback, body_mode)) as run:
         for number, message in enumerate(messages, 1):
             if message.redelivered:
-                # As it happens: a session is lost, and with the next one the message comes again.
+                # The broker redelivers after a session is lost: end this one and begin another.
                 account.lose([])
                 session = number
                 account.begin(session)
@@ -121,7 +127,7 @@ def deliver(
 
 
 def _make_delivery(message: Message, session: int, tag: int) -> Delivery:
-    """Make what the broker would deliver; a body of bytes stays as it is."""
+    """Make the delivery of a message; a body of bytes stays as it is."""
     body = message.body if isinstance(message.body, bytes) else message._encoded_body
     return Delivery(
         session=session,

@@ -1,4 +1,4 @@
-"""Makes what others chose (names, replies, errors) fit to be shown; any thread may call.
+"""Makes text from others (names, replies, errors) fit to be shown; any thread may call.
 
 A control character can forge a line of the log or command a terminal, and a mark of direction
 can let a line read as another one.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ["brief", "describe", "printable", "printable_lines"]
 
-#: Characters at most, unless more are asked for. A name in AMQP has 255 bytes at most.
+#: Characters at most, unless a caller sets `length`. A name in AMQP has 255 bytes at most.
 _LENGTH = 300
 #: Python counts these as unprintable. They are part of ordinary writing: spaces, and the joiners
 #: of Persian, of the scripts of India and of emoji.
@@ -16,12 +16,13 @@ _HARMLESS = "\xa0\u2009\u202f\u3000\u200c\u200d"
 
 
 def printable(text: object, length: int = _LENGTH) -> str:
-    """Escape what is no ordinary character, and cut what is very long.
+    """Escape the characters that cannot be shown safely, and cut a text that is too long.
 
     Control characters, line and paragraph separators, marks of direction and lone surrogates
     become escapes as Python writes them; letters of every script stay.
 
     Args:
+        text: Any object; its str() counts.
         length: Characters at most.
     """
     line = str(text)
@@ -31,7 +32,7 @@ def printable(text: object, length: int = _LENGTH) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Escape likewise a text that has several lines; its line feeds and tabs stay."""
+    """Escape a text of several lines as `printable` does; its line feeds and tabs stay."""
     return text if text.isprintable() else _escape(text, _HARMLESS + "\n\t")
 
 
@@ -41,7 +42,7 @@ def brief(text: str) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Say in one line what was raised, even where its own text cannot be had."""
+    """Return an exception's type and text in one line; never raise, even if its own str() does."""
     name = type(error).__name__
     try:
         text = brief(str(error))

@@ -20,16 +20,17 @@ _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class WakeupQueue:
-    """A queue whose reader a signal wakes, too.
+    """A queue whose reader is also woken by a signal.
 
-    A thread that waits for a queue misses a signal that comes right before it blocks, or that
-    the kernel hands to another thread: Python runs handlers only in the main thread, once that
-    wakes. So it waits for a socket, to which Python's own handler writes at once.
+    Python runs signal handlers only in the main thread, and only when that is awake. A main
+    thread that waited for a plain queue would miss a signal that came right before it blocked,
+    or that the kernel gave to another thread. So it waits for a socket, to which Python's own
+    C handler writes at once.
     """
 
     def __init__(self) -> None:
         self._items: SimpleQueue[Any] = SimpleQueue()
-        #: Any thread writes to it to wake the one that waits; None before `open` and after it.
+        #: Any thread writes to it to wake the reader; None outside `open`.
         self._sender: socket.socket | None = None
 
     def put(self, item: Any) -> None:
@@ -37,7 +38,7 @@ class WakeupQueue:
         self._items.put(item)
         sender = self._sender
         if sender is not None:
-            # Where the buffer is full the reader wakes anyway; where it is closed, nobody waits.
+            # If its buffer is full, the reader wakes anyway; if it is closed, no reader waits.
             with suppress(OSError):
                 sender.send(b"!")
 
@@ -45,7 +46,7 @@ class WakeupQueue:
     def open(self) -> Iterator[None]:
         """Make `get` possible; in the main thread, let stop signals put their numbers here.
 
-        What handled them before is put back.
+        The former signal handlers are put back at the end of the `with` block.
         """
         self._receiver, self._sender = socket.socketpair()
         with self._receiver, self._sender:
@@ -58,10 +59,10 @@ class WakeupQueue:
         """Wait for an item.
 
         Args:
-            timeout: Seconds in which nobody puts anything and no signal comes; None is no limit.
+            timeout: Seconds to wait, counted anew after each wakeup; None is no limit.
 
         Raises:
-            queue.Empty: There was none in that time.
+            queue.Empty: There was no item in that time.
         """
         self._receiver.settimeout(timeout)
         while True:

@@ -1,4 +1,4 @@
-"""What the configuration means to a consumer: its brokers, its topology and the engine's options.
+"""Turns the configuration into the brokers, the topology and the engine's options of a consumer.
 
 Any thread may call.
 """
@@ -37,6 +37,7 @@ def addresses() -> list[Address]:
 
     Raises:
         ConfigurationException: A URL or a certificate cannot be used.
+        ConnectionException: The client certificate has expired, or is not valid yet.
     """
     source = _Source()
     return [_address(url, source) for url in source.urls]
@@ -137,7 +138,7 @@ def _bindings_of(queues: Collection[str]) -> list[Any]:
     return [binding for binding in conf["bindings"] if binding.get("queue", "") in queues]
 
 
-# -- what the command's arguments select -----------------------------------------------
+# -- the selection by the command's arguments ------------------------------------------
 
 
 def select(
@@ -203,7 +204,7 @@ def options(workers: int | None, limit: int | None, drain: bool) -> Options:
     Args:
         workers: Callbacks that run at the same time; None takes the configuration's.
         limit: Deliveries to work on before stopping; None is no limit.
-        drain: Stop once the queues are empty but for what the callback returned.
+        drain: Stop once the queues hold no messages but those that the callback sent back.
 
     Raises:
         ValueError: A number is below 1, or is no integer; the message names it.

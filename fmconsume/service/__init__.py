@@ -1,1 +1,1 @@
-"""What makes the consumer a service: systemd, the journal and monitoring."""
+"""Connects the consumer to systemd, the journal and monitoring."""

@@ -1,6 +1,7 @@
-"""Remembers for the monitoring server; the supervisor's thread records, and any thread may read.
+"""Remembers counts, rates, states and log entries for the monitoring server.
 
-Readers need no lock: what grows is replaced whole, and the rest keeps its size.
+The supervisor's thread records, and the thread that logs adds log entries. Any thread may read
+without a lock: a collection that readers iterate over is replaced whole, or keeps its size.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ __all__ = ["BOUNDS", "STEP", "STEPS", "Entry", "History", "Recent", "Slow", "Tal
 
 #: Upper bounds of the histogram of callback durations, seconds.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
-#: The rate is counted in steps of so many seconds, and so many of them are remembered.
+#: The rate is counted in steps of STEP seconds, and the last STEPS of them are remembered.
 STEP, STEPS = 5, 120
 #: Seconds without a sign of life after which the supervisor is taken for dead. It gives one every
 #: five, and nothing that it does takes longer than thirty.
 _SILENCE = 60.0
-#: RabbitMQ begins the names that it chooses with this, and nobody else may declare such a one.
+#: RabbitMQ begins the queue names that it chooses with this; no client may declare such a name.
 _SERVER_NAMED = "amq.gen-"
-#: Slow callbacks and log entries that are remembered.
+#: How many slow callbacks, and how many log entries, are remembered.
 _SLOW, _ENTRIES = 8, 20
-#: A log entry is cut to so many characters.
+#: Characters to which a log entry is cut.
 _ENTRY_LENGTH = 4000
 
 
@@ -57,15 +58,15 @@ class Tally:
 
     def __init__(self) -> None:
         self.verdicts = dict.fromkeys(Verdict, 0)
-        #: Callbacks by duration, one more than there are BOUNDS.
+        #: Callbacks by duration: a count for each of BOUNDS, and one for longer callbacks.
         self.buckets = [0] * (len(BOUNDS) + 1)
-        #: Seconds of all callbacks together.
+        #: How long all callbacks ran together, seconds.
         self.seconds = 0.0
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome."""
         self.verdicts[outcome.verdict] += 1
-        if outcome.seconds:  # Else the callback was never called.
+        if outcome.seconds:  # Zero: the callback was not called.
             self.buckets[bisect_left(BOUNDS, outcome.seconds)] += 1
             self.seconds += outcome.seconds
 
@@ -74,7 +75,7 @@ class History(Observer):
     """Remembers counts, rates and states.
 
     Args:
-        stats: Gives the counts of the moment.
+        stats: Returns the present counts.
     """
 
     depth_interval = 15.0
@@ -96,14 +97,15 @@ class History(Observer):
         self.depths: dict[str, int] = {}
         #: Outcomes by queue.
         self.tallies: dict[str, Tally] = {}
-        #: Outcomes by the number of the step in which they came.
+        #: Outcomes by the number of the step in which they came. It grows in place: readers ask
+        #: for one step at a time.
         self.rate: dict[int, int] = {}
-        #: Slowest first.
+        #: The slowest callbacks, slowest first.
         self.slowest: list[Slow] = []
 
     @property
     def silence(self) -> str:
-        """Say so when the supervisor is dead or stuck; "" while it is not. Thread: any."""
+        """How long a dead or stuck supervisor has been silent, as text; else "". Thread: any."""
         seconds = monotonic() - self.seen
         if seconds <= _SILENCE:
             return ""
@@ -111,7 +113,7 @@ class History(Observer):
 
     @property
     def is_consuming(self) -> bool:
-        """Whether messages are taken from the broker as they come. Thread: any."""
+        """Whether the broker delivers messages and the supervisor handles them. Thread: any."""
         return self.state.is_consuming and not self.silence
 
     def on_state(self, state: State) -> None:
@@ -133,7 +135,7 @@ class History(Observer):
             self._note_slow(outcome)
 
     def on_tick(self, snapshot: Snapshot) -> None:
-        """Take a look, and forget what is old."""
+        """Note the snapshot, and forget the rates of old steps."""
         self.seen = monotonic()
         if snapshot.stats.received != self.snapshot.stats.received:
             self.delivered = self.seen
@@ -159,7 +161,7 @@ class History(Observer):
 
 
 def _label(queue: str) -> str:
-    """Name a queue so that one whose name changes with each session stays the same."""
+    """Return the name of a queue; one name for all whose own name changes with each session."""
     return "(server-named)" if queue.startswith(_SERVER_NAMED) else queue
 
 
@@ -169,7 +171,7 @@ class Recent(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.setFormatter(PlainFormatter())
-        #: Oldest first; replaced whole by the thread that logs.
+        #: The last entries, oldest first; replaced whole by the thread that logs.
         self.entries: tuple[Entry, ...] = ()
         #: Each logger to which this handler, or Python's last resort, was added.
         self._added: list[tuple[logging.Logger, logging.Handler]] = []
@@ -182,7 +184,7 @@ class Recent(logging.Handler):
     def __enter__(self) -> Recent:
         root, ours = logging.getLogger(), logging.getLogger("fmconsume")
         if logging.lastResort and not ours.hasHandlers():
-            # It writes to standard error, but only while there is no handler.
+            # Python uses it only while there is no handler, and this handler writes nothing.
             self._added.append((root, logging.lastResort))
         self._added += [(root, self)] if ours.propagate else [(root, self), (ours, self)]
         for logger, handler in self._added:

@@ -1,4 +1,4 @@
-"""Writes what is known of the consumer for Prometheus; any thread may call.
+"""Writes the metrics of the consumer for Prometheus; any thread may call.
 
 prometheus-client is an extra, imported when the first scrape comes.
 """
@@ -20,12 +20,13 @@ __all__ = ["write"]
 
 
 def write(history: History, accept: str) -> tuple[str, bytes]:
-    """Give the content type and the text of /metrics.
+    """Return the content type and the text of /metrics.
 
-    What the callback itself registers with prometheus-client is in it too.
+    Metrics that the callback itself registers with prometheus-client are included.
 
     Args:
-        accept: The header that says which formats the client reads.
+        history: Holds the values.
+        accept: The Accept header, which says which formats the client reads.
 
     Raises:
         ImportError: prometheus-client is not installed.
@@ -38,19 +39,19 @@ def write(history: History, accept: str) -> tuple[str, bytes]:
     registry.register(REGISTRY)
     try:
         encode, content_type = choose_encoder(accept)
-    except Exception:  # The client asks for a version or an escaping that there is not.
+    except Exception:  # The client asks for a version or an escaping that does not exist.
         encode, content_type = choose_encoder("")
     return content_type, encode(registry)
 
 
 class _Collector:
-    """What prometheus-client asks for metrics."""
+    """The collector that prometheus-client asks for the metrics."""
 
     def __init__(self, history: History) -> None:
         self._history = history
 
     def collect(self) -> Iterable[Metric]:
-        """Give the metrics of the moment."""
+        """Yield the metrics with their present values."""
         yield from _counters(self._history)
         yield from _gauges(self._history)
         yield from _tallies(self._history.tallies)

@@ -1,6 +1,7 @@
 """The monitoring server: /live, /ready, /metrics, and a page for a person.
 
-The server's thread calls what answers, which only reads what the supervisor's thread recorded.
+The server's thread runs the functions that answer; they only read the History, which the
+supervisor's thread records, and the log entries.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Monitoring:
     """An HTTP server; it serves within a `with` block.
 
     Args:
-        stats: Gives the counts of the moment.
+        stats: Returns the present counts.
         address: Name or address to listen at; "" is every interface.
         port: TCP port.
     """
@@ -42,21 +43,25 @@ class Monitoring:
     def __init__(self, stats: Callable[[], Stats], address: str, port: int) -> None:
         self._address = address
         self._port = port
-        #: What it tells of; an observer for the engine of the engine.
+        #: Recorded by the supervisor's thread as its observer, read by the server's.
         self.history = History(stats)
+        #: Filled by the threads that log, read by the server's.
         self.recent = Recent()
-        #: What this machine is called, in small letters. Replaced whole, read by the server.
+        #: The names of this machine, in small letters. Replaced whole by fmconsume-names, read by
+        #: the server's thread.
         self._names = {"localhost", address.lower()}
         self._listener: socket.socket
-        #: What ends with the block.
+        #: Closes everything when the `with` block ends.
         self._opened = ExitStack()
 
     def __enter__(self) -> Monitoring:
         """Start to serve.
 
         Raises:
-            UnavailableException: The address or the port cannot be had.
-            ConfigurationException: It is no address.
+            UnavailableException: The port is in use, or the address is unknown or not this
+                machine's.
+            ConfigurationException: The address is malformed.
+            OSError, RuntimeError: This machine is short of files or threads.
         """
         try:
             self._listener = _listen(self._address, self._port)
@@ -67,7 +72,7 @@ class Monitoring:
             reason = str(getattr(exc, "strerror", None) or exc).partition(" (")[0]
             error = UnavailableException if isinstance(exc, OSError) else ConfigurationException
             raise error(f"monitoring: cannot listen at {where}: {reason}") from exc
-        # The consumer may have been made long before it runs.
+        # Silence counts from here: the consumer may have been made long before it runs.
         self.history.seen = monotonic()
         with ExitStack() as opened:
             opened.enter_context(self._listener)
@@ -75,7 +80,7 @@ class Monitoring:
             server = Server(self._listener, self._answer, urgent={"/live", "/ready"})
             server.start()
             opened.callback(_end, server)
-            # The domain name service may take its time.
+            # On a thread of its own: DNS may be slow.
             Thread(target=self._learn_names, name="fmconsume-names", daemon=True).start()
             self._opened = opened.pop_all()
         return self
@@ -86,7 +91,7 @@ class Monitoring:
     # -- other threads -----------------------------------------------------
 
     def _learn_names(self) -> None:
-        """Find out what this machine is called. Thread: fmconsume-names."""
+        """Add the names of this machine to the known ones. Thread: fmconsume-names."""
         name, full_name = socket.gethostname(), socket.getfqdn()
         self._names = {*self._names, *map(str.lower, (name, name.partition(".")[0], full_name))}
 
@@ -97,10 +102,10 @@ class Monitoring:
         return _ROUTES.get(request.path, _not_found)(self, request)
 
     def is_asked_by_name(self, request: Request) -> bool:
-        """Tell whether the client knows whom it asks.
+        """Tell whether the Host header names this machine, is an IP address, or is missing.
 
-        A web site can let its own name mean the address of this server, and a browser then shows
-        it what is here (DNS rebinding). The browser still says whom the site asked for.
+        A web site can point its own name at the address of this server, and a browser then lets
+        the site read the answers (DNS rebinding). The Host header still has the site's name.
         """
         name = _host(request)
         return name in self._names or not name or _is_address(name)
@@ -115,13 +120,13 @@ def _end(server: Server) -> None:
 def _listen(address: str, port: int) -> socket.socket:
     if not address and socket.has_dualstack_ipv6():
         return socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
-    # Not every client that is told "localhost" tries IPv6.
+    # The smallest is IPv4: not every client that is told "localhost" tries IPv6.
     family, *_, place = min(socket.getaddrinfo(address, port, type=socket.SOCK_STREAM))
     return socket.create_server(place[:2], family=family)
 
 
 def _host(request: Request) -> str:
-    """Return whom the client asks, in small letters and without the port; "" if it does not say."""
+    """Return the host in the Host header, in small letters, without the port; "" without one."""
     host = request.headers.get("host", "").lower()
     if host.startswith("["):
         return host[1:].partition("]")[0]
@@ -136,7 +141,7 @@ def _is_address(name: str) -> bool:
     return True
 
 
-# -- what there is to ask for ----------------------------------------------
+# -- one function for each path --------------------------------------------
 
 
 def _live(monitoring: Monitoring, request: Request) -> Answer:
@@ -160,7 +165,7 @@ def _ready(monitoring: Monitoring, request: Request) -> Answer:
     }
     is_consuming = history.is_consuming
     answer: dict[str, object] = {"consuming": is_consuming}
-    # A probe only needs the status, whatever it calls this machine.
+    # A probe may use any name for this machine: it needs only the status.
     if monitoring.is_asked_by_name(request):
         answer.update(state=history.silence or history.state.text, consumed=consumed)
     return _json(200 if is_consuming else 503, answer)
@@ -171,7 +176,7 @@ def _json(status: int, value: object) -> Answer:
 
 
 def _metrics(monitoring: Monitoring, request: Request) -> Answer:
-    # Prometheus may know a container by a name of its own; no web site has a name without a dot.
+    # Prometheus may know a container by a name without a dot, which no web site has.
     if not monitoring.is_asked_by_name(request) and "." in _host(request):
         return _misdirected(request)
     try:

@@ -1,6 +1,6 @@
-"""Draws the status page: HTML that needs nothing from elsewhere; any thread may call.
+"""Renders the status page, HTML that loads nothing from elsewhere; any thread may call.
 
-What comes from outside, a message id or a log line, passes through `escape`.
+All text from outside, such as a message id or a log line, passes through `escape`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["POLICY", "render"]
 
 #: Seconds between two refreshes.
 _REFRESH = 3
-#: What is shown in red.
+#: Values that are shown in red.
 _BAD = ("failed", "ERROR", "CRITICAL")
 #: Size of the chart in its own units.
 _WIDTH, _HEIGHT = 720, 120
@@ -97,7 +97,8 @@ def render(history: History, entries: Sequence[Entry]) -> str:
     """Return the page.
 
     Args:
-        entries: Log records, oldest first.
+        history: Holds the values.
+        entries: Log entries, oldest first.
     """
     parts = [
         _numbers(history),
@@ -177,7 +178,7 @@ def _pair(name: str, value: object) -> str:
 
 
 def _rates(history: History) -> list[float]:
-    """Return the outcomes a second in each step that is over, oldest first."""
+    """Return the outcomes per second of each complete step, oldest first."""
     now = int(monotonic() / STEP)
     first = max(now - STEPS, int(history.started / STEP))
     return [history.rate.get(step, 0) / STEP for step in range(first, now)]
@@ -189,7 +190,7 @@ def _last_minute(history: History) -> float:
 
 
 def _chart(history: History) -> str:
-    """Draw the rate as a line that ends at the right."""
+    """Draw the rate as a line; its right end is now."""
     rates = _rates(history)
     top = _round_up(max(rates, default=0))
     start = STEPS - len(rates)
@@ -210,7 +211,7 @@ def _chart(history: History) -> str:
 
 
 def _round_up(value: float) -> float:
-    """Return a number that reads well on an axis, and is not below this one."""
+    """Round up to 1, 2, 5 or 10 times a power of ten, for the axis; at least 1."""
     power = 10.0 ** floor(log10(max(value, 1.0)))
     return next(digit * power for digit in (1, 2, 5, 10) if digit * power >= value)
 
@@ -248,7 +249,9 @@ def _table(title: str, head: str, rows: Sequence[Sequence[object]]) -> str:
     """Draw a table.
 
     Args:
+        title: Stands above the table.
         head: A word for each column, marked "#" for numbers and "*" for long texts.
+        rows: The cells, row by row.
     """
     if not rows:
         return f'<h2>{title}</h2><p class="dim">None.</p>'
@@ -272,7 +275,7 @@ def _text(value: object) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape a text, and fold all but its first line."""
+    """Escape a text, and hide all lines but the first until somebody clicks."""
     first, _, rest = text.partition("\n")
     if not rest:
         return escape(first)

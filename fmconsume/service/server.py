@@ -1,7 +1,7 @@
-"""A small HTTP server that no idle, slow or hostile client holds up.
+"""A small HTTP server that no idle, slow or hostile client can block.
 
-One thread serves every connection and waits for none of them. It calls `answer`, so that this
-must not wait either. A connection carries one request.
+One thread serves every connection and waits for none of them. It calls `answer`, which must not
+wait either. A connection carries one request. Any thread may make, start and close a Server.
 """
 
 from __future__ import annotations
@@ -27,19 +27,20 @@ __all__ = ["Answer", "Request", "Server", "parse"]
 
 _log = get_logger(__name__)
 
-#: Connections at the same time; one more takes the place of the oldest.
+#: Connections at the same time; one more takes the place of an old one.
 _CONNECTIONS = 100
-#: Seconds that a client gets to ask, and again to take the answer.
+#: Seconds that a client gets to send its request, then the server to answer, then the client to
+#: read the answer; the connection is dropped after them.
 _PATIENCE = 5.0
-#: Seconds that a client which has its answer gets to hang up. Closed on what it still sends, the
-#: connection would be reset, and the answer lost.
+#: Seconds that a client gets to hang up after its answer. If the server closed the connection while
+#: the client still sent something, it would be reset, and the answer could be lost.
 _LINGER = 1.0
-#: Length of a request at most.
+#: Bytes of a request at which reading stops.
 _REQUEST_BYTES = 8192
-#: Clients that hammer must not take the processor from the callbacks: after each turn the thread
-#: rests nine times as long as it worked, but for so many seconds at least and at most.
+#: Many requests must not take the processor from the callbacks: after each turn the thread rests
+#: _REST times as long as it worked, but between _SHORTEST_REST and _LONGEST_REST seconds.
 _REST, _SHORTEST_REST, _LONGEST_REST = 9, 0.01, 0.2
-#: Seconds of answering in a turn, after which further requests wait for the next.
+#: Seconds of processor time for answers in a turn; further requests wait for the next turn.
 _WORK = 0.005
 
 _END = re.compile(rb"\n\r?\n")
@@ -47,7 +48,7 @@ _REQUEST_LINE = re.compile(r"([A-Z]{1,20}) ([!-~]+) HTTP/1\.[0-9]\r?")
 
 
 class Request(NamedTuple):
-    """What a client asks.
+    """The request of a client.
 
     Attributes:
         path: Without the query.
@@ -60,7 +61,7 @@ class Request(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What it gets; every answer has some more headers."""
+    """The answer to a request; the server adds the headers that all answers have."""
 
     status: int
     headers: Mapping[str, str]
@@ -68,7 +69,7 @@ class Answer(NamedTuple):
 
 
 def parse(received: bytes) -> Optional[Request]:
-    """Read a request, up to its empty line; None where it is malformed."""
+    """Parse a request, received up to its empty line; return None if it is malformed."""
     first, *lines = received.decode("latin-1").split("\n")
     match = _REQUEST_LINE.fullmatch(first)
     if match is None:
@@ -87,25 +88,25 @@ def _compose(answer: Answer, has_body: bool) -> bytes:
         "Server": f"fmconsume/{__version__}",
     }
     lines = [f"HTTP/1.0 {answer.status} {HTTPStatus(answer.status).phrase}"]
-    # Some of it may repeat what the client sent.
+    # A value may repeat text from the client, which could hold a line break.
     lines += [f"{name}: {printable(value, _REQUEST_BYTES)}" for name, value in headers.items()]
     head = "\r\n".join([*lines, "", ""]).encode("latin-1", "replace")
     return head + answer.body if has_body else head
 
 
 class _Connection:
-    """A client; the server's thread owns it."""
+    """The connection of a client; the server's thread owns it."""
 
     def __init__(self, client: socket.socket, address: str) -> None:
         self.socket = client
         self.address = address
-        #: When the server's patience ends, monotonic seconds.
+        #: When the server drops it, monotonic seconds.
         self.deadline = monotonic() + _PATIENCE
-        #: What came so far.
+        #: The bytes of the request so far.
         self.received = b""
-        #: It has asked, and has not been answered.
+        #: The request has come, and is not answered yet.
         self.is_waiting = False
-        #: The rest of the answer.
+        #: The bytes of the answer that are not sent yet.
         self.unsent = memoryview(b"")
 
 
@@ -113,9 +114,9 @@ class Server(threading.Thread):
     """Answers requests, until it is closed.
 
     Args:
-        listener: What clients connect to.
-        answer: Gives the answer to a request.
-        urgent: Paths that are answered before all others, because that takes no time.
+        listener: The socket that clients connect to; its owner closes it.
+        answer: Returns the answer to a request, on the server's thread.
+        urgent: Paths that are answered before all others, because their answers are quick.
     """
 
     def __init__(
@@ -129,13 +130,14 @@ class Server(threading.Thread):
         self._answer = answer
         self._urgent = urgent
         self._selector = DefaultSelector()
-        #: Written to by `close`, from any thread.
+        #: `close` writes to the button, from any thread, and wakes this thread at the bell.
         self._bell, self._button = socket.socketpair()
         #: Set once, by this thread.
         self._is_closed = False
-        #: Oldest first.
+        #: All connections, oldest first; a dict for its order. Only this thread uses it.
         self._connections: dict[_Connection, None] = {}
-        #: Those that have asked, with the request or None for a malformed one.
+        #: Connections to answer next, with their requests; None is a malformed one. Only this
+        #: thread uses it.
         self._asked: deque[tuple[_Connection, Optional[Request]]] = deque()
         listener.setblocking(False)
         self._selector.register(listener, EVENT_READ, self._accept)
@@ -150,12 +152,12 @@ class Server(threading.Thread):
     # -- its own thread ----------------------------------------------------
 
     def run(self) -> None:
-        """Serve."""
+        """Serve until `close`; no error ends this thread before."""
         with self._selector, self._bell:
             while not self._is_closed:
                 events = self._selector.select(self._time_left())
                 began = thread_time()
-                with suppress(Exception):  # A log handler's, say; nothing ends this thread.
+                with suppress(Exception):  # For example that of a log handler.
                     self._turn([key.data for key, _ in events])
                 rest = _REST * (thread_time() - began)
                 sleep(min(max(rest, _SHORTEST_REST), _LONGEST_REST))
@@ -163,7 +165,7 @@ class Server(threading.Thread):
                 connection.socket.close()
 
     def _time_left(self) -> Optional[float]:
-        """Return how long the thread may sleep, seconds; None is until a client comes."""
+        """Return for how many seconds the thread may sleep; None is until a client connects."""
         if self._asked:
             return 0.0
         deadlines = [connection.deadline for connection in self._connections]
@@ -184,7 +186,7 @@ class Server(threading.Thread):
         self._is_closed = True
 
     def _accept(self) -> None:
-        # Until nobody more is there, or too many files are open, which passes.
+        # accept() raises if no client is left, or if too many files are open, which passes.
         with suppress(OSError):
             for _ in range(_CONNECTIONS):
                 client, address = self._listener.accept()
@@ -197,18 +199,18 @@ class Server(threading.Thread):
                 self._do(self._read, connection)
 
     def _oldest(self) -> _Connection:
-        """Choose who makes room: at best one that is not waiting for an answer."""
+        """Return the oldest connection that waits for no answer, or else the oldest of all."""
         idle = (each for each in self._connections if not each.is_waiting)
         return next(idle, next(iter(self._connections)))
 
     def _watch(
         self, connection: _Connection, event: int, step: Callable[[_Connection], None]
     ) -> None:
-        """Take this step as soon as the connection is ready for it."""
+        """Run this step whenever the connection is ready for the event."""
         self._selector.register(connection.socket, event, partial(self._do, step, connection))
 
     def _do(self, step: Callable[[_Connection], None], connection: _Connection) -> None:
-        """Take a step, with a client that may have gone."""
+        """Run a step of a connection, unless that was dropped; drop it if the step fails."""
         if connection not in self._connections:
             return
         try:
@@ -223,14 +225,14 @@ class Server(threading.Thread):
 
     def _drop(self, connection: _Connection) -> None:
         del self._connections[connection]
-        with suppress(KeyError):  # It was waiting for an answer, and not watched.
+        with suppress(KeyError):  # While it waits for its answer it is not watched.
             self._selector.unregister(connection.socket)
         connection.socket.close()
 
     # -- steps of a connection ---------------------------------------------
 
     def _read(self, connection: _Connection) -> None:
-        """Read what came; when the request is whole, it waits for its answer."""
+        """Read a part of the request; queue the request once it is whole, or too long."""
         received = connection.socket.recv(_REQUEST_BYTES)
         connection.received += received
         end = _END.search(connection.received)
@@ -246,7 +248,7 @@ class Server(threading.Thread):
             self._drop(connection)
 
     def _reply(self, connection: _Connection, request: Optional[Request]) -> None:
-        """Answer, and send what can be sent at once."""
+        """Make the answer to a request, and send as much of it as can be sent at once."""
         line = connection.received.partition(b"\n")[0].decode("latin-1")
         _log.debug("%s asks %s", connection.address, printable(line))
         answer = _MALFORMED if request is None else self._answer_safely(request)
@@ -265,7 +267,7 @@ class Server(threading.Thread):
             return _FAILED
 
     def _write(self, connection: _Connection) -> None:
-        """Send what the client takes; after the last of it, wait for the client to hang up."""
+        """Send as much as the client accepts; after the last byte, wait for it to hang up."""
         connection.unsent = connection.unsent[connection.socket.send(connection.unsent) :]
         if not connection.unsent:
             connection.socket.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""Tells systemd how the consumer is, as sd_notify(3) describes; the supervisor calls it."""
+"""Tells systemd the state of the consumer, by sd_notify(3); the supervisor's thread calls it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Notifier"]
 #: Shortest time between two status lines, seconds.
 _PAUSE = 3.0
 #: Asks systemd to wait for another minute, whatever TimeoutStartSec says. Each tick asks again, and
-#: nothing that the supervisor does keeps it from ticking for so long.
+#: the supervisor always ticks within a minute.
 _EXTEND = "EXTEND_TIMEOUT_USEC=60000000"
 
 
@@ -36,15 +36,16 @@ class Notifier(Observer):
         self._is_watched = watchdog > 0
         if self._is_watched:
             self.interval = min(Observer.interval, watchdog / 2)
-        #: What is to be said once and has been; "" is nothing.
+        #: The milestones that systemd was told, each only once; "" stands for none.
         self._announced = {""}
-        #: What systemd shows, and when that may change next, monotonic seconds.
+        #: The status line that systemd shows, and when it may change next, monotonic seconds.
         self._status = ""
         self._next_status = 0.0
+        #: The counts of the last tick, for the end of the status line.
         self._counts = ""
 
     def on_state(self, state: State) -> None:
-        """Report that the consumer is ready, that it stops, or what else it does."""
+        """Report once that the consumer is ready or stops, and its status every few seconds."""
         news = {_milestone(state)} - self._announced
         status = _status(state, self._counts)
         is_last = state.phase is Phase.STOPPED
@@ -54,10 +55,13 @@ class Notifier(Observer):
             self._status, self._next_status = status, monotonic() + _PAUSE
 
     def on_tick(self, snapshot: Snapshot) -> None:
-        """Report the counts, and a sign of life while all is well; ask for time to start."""
+        """Report the counts, and ask for more time while the consumer starts.
+
+        It gives a sign of life unless a callback is overdue or a worker is dead.
+        """
         self._counts = f"; {snapshot.stats}"
         self.on_state(snapshot.state)
-        # A READY=1 that did not get through has not ended the start either.
+        # To systemd the start goes on until a READY=1 has reached it.
         is_starting = "READY=1" not in self._announced
         if is_starting and _milestone(snapshot.state) != "STOPPING=1":
             self._send(_EXTEND)
@@ -67,7 +71,7 @@ class Notifier(Observer):
     def _send(self, *lines: str) -> bool:
         """Send a datagram if that works at once, and tell whether it did."""
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            # Messages must not wait for a manager that does not read.
+            # The supervisor must not wait for a manager that does not read.
             sender.setblocking(False)
             sender.sendto("\n".join(lines).encode(errors="replace"), self._address)
             return True
@@ -82,12 +86,12 @@ def _milestone(state: State) -> str:
 
 def _status(state: State, counts: str) -> str:
     text = state.text if state.phase is Phase.STOPPED else state.text + counts
-    # Publishers choose some of it, and a line of its own would be another message to systemd.
+    # Others choose parts of the text, and a line break in it would begin another assignment.
     return "STATUS=" + "".join(char if char.isprintable() else " " for char in text)
 
 
 def _watchdog_seconds(environment: Mapping[str, str]) -> float:
-    """Return how often systemd wants a sign of life from this process; 0 is never."""
+    """Return the seconds within which systemd wants a sign of life of this process; 0 is never."""
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return 0.0
     text = environment.get("WATCHDOG_USEC", "")
