@@ -266,9 +266,19 @@ class _Look:
         row = Row("binding", name, f"would be made: {', '.join(routing_keys)}")
         if arguments:
             row = row._replace(status=f"{row.status}, arguments {arguments}")
+        missing = self._miss_exchange(exchange)
+        if missing is not None:
+            return _refused(row, missing)
         # The topic permission is asked for the key above, which is not a configured one. A queue
         # or a configured exchange that is missing has a row of its own.
         return self._ask(row, unbind, "access to topic", "NOT_FOUND") if queue else row
+
+    def _miss_exchange(self, exchange: str) -> _Refusal | None:
+        """Return the broker's answer where an exchange is missing that nobody would declare."""
+        if exchange in self._topology.exchanges:
+            return None
+        answer = self._refusal(lambda channel: channel.exchange_declare(exchange, passive=True))
+        return answer if answer is not None and answer.reply_code == _NOT_FOUND else None
 
     def _compare(
         self, row: Row, declare: Callable[..., None], impossible: Mapping[str, Any], passive: bool

@@ -97,6 +97,21 @@ def test_check_would_be_declared(broker, check, new_name):
     assert rows["binding", new_name].endswith("would be made: a.#")
 
 
+def test_check_binding_to_nothing(broker, check, queue, new_name):
+    """An exchange that neither exists nor would be declared is told."""
+    status, rows = check(broker.url(), queue, _bound(queue, new_name))
+    assert status == 10
+    assert f"but 404 NOT_FOUND - no exchange '{new_name}'" in rows["binding", new_name]
+
+
+def test_check_binding_of_the_nameless_queue_to_nothing(broker, check, new_name):
+    """It is told for a queue that the broker names, too."""
+    tables = f"[queues.'']\nexclusive = true\n{_bound('', new_name)}"
+    status, rows = check(broker.url(), None, tables)
+    assert status == 10
+    assert "but 404 NOT_FOUND" in rows["binding", new_name]
+
+
 def test_check_only_looked_for(broker, queue, check, new_name):
     """With passive_declares what does not exist is an error, and what exists may differ."""
     other = {queue: {"durable": False}}
