@@ -1,1 +1,1 @@
-"""All that knows AMQP or pika: for consuming, for publishing and for checking."""
+"""All modules that know AMQP or pika: for consuming, for publishing and for checking."""

@@ -1,4 +1,4 @@
-"""Broker addresses: a name that is safe to print, parameters for each connection, and their order.
+"""Gives each broker a name that is safe to print and connection parameters; orders the brokers.
 
 Any thread may call `parse_address`; an `Addresses` belongs to one thread.
 """
@@ -28,7 +28,7 @@ class Address(NamedTuple):
 
     Attributes:
         name: User, host, port and virtual host, without the password.
-        parameters: Makes the parameters of one connection. The files of TLS are read each
+        parameters: Makes the parameters of one connection. It reads the TLS files each
             time, since certificates are replaced while a consumer runs. Raises as
             `parse_address` does. Any thread may call it.
     """
@@ -40,7 +40,7 @@ class Address(NamedTuple):
 class Addresses:
     """Brokers in the order in which they are tried: the last one that worked comes first.
 
-    Its owner may prefer another one while it iterates.
+    Its owner may call `prefer` while it iterates: an iteration keeps the order it began with.
     """
 
     def __init__(self, addresses: Iterable[Address]) -> None:
@@ -67,14 +67,14 @@ def parse_address(
     client_properties: Mapping[str, Any],
     look_up: Callable[[], tuple[str, _Tls]] | None = None,
 ) -> Address:
-    """Read an AMQP URL, and see whether a connection can be made with it now.
+    """Read an AMQP URL, and check that its parameters and the TLS files can be used now.
 
     Args:
-        url: As pika.URLParameters takes it; amqps uses `tls`.
+        url: As pika.URLParameters reads it; amqps uses `tls` unless the URL has ssl_options.
         tls: Paths under "ca_cert", "certfile" and "keyfile", None where unset.
         client_properties: Shown to the broker's administrators.
-        look_up: Gives the URL, with the password of the day, and `tls` for each
-            connection; None keeps to the arguments.
+        look_up: Called for each connection: gives the URL, with the current password, and
+            `tls`. None uses the arguments `url` and `tls` for every connection.
 
     Raises:
         ValueError: The URL does not parse, or a certificate file cannot be used.
@@ -102,14 +102,14 @@ def _read(url: str, tls: _Tls, client_properties: dict[str, Any]) -> pika.URLPar
     # One attempt: pika's own retries sleep where no stop can reach.
     parameters.connection_attempts = 1
     parameters.client_properties = client_properties
-    # TLS settings inside the URL are pika's to read.
+    # Where the URL has ssl_options, pika has applied them itself.
     if parameters.ssl_options and not options:
         _secure(parameters, tls)
     return parameters
 
 
 def _check_pair_in_url(options: Mapping[str, Any]) -> None:
-    """Refuse what would make pika ask for a password on the terminal."""
+    """Refuse an encrypted key in the URL: pika would ask for its password on the terminal."""
     if "certfile" in options and not options.get("password"):
         certfile, keyfile = options["certfile"], options.get("keyfile")
         with _naming("ssl_options", keyfile or certfile):
@@ -131,7 +131,7 @@ def _secure(parameters: pika.URLParameters, tls: _Tls) -> None:
 
 
 def _check_dates(certfile: str) -> None:
-    """Refuse a client certificate that the broker would refuse in fewer words."""
+    """Refuse a client certificate outside its dates, in clearer words than the broker's."""
     with open(certfile, encoding="latin-1") as file:
         not_before, not_after = validity(file.read())
     now = datetime.now(timezone.utc)
@@ -150,7 +150,7 @@ def _naming(key: str, path: object) -> Iterator[None]:
         yield
     except (OSError, ValueError, TypeError) as exc:
         reason = getattr(exc, "reason", None) or getattr(exc, "strerror", None) or exc
-        # Without its cause, which shows the path as it is, and a password where a URL stands there.
+        # Without its cause, which shows the path unredacted: it may be a URL with a password.
         raise ValueError(f"{key}: cannot use {redact_value(str(path))}: {reason}") from None
 
 

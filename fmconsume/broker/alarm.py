@@ -1,4 +1,4 @@
-"""Notes whether the broker blocks publishers because of an alarm; for consuming and publishing.
+"""Notes whether an alarm makes the broker block publishers; for consuming and publishing.
 
 pika calls it on the thread that owns the connection; any thread may read `reason`.
 """
@@ -17,12 +17,12 @@ class Alarm:
     sends it.
 
     Args:
-        connection: pika's, blocking or not.
-        on_end: Called when the broker takes messages again.
+        connection: pika's connection, blocking or not.
+        on_end: Called when the broker accepts messages again.
     """
 
     def __init__(self, connection: Any, on_end: Callable[[], None] | None = None) -> None:
-        #: What the broker gives as its reason; "" while it blocks nobody.
+        #: The broker's reason for the alarm; "" while it blocks nobody.
         self.reason = ""
         self._on_end = on_end
         connection.add_on_connection_blocked_callback(self._begin)

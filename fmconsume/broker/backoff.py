@@ -1,6 +1,6 @@
-"""How long to wait: before the next connection, and before a Nack is sent.
+"""Computes delays: before the next connection, and before a Nack is sent.
 
-Pure: no clock and no thread. The supervisor owns the instances.
+Pure: no clock and no thread. One thread owns each instance: the supervisor or the publisher.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def nack_delay(initial: float, maximum: float, earlier: int) -> float:
     """Give the seconds to hold a Nack back.
 
     Args:
-        initial: Delay of a message's first Nack, seconds; 0 turns holding off.
+        initial: Delay of a message's first Nack, seconds; 0 delays no Nack.
         maximum: Longest delay, seconds.
         earlier: How often the same message was returned before.
     """

@@ -1,6 +1,6 @@
-"""What Python's ssl module does not tell of certificates and keys.
+"""Reads the dates of a certificate, and loads a key without asking for its password.
 
-Pure but for reading files: any thread may call.
+Python's ssl module alone does neither. Pure but for reading files: any thread may call.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ _TIMES = {0x17: "%y%m%d%H%M%SZ", 0x18: "%Y%m%d%H%M%SZ"}
 def validity(pem: str) -> tuple[datetime, datetime]:
     """Give the moments between which the first certificate of a PEM file is valid.
 
+    Args:
+        pem: The content of the file.
+
     Raises:
         ValueError: There is no certificate in it, or one that is damaged.
     """
@@ -27,7 +30,7 @@ def validity(pem: str) -> tuple[datetime, datetime]:
         raise ValueError("it holds no certificate in PEM format")
     try:
         return _read_dates(ssl.PEM_cert_to_DER_cert(pem[begin : end + len(ssl.PEM_FOOTER)]))
-    except Exception as exc:  # Whatever indexing, decoding and unpacking raise over garbage.
+    except Exception as exc:  # Indexing, decoding and unpacking each raise their own on garbage.
         raise ValueError("the certificate in it is damaged or cut off") from exc
 
 
@@ -42,7 +45,7 @@ def _read_dates(der: bytes) -> tuple[datetime, datetime]:
 
 
 def _elements(der: bytes) -> Iterator[tuple[int, bytes]]:
-    """Give the tag and the content of each element."""
+    """Give the tag and the content of each DER element."""
     at = 0
     while at < len(der):
         tag, size = der[at], der[at + 1]
@@ -60,7 +63,9 @@ def _time(tag: int, text: bytes) -> datetime:
 
 
 def load_pair(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
-    """Load a certificate and its key, which OpenSSL would ask a password for on the terminal.
+    """Load a certificate and its key into a context; refuse an encrypted key.
+
+    OpenSSL alone would ask for the password of an encrypted key on the terminal.
 
     Args:
         keyfile: None where the certificate's file holds the key too.

@@ -1,6 +1,6 @@
-"""One blocking connection to a broker: pika's, with deadlines for what pika waits for for ever.
+"""Wraps pika's blocking connection, and sets deadlines for the calls in which pika has none.
 
-One thread at a time owns it: it is open from the moment it exists. Any thread may call `wake`
+A connection is open when it is made. One thread at a time owns it. Any thread may call `wake`
 and set `is_in_a_hurry`.
 """
 
@@ -24,8 +24,8 @@ __all__ = ["DEADLINE", "STOP_DEADLINE", "Connection", "connect"]
 
 _log = get_logger(__name__)
 
-#: Seconds that the broker gets for an answer, or for what is sent; and for each of the two steps
-#: of a stop, to cancel and to close.
+#: Seconds that the broker gets to answer a request, or to accept acknowledgements; and seconds
+#: for each step of a stop (first the consumers are cancelled, then the connection is closed).
 DEADLINE, STOP_DEADLINE = 30.0, 5.0
 
 
@@ -36,15 +36,15 @@ class Connection:
         address: Where the broker is.
         blocking: pika's BlockingConnection.
         wire: pika's connection inside it, which has the loop and counts the bytes.
-        heartbeat: Seconds that were agreed on with the broker; 0 is none.
+        heartbeat: Seconds, as agreed on with the broker; 0 is none.
     """
 
     def __init__(self, address: Address, blocking: Any, wire: Any, heartbeat: float) -> None:
         self.address = address
         self.heartbeat = heartbeat
-        #: Whether the broker blocks publishers.
+        #: Tells whether the broker blocks publishers.
         self.alarm = Alarm(blocking)
-        #: A stop waits for this connection; set by any thread.
+        #: A stop waits for this connection, so that `within` gives up earlier; set by any thread.
         self.is_in_a_hurry = False
         self._blocking = blocking
         self._wire = wire
@@ -75,33 +75,33 @@ class Connection:
             return self._blocking.channel()
 
     def process_events(self, seconds: float | None) -> None:
-        """Do I/O until something happens, or for so many seconds at most; None is no limit."""
+        """Do I/O until an event comes, `seconds` at most; None is no limit."""
         self._blocking.process_data_events(seconds)
 
     def call_later(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call the action from a later `process_events`, which it ends."""
+        """Call the action after `seconds`, inside a `process_events`, which then returns."""
         self._blocking.call_later(seconds, action)
 
     def call_even_inside_pika(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call the action also while pika waits inside one of its calls; it ends no wait."""
+        """Call the action after `seconds`, in any call in which pika waits; the wait goes on."""
         self._wire.ioloop.call_later(seconds, action)
 
     def wake(self) -> None:
         """Make `process_events` return soon. Thread: any."""
-        # On a closed connection there is no wait to end.
+        # A closed connection has no wait that could be ended.
         with suppress(ConnectionWrongStateError):
             self._blocking.add_callback_threadsafe(_nothing)
 
     @contextmanager
     def within(self, seconds: float, what: str) -> Iterator[None]:
-        """Give up a call of pika's during which no byte came for so many seconds.
+        """Limit how long the pika calls in a `with` block wait for the broker.
 
-        That is 5 s when in a hurry, and 30 s altogether, whatever came. pika waits for an answer
-        without a limit, or as long as its heartbeat allows. An exception of a timer of its loop
-        ends that wait.
+        They are given up after `seconds` without a byte (5 s when in a hurry), and after 30 s even
+        if bytes come. pika alone waits without a limit, or as long as its heartbeat allows. So a
+        timer in pika's loop looks every 5 s, and the exception that it raises ends pika's wait.
 
         Args:
-            seconds: Patience.
+            seconds: Longest silence.
             what: The request, for the message of the exception.
 
         Raises:
@@ -133,8 +133,9 @@ class Connection:
             loop.remove_timeout(timers[-1])
 
     def close(self, channel: Any = None) -> None:
-        """Close the channel, whose answer tells that every frame has arrived, and the connection.
+        """Close the channel, then the connection.
 
+        Once the broker has answered the channel's close, it has every frame that was sent before.
         A connection that is broken already is only dropped, and so is one that does not answer.
         """
         with suppress(SessionLost), self.within(STOP_DEADLINE, "closing"):
@@ -147,19 +148,19 @@ class Connection:
                     each.close()
             except SessionLost:  # The time is up.
                 raise
-            except Exception as exc:  # Nothing that happens here changes anything.
+            except Exception as exc:  # The connection is given up, whether or not closing works.
                 _log.debug("closing %s: %r", self.address.name, exc)
 
     def discard(self, channel: Any = None) -> None:
-        """Close on a thread of its own, since the line may be dead, and return at once."""
+        """Close on another thread, since the line may be dead, and return at once."""
         if self.is_open:
-            # Without a limit of ours, so that pika closes the socket in the end.
+            # Not limited by `within`, which would end pika's wait before pika closes the socket.
             closer = threading.Thread(
                 target=self._close, args=[channel], name="fmconsume-closer", daemon=True
             )
             try:
                 closer.start()
-            except RuntimeError:  # There is no thread to be had; closing ends soon, too.
+            except RuntimeError:  # No thread can be started. This blocks, but `within` limits it.
                 self.close(channel)
 
 
@@ -173,7 +174,7 @@ def connect(address: Address) -> Connection:
     captured: list[Any] = []
 
     def capture_wire(wire: Any, proposed: int) -> int:
-        """Keep pika's inner connection, which it shows only while a heartbeat is agreed on."""
+        """Give the heartbeat, seconds; keep pika's inner connection, passed only to this call."""
         heartbeat = proposed if wanted is None else wanted
         captured[:] = wire, heartbeat
         return heartbeat
@@ -185,7 +186,7 @@ def connect(address: Address) -> Connection:
         blocking = pika.BlockingConnection(parameters)
     except SessionLost:
         raise
-    except Exception as exc:  # Also what a log handler of the program's raises inside pika.
+    except Exception as exc:  # Even one that a log handler of the program raised inside pika.
         raise connect_error(address, exc) from exc
     return Connection(address, blocking, *captured)
 

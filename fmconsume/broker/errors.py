@@ -1,4 +1,4 @@
-"""What pika's exceptions mean: a refusal that would be met again, or a loss that may pass.
+"""Turns pika's exceptions into ours: refusals, which would come again, or losses, which may pass.
 
 Any thread may call.
 """
@@ -44,11 +44,13 @@ _log = get_logger(__name__)
 
 #: connection.close codes that refuse the user or the virtual host.
 _REFUSED = {403, 530}
-#: A line that ends in the TLS handshake says nothing of certificates: a proxy without a broker.
+#: The line ended during the TLS handshake, as with a proxy whose broker is down. This may pass:
+#: it is no refusal of a certificate.
 _NO_LINE = (ssl.SSLEOFError, ssl.SSLZeroReturnError)
-#: With TLS 1.3 the broker refuses a client certificate only after pika's handshake is done.
+#: With TLS 1.3 the broker refuses a client certificate only after pika's handshake is done. The
+#: alert then stands in the text of pika's exception.
 _ALERT = re.compile(r"\[SSL: \w*ALERT_\w+\] ([^(]*)")
-#: What OpenSSL refuses only where it is strict, as Python has it since version 3.13.
+#: Verify codes of the checks that OpenSSL makes only in strict mode, Python's default since 3.13.
 #: Source: X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA and those after it in OpenSSL 3's x509_vfy.h.
 _STRICT = range(80, 94)
 _STRICT_HINT = (
@@ -56,16 +58,17 @@ _STRICT_HINT = (
     "basicConstraints = critical,CA:TRUE, keyUsage = critical,keyCertSign,cRLSign and "
     "subjectKeyIdentifier, and sign the broker's with it, with authorityKeyIdentifier"
 )
-#: pika guesses what a close while opening means, and keeps the broker's words in the text.
+#: Where the broker closes a connection that is still opening, pika raises its own guess at the
+#: cause. Only the text of that exception holds the broker's code and words.
 _CLOSED_WHILE_OPENING = re.compile(r"ConnectionClosedByBroker: \((?P<code>\d+)\) (?P<text>.*)")
 #: connection.close codes that the same declaration would meet again.
 #: Source: AMQP 0-9-1, section 1.2 (syntax error, command invalid, not allowed, not implemented).
 _HOPELESS = {502, 503, 530, 540}
-#: channel.close: no permission; the queue is not found, which it also is where its node is down.
+#: channel.close codes: no permission; queue not found, sent also while the queue's node is down.
 _FORBIDDEN, _NOT_FOUND = 403, 404
-#: What RabbitMQ says of a queue that exists but cannot be reached now.
+#: RabbitMQ's words for a queue that exists but cannot be reached now.
 _AWAY = re.compile(r"down or inaccessible|process is (stopped|unavailable)|has crashed")
-#: What RabbitMQ says, with code 541, of a kind of queue that its operators do not permit any more.
+#: RabbitMQ's words, with code 541, for a kind of queue that its operators no longer permit.
 _DEPRECATED = re.compile(r"Feature `(\w+)` is deprecated")
 _CURES = {
     "transient_nonexcl_queues": "set durable = true, or exclusive = true",
@@ -87,9 +90,9 @@ class SessionLost(Exception):
 
 
 class _Loss:
-    """Turns what pika raises in a `with` block into SessionLost."""
+    """Turns an exception of pika's in a `with` block into SessionLost."""
 
-    # contextlib would need a generator each time, and this is entered twice in every turn.
+    # Not contextlib, which makes a generator for each entry: every wait and every settle enters.
 
     def __enter__(self) -> None:
         pass
@@ -98,23 +101,23 @@ class _Loss:
         if not isinstance(exc, Exception) or isinstance(exc, (SessionLost, FmconsumeError)):
             return
         if not isinstance(exc, (AMQPError, OSError)):
-            # A log handler of the program's that failed inside pika, say.
+            # For example, a log handler of the program has failed inside pika.
             _log.error("pika failed in a way that it does not name", exc_info=exc)
         lost = SessionLost(reason(exc))
         lost.is_by_channel = isinstance(exc, AMQPChannelError)
         raise lost from exc
 
 
-#: The only one; it has no state, so that any thread may enter it at any time.
+#: The only instance. It has no state, so that any thread may enter it at any time.
 LOSS = _Loss()
 
 
 def make_parameters(address: Address) -> pika.URLParameters:
-    """Make the parameters of one connection from what is on the disk now.
+    """Make the parameters of one connection from the files that are on the disk now.
 
     Raises:
-        SessionLost: A file is of no use now. It was when the address was made, and
-            replacing certificates takes a moment.
+        SessionLost: A file cannot be used now. It could when the address was made, so that
+            somebody may just be replacing it.
     """
     try:
         return address.parameters()
@@ -123,7 +126,7 @@ def make_parameters(address: Address) -> pika.URLParameters:
 
 
 def connect_error(address: Address, exc: BaseException) -> Exception:
-    """Tell a refusal, which would be met again, from a broker that is not there now.
+    """Tell a refusal, which would come again, from a broker that cannot be reached now.
 
     Returns:
         ConnectionException or SessionLost; both name the address.
@@ -152,18 +155,18 @@ def connect_error(address: Address, exc: BaseException) -> Exception:
 
 
 def _is_refusal(code: int, text: str) -> bool:
-    """Tell a refusal for good from a limit on connections, which a dead one may still fill."""
+    """Tell a refusal for good from a limit on connections, which may still count a dead one."""
     return code in _REFUSED and "limit" not in text.lower()
 
 
 def refusal(obj_type: str, name: str, exc: Any, passing: Container[int]) -> Exception:
-    """Tell what it means that the broker closes the channel or the connection over a request.
+    """Give our exception for a request over which the broker closed the channel or connection.
 
     Args:
         obj_type: "queue", "exchange", "binding" or "channel".
         name: Of the object.
         exc: pika's ChannelClosedByBroker or ConnectionClosedByBroker.
-        passing: channel.close codes that may pass and refuse nothing for good.
+        passing: channel.close codes that make a SessionLost, since their cause may pass.
 
     Returns:
         PermissionException, BadDeclaration or SessionLost; each names the object.
@@ -204,9 +207,9 @@ def reason(exc: BaseException) -> str:
 
 
 def _root(exc: BaseException) -> BaseException:
-    """Unwrap pika's connection errors, which carry the errors below as attributes or argument."""
+    """Find the first cause of pika's connection errors, which hold it as attribute or argument."""
     while True:
-        # What a workflow carries is in the order of its attempts.
+        # pika lists the errors of its attempts in order; the last one tells the present state.
         attempts = getattr(exc, "exceptions", ())[-1:]
         inner = [*attempts, getattr(exc, "exception", None), *exc.args[:1]]
         below = [each for each in inner if isinstance(each, BaseException)]

@@ -1,6 +1,6 @@
-"""A session opener works on a thread of its own, so that a stop never waits for the network.
+"""Opens a session on a thread of its own, so that a stop never waits for the network.
 
-The supervisor starts it, and either takes the session or abandons the opener.
+The supervisor starts it, and either gets the session or abandons the opener.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ __all__ = ["SessionOpener"]
 
 
 class SessionOpener(threading.Thread):
-    """Opens a session, lets it consume, and hands it over; closes it when nobody wants it any more.
+    """Opens a session, starts its consumers, and hands it over; closes it if abandoned.
 
     Args:
         open_session: Gives the session, or raises.
-        call_when_done: Called on this thread once `get` has something to give.
+        call_when_done: Called on this thread as its last act, when the result is there to `get`.
     """
 
     def __init__(
@@ -29,15 +29,16 @@ class SessionOpener(threading.Thread):
         super().__init__(name="fmconsume-opener", daemon=True)
         self._open_session = open_session
         self._call_when_done = call_when_done
-        #: The session or what went wrong. Whoever gets it out of here owns it.
+        #: The session, or why there is none. The thread that gets the session from here owns it.
         self._result: SimpleQueue[Session | Exception] = SimpleQueue()
-        #: Nobody waits any more; set once by the supervisor.
+        #: The supervisor does not want the session any more. Set once by it, read by this thread.
         self._is_abandoned = False
 
     def run(self) -> None:
         """Open the session."""
         self._result.put(self._open())
-        # The flag is read after the put and set before the get, so that one side sees the other.
+        # This thread puts, then reads the flag; `abandon` sets the flag, then gets. So at least
+        # one of them finds the session, and the queue gives it to one only.
         if self._is_abandoned:
             self._discard()
         self._call_when_done()
@@ -60,7 +61,8 @@ class SessionOpener(threading.Thread):
 
         Raises:
             queue.Empty: Not done yet.
-            SessionLost, ConnectionException, PermissionException: From the session.
+            SessionLost, ConnectionException, PermissionException: As `open_session` and
+                `Session.consume` raised it.
         """
         result = self._result.get_nowait()
         if isinstance(result, Exception):
@@ -68,7 +70,7 @@ class SessionOpener(threading.Thread):
         return result
 
     def abandon(self) -> None:
-        """Want the session no more; it is closed as soon as it is open. Thread: supervisor."""
+        """Give the session up; it is closed as soon as it is open. Thread: supervisor."""
         self._is_abandoned = True
         self._discard()
 

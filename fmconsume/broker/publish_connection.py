@@ -1,4 +1,4 @@
-"""A connection that carries messages to the broker, with channels that confirm; thrown away whole.
+"""Publishes messages on one connection, on channels that confirm; never repaired, only replaced.
 
 One thread owns it: the one that runs its IOLoop.
 """
@@ -22,7 +22,7 @@ from .request import Request
 
 __all__ = ["Owner", "PublishConnection"]
 
-#: Messages that may wait for their confirmation at the same time.
+#: Channels at most; each carries one message until its confirmation.
 _CHANNELS = 32
 _TOO_LARGE = (
     "the headers take {:,} bytes, and the broker takes {:,} at most (its frame_max); put into the "
@@ -31,38 +31,46 @@ _TOO_LARGE = (
 
 
 class Owner(Protocol):
-    """Who is told what becomes of a connection and of the messages on it."""
+    """The owner of a connection, which the connection tells of its events."""
 
     def on_open(self) -> None:
         """Take note that the connection is open."""
 
     def on_room(self) -> None:
-        """Send what waits, if anything does."""
+        """Send waiting messages, if there are any: there may be room for them now."""
 
     def on_end(self, error: Exception, unconfirmed: list[Request]) -> None:
-        """Go on without the connection: it could not be opened, or is gone."""
+        """Go on without the connection: it could not be opened, or is gone.
+
+        Args:
+            error: Why.
+            unconfirmed: Messages that were sent and not confirmed.
+        """
 
 
 class PublishConnection:
     """A connection and its channels.
 
-    A channel carries one message at a time, so that what the broker says of the channel
-    (by closing it) is said of that message and of no other.
+    A channel carries one message at a time. So if the broker closes a channel, it refuses the
+    one message on it.
 
     Raises:
-        SessionLost: A certificate is of no use now.
+        SessionLost: A certificate file cannot be used now.
     """
 
     def __init__(self, address: Address, loop: IOLoop, owner: Owner) -> None:
         self.address = address
         self._owner = owner
+        #: Channels that do not confirm yet.
         self._opening: set[Any] = set()
+        #: Channels that can carry a message.
         self._idle: list[Any] = []
+        #: Channels that wait for a confirmation, each with its message.
         self._busy: dict[Any, Request] = {}
         self._connection = pika.SelectConnection(
             make_parameters(address), self._on_open, self._on_open_error, self._on_close, loop
         )
-        #: Whether the broker blocks publishers.
+        #: Tells whether the broker blocks publishers.
         self.alarm = Alarm(self._connection, owner.on_room)
 
     @property
@@ -76,10 +84,10 @@ class PublishConnection:
         return bool(self._idle) and not self.alarm.reason and self.is_open
 
     def send(self, request: Request) -> None:
-        """Send a message on a channel of its own."""
+        """Send a message on an idle channel; only while `has_room`."""
         limit = self._connection.params.frame_max
         if limit and request.header_bytes > limit:
-            # The broker would close the connection, under all who wait for a confirmation.
+            # The broker would close the connection, and the other messages on it be unconfirmed.
             request.answer.put(ValidationError(_TOO_LARGE.format(request.header_bytes, limit)))
             return
         channel = self._idle.pop()
@@ -88,28 +96,29 @@ class PublishConnection:
                 request.exchange, request.routing_key, request.body, request.properties
             )
         except Exception as exc:
-            # Its headers were changed since it was checked. pika sends nothing it cannot encode.
+            # The headers have changed since Request checked them. The channel stays idle, since
+            # pika encodes a message before it sends any of it.
             self._idle.append(channel)
             request.answer.put(ValidationError(f"the message cannot be encoded: {exc!r}"))
         else:
             self._busy[channel] = request
 
     def grow(self, wanted: int) -> None:
-        """Open channels for so many more messages."""
+        """Open channels until one is opening for each wanted message, or there are 32 in all."""
         room = _CHANNELS - len(self._idle) - len(self._busy)
         with suppress(NoFreeChannels):
             for _ in range(len(self._opening), min(wanted, room)):
                 self._opening.add(self._connection.channel(on_open_callback=self._on_channel))
 
     def forget(self, request: Request) -> None:
-        """Wait no longer for a confirmation."""
+        """Wait no longer for the confirmation of this message, and close its channel."""
         for channel in [each for each, sent in self._busy.items() if sent is request]:
             del self._busy[channel]
             with suppress(AMQPError):  # It is closing already, with the connection.
                 channel.close()
 
     def close(self) -> None:
-        """Close the connection, open or not; the owner hears of its end."""
+        """Close the connection, open or not; the owner is told by `on_end`."""
         with suppress(AMQPError):  # It is closing already.
             self._connection.close()
 
@@ -149,7 +158,8 @@ class PublishConnection:
         self._opening.discard(channel)
         if channel in self._idle:
             self._idle.remove(channel)
-        # When the connection goes, its channels go first: what they carried is unconfirmed.
+        # When the connection ends, pika ends its channels first, with another error. Their
+        # messages stay in `_busy`, and `_on_close` reports them as unconfirmed.
         if isinstance(error, ChannelClosedByBroker):
             request = self._busy.pop(channel, None)
             if request is not None:

@@ -1,6 +1,6 @@
-"""One message to publish, of which it is known that AMQP can carry it.
+"""Holds one message to publish, after a check that AMQP can carry it.
 
-Any thread may make one; the connection that sends it answers.
+Any thread may make a request; the thread that owns the connection puts the answer into it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .wire import Properties, writable
 
 __all__ = ["Request"]
 
-#: What AMQP has for integers in headers. pika 1.3 sends larger ones, which others read as negative.
+#: Range of integers in AMQP headers. pika 1.3 sends larger ones, which others read as negative.
 _LEAST, _MOST = -(2**63), 2**63 - 1
 _TYPES = (
     "headers hold strings, bytes, booleans, integers of 64 bits, finite floats, decimals of 32 "
@@ -35,12 +35,12 @@ class Request:
 
     Attributes:
         deadline: Monotonic seconds; it is not sent later.
-        answer: Gets None once the broker has confirmed it, or what is to be raised.
+        answer: Gets None once the broker has confirmed it, or the exception to raise.
         header_bytes: Size of the frame that holds its properties and headers, which AMQP
             cannot divide.
 
     Raises:
-        ValidationError: It cannot be encoded; names the header, if it is one.
+        ValidationError: It cannot be encoded; names the header, if a header is the cause.
     """
 
     exchange: str
@@ -63,7 +63,7 @@ class Request:
 
 
 def _find_header(headers: Any) -> str:
-    """Say which header it is that cannot be sent, or nothing."""
+    """Describe the header that cannot be encoded; "" if none is the cause."""
     for name, value in headers.items() if isinstance(headers, dict) else ():
         try:
             Properties(headers={name: value}).encode()

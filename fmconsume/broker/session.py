@@ -27,12 +27,13 @@ from .wire import install, ordered
 
 __all__ = ["Session", "open_session"]
 
-#: Heartbeat intervals after which a line counts as silent. It is noticed half of one later.
+#: Heartbeat intervals after which a line counts as silent. The check comes up to half an interval
+#: later.
 _SILENT = 1.4
-#: When so many bytes came, more are probably there: pika dispatches what it has once it has read
-#: 100 KB, of which it counts whole frames. Source: `_MAX_CONSUME_BYTES` in pika 1.3 and 1.4.
+#: If this many bytes came, more are probably waiting: pika reads 100 KB at most before it
+#: dispatches, and counts whole frames only. Source: `_MAX_CONSUME_BYTES` in pika 1.3 and 1.4.
 _PIECE = 64 * 1024
-#: Pieces taken in by one wait at most, so that the workers get something to do.
+#: Pieces that one wait reads at most, so that the workers soon get the deliveries.
 _PIECES = 10
 
 
@@ -48,12 +49,12 @@ def open_session(
     Args:
         deliver: Gets each delivery, inside `Session.wait`.
         number: Tells the deliveries of this session from those of every other.
-        passing: channel.close codes that may pass and refuse nothing for good.
+        passing: channel.close codes that make a SessionLost, since their cause may pass.
 
     Raises:
         ConnectionException, BadDeclaration, PermissionException: The broker refuses, and would
             again.
-        SessionLost: It cannot be reached now, or the connection ended meanwhile.
+        SessionLost: The broker cannot be reached now, or the connection ended meanwhile.
     """
     install()
     connection = connect(address)
@@ -79,7 +80,8 @@ class Session:
     """A connection and its one channel, on which everything is declared.
 
     Args:
-        names: Each configured name of a queue to the one that it has.
+        names: The actual name of each queue by its configured name, which is "" where the
+            broker chose the name.
         deliver: As for `open_session`, like number and passing.
     """
 
@@ -95,7 +97,7 @@ class Session:
     ) -> None:
         self.number = number
         self.address = connection.address
-        #: Each consumer tag of this session to the name of its queue.
+        #: The name of the queue by consumer tag.
         self.consumers: dict[str, str] = {}
         self._connection = connection
         self._channel = channel
@@ -103,9 +105,9 @@ class Session:
         self._counting = topology.counting_queues
         self._deliver = deliver
         self._passing = passing
-        #: Bytes received when something last came, and when that was, monotonic seconds.
+        #: Bytes received until the last one came, and when it came, monotonic seconds.
         self._bytes_heard, self._heard_at = 0, monotonic()
-        #: When it began to send what pika has not taken yet, monotonic seconds.
+        #: When the present `settle` began to send, monotonic seconds; infinity while none runs.
         self._sending_since = math.inf
         #: Queue whose consumer the broker has cancelled; None before that.
         self._cancelled: str | None = None
@@ -118,7 +120,7 @@ class Session:
         self._connection.wake()
 
     def hurry(self) -> None:
-        """Let no request wait longer than 5 s from now on, because of a stop. Thread: any."""
+        """Give each request up after 5 s of silence, because of a stop. Thread: any."""
         self._connection.is_in_a_hurry = True
 
     # -- consuming ---------------------------------------------------------
@@ -136,22 +138,26 @@ class Session:
             self.consumers[tag] = name
 
     def consume_again(self) -> None:
-        """Get a whole prefetch, beside what is unacknowledged now and stays so.
+        """Replace the consumers, and so get a whole prefetch more.
 
-        Source: measured on RabbitMQ 3.10 and 4.3; it counts for each consumer, not for the channel.
+        The deliveries that are unacknowledged now stay so. The broker counts them for the old
+        consumers, not for the new ones.
+
+        Source: measured on RabbitMQ 3.10 and 4.3; the prefetch counts for each consumer, not for
+        the channel.
 
         Raises:
             As `consume`.
         """
         before = list(self._channel.consumer_tags)
-        # First, since a queue may be deleted with its last consumer.
+        # Before the cancel, since an auto-delete queue is deleted with its last consumer.
         self.consume()
         with LOSS, self._connection.within(DEADLINE, "consuming again"):
             self._cancel(before)
 
     @property
     def name(self) -> str:
-        """Its queues and its broker, as the log calls them."""
+        """The queues and the broker, as the log calls them."""
         return hide_passwords(f"{', '.join(self._names.values())} at {self.address.name}")
 
     @property
@@ -169,22 +175,24 @@ class Session:
         )
 
     def tick(self, seconds: float) -> None:
-        """Make sure that something happens every so many seconds, or half a heartbeat.
+        """Make `wait` return every `seconds`, or every half heartbeat if that is less, from now on.
 
         Raises:
-            SessionLost: Inside pika, when the broker takes no acknowledgements for too long.
+            SessionLost: Inside the call of pika's in which `settle` blocks, when the broker has
+                accepted no acknowledgements for almost 30 s.
         """
         seconds = min(seconds, self._connection.heartbeat / 2 or seconds)
         if monotonic() - self._sending_since > DEADLINE - seconds:
             raise SessionLost("the broker takes no acknowledgements")
-        # Twice: the first is called also while pika blocks, the second ends a wait.
+        # Two timers: the first fires also while a call of pika's blocks, the second ends a wait.
         self._connection.call_even_inside_pika(seconds, partial(self.tick, seconds))
         self._connection.call_later(0.0, _nothing)
 
     def wait(self, seconds: float | None = None) -> None:
-        """Do I/O until something happened, or at most so long; deliver all that has come.
+        """Do I/O until an event comes, `seconds` at most; deliver the messages that have come.
 
-        To wait without a limit is cheaper, as pika makes a timer for each limit.
+        It reads ten times at most, and leaves further messages to the next wait. To wait without a
+        limit is cheaper, as pika makes a timer for each limit.
 
         Raises:
             SessionLost: The connection or the channel is closed, or the line is silent.
@@ -198,11 +206,11 @@ class Session:
         self._check()
 
     def call_later(self, seconds: float, action: Callable[[], None]) -> None:
-        """Call the action from a later `wait`; it is forgotten with the session."""
+        """Call the action after `seconds`, inside a `wait`; never once the session has ended."""
         self._connection.call_later(seconds, action)
 
     def _check(self) -> None:
-        """Make sure that it lives: pika raises nothing when the broker closes a channel."""
+        """Raise if connection or channel is closed: pika raises nothing when a channel closes."""
         if not self._connection.is_open:
             raise SessionLost("the connection is closed")
         if not self._channel.is_open:
@@ -211,10 +219,10 @@ class Session:
             raise lost
 
     def _listen(self) -> int:
-        """Give the bytes that came since the last time.
+        """Give how many bytes came since the last call; raise if the line is silent.
 
-        Notices a silent line within two heartbeat intervals; pika takes two and 10 s more.
-        Source: RabbitMQ sends something at least every half interval.
+        A silent line is noticed within two heartbeat intervals; pika needs two and 10 s more.
+        Source: RabbitMQ sends a frame at least every half interval.
         """
         now, heartbeat = monotonic(), self._connection.heartbeat
         count = self._connection.bytes_received - self._bytes_heard
@@ -226,10 +234,10 @@ class Session:
         return count
 
     def settle(self, frames: Iterable[Frame]) -> None:
-        """Send what settles deliveries.
+        """Send the frames that settle deliveries.
 
         Raises:
-            SessionLost: The session ended first; what was sent may have arrived or not.
+            SessionLost: The session ended first; any of the frames may have arrived or not.
         """
         self._sending_since = monotonic()
         with LOSS:
@@ -239,14 +247,16 @@ class Session:
                 elif verdict is NACK:
                     self._channel.basic_nack(tag, multiple, requeue=True)
                 else:
-                    # RabbitMQ 4.3 counts this, and no basic.nack, towards a delivery limit.
+                    # RabbitMQ 4.3 counts a basic.reject, but no basic.nack, towards a delivery
+                    # limit.
                     self._channel.basic_reject(tag, requeue=verdict is FAIL)
         self._sending_since = math.inf
 
     def depths(self) -> dict[str, int]:
         """Ask the broker how many messages are ready in each queue.
 
-        Deliveries that arrive with the answer are here too, waiting for `wait`.
+        Deliveries that the broker sent before its answers have arrived too; the next `wait`
+        delivers them.
 
         Raises:
             SessionLost: The session ended first.
@@ -256,14 +266,14 @@ class Session:
         return {answer.method.queue: answer.method.message_count for answer in answers}
 
     def look_for_queue(self) -> None:
-        """Find out what a cancel by the broker means.
+        """Raise the exception for a consumer that the broker has cancelled.
 
         Source: RabbitMQ cancels where a queue is deleted, where its node goes down, and, from
         4.3 on, where a quorum queue's delivery is not acknowledged in time.
 
         Raises:
             ConsumerCanceled: The queue is gone.
-            SessionLost: It is there, or away with its node.
+            SessionLost: The queue is there, or its node is down.
         """
         queue = repr(self._cancelled)
         lost = SessionLost(f"the broker cancelled the consumer of queue {queue}")
@@ -281,7 +291,7 @@ class Session:
     # -- ending it ---------------------------------------------------------
 
     def cancel(self) -> None:
-        """Stop deliveries; what pika still holds goes back to its queue.
+        """Stop deliveries; return to their queues those that arrive meanwhile.
 
         Raises:
             SessionLost: The session ended first, or there was no answer in time.
@@ -292,18 +302,19 @@ class Session:
     def _cancel(self, tags: Iterable[str]) -> None:
         """Cancel consumers.
 
-        pika rejects, one by one, what it holds when it sends a basic.cancel, and what comes before
-        the answer. So it delivers first all that it has.
+        For each, pika rejects, one by one, the messages that it holds when it sends the
+        basic.cancel, and those that come before the answer. So let it deliver those it holds first.
         """
         for tag in tags:
             self._connection.process_events(0)
             self._channel.basic_cancel(tag)
 
     def leave(self) -> None:
-        """Let the broker close the channel: pika would cancel the consumers first.
+        """Make the broker close the channel, by asking for a queue that does not exist.
 
-        A single active consumer that is cancelled is replaced before what it had is back in the
-        queue. A channel that dies returns all that it had in one step.
+        pika's own close would cancel the consumers first. The broker replaces a single active
+        consumer as soon as it is cancelled, before its messages are back in the queue. A channel
+        that the broker closes returns all its messages in one step.
 
         Raises:
             SessionLost: The session ended first, or there was no answer in time.
@@ -314,14 +325,11 @@ class Session:
             self._channel.queue_declare(nowhere, passive=True)
 
     def close(self) -> None:
-        """Close the channel, whose answer tells that every frame has arrived, and the connection.
-
-        A session that is broken already is only dropped, and so is one that does not answer.
-        """
+        """Close the channel, then the connection, as `Connection.close` does."""
         self._connection.close(self._channel)
 
     def discard(self) -> None:
-        """Close without waiting for a line that may be dead; whoever calls may go on."""
+        """Close on another thread, since the line may be dead, and return at once."""
         self._connection.discard(self._channel)
 
     # -- called by pika, inside wait ---------------------------------------
@@ -329,7 +337,8 @@ class Session:
     def _on_message(
         self, queue: str, channel: Any, method: Any, properties: Any, body: bytes
     ) -> None:
-        # Earlier quorum queues than those of 4.3 sort the headers when they add a count.
+        # Before RabbitMQ 4.3, a quorum queue sorts the headers when it adds its count. Sorted
+        # always, they are the same in a redelivery.
         published = properties.published
         if queue in self._counting:
             published = ordered(published)

@@ -1,7 +1,6 @@
-"""Exchanges, queues and bindings: what they are, and how the broker is asked for them.
+"""Describes exchanges, queues and bindings, and declares them or asks the broker for them.
 
-Consuming declares with these functions, and checking asks with them. The thread that owns the
-connection calls them.
+Consuming and checking use the same functions. The thread that owns the connection calls them.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ class Topology(NamedTuple):
     Attributes:
         exchanges: Name to "type", "durable", "auto_delete", "arguments".
         queues: Name to "durable", "auto_delete", "exclusive", "arguments" and
-            perhaps "passive"; the name "" asks the broker for one.
+            perhaps "passive"; for the name "" the broker chooses one.
         bindings: Each with "queue", "exchange", "routing_keys" and perhaps "arguments".
-        passive: Exchanges and queues are checked, not created.
+        passive: The broker is asked whether exchanges and queues exist; it creates none.
         prefetch_count: Messages; 0 is no limit.
         prefetch_size: Bytes; RabbitMQ takes only 0, which is no limit.
     """
@@ -56,7 +55,7 @@ class Topology(NamedTuple):
 
     @property
     def has_single_active_consumer(self) -> bool:
-        """Whether a queue keeps the order of its messages over several consumers."""
+        """Whether a queue has a single active consumer, which gets its messages in order."""
         key = "x-single-active-consumer"
         return any(queue["arguments"].get(key) for queue in self.queues.values())
 
@@ -67,10 +66,10 @@ def declare(
     """Declare exchanges and queues, bind them and set the prefetch.
 
     Args:
-        passing: channel.close codes that may pass and refuse nothing for good.
+        passing: channel.close codes that make a SessionLost, since their cause may pass.
 
     Returns:
-        Each configured name of a queue to the one that it has.
+        The actual name of each queue by its configured name.
 
     Raises:
         BadDeclaration, PermissionException: The broker refuses, and would again.
@@ -113,7 +112,7 @@ def declare_exchange(
     passive: bool = False,
     more_arguments: Mapping[str, Any] | None = None,
 ) -> None:
-    """Declare an exchange on a channel, or only ask for it; raises as pika does.
+    """Declare an exchange, or ask whether it exists (`passive`); raises as pika does.
 
     Source: RabbitMQ refuses an unknown type also where a declaration is passive.
     """
@@ -137,7 +136,7 @@ def declare_queue(
     passive: bool = False,
     more_arguments: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Declare a queue on a channel, or only ask for it; raises as pika does.
+    """Declare a queue, or ask whether it exists (`passive`); raises as pika does.
 
     Returns:
         pika's Queue.DeclareOk.
@@ -158,7 +157,10 @@ def declare_queue(
 def naming(
     connection: Connection, obj_type: str, name: str, passing: Container[int] = ()
 ) -> Iterator[None]:
-    """Ask the broker for something in a `with` block; raise an answer that names the object.
+    """Limit a request in a `with` block to 30 s, and raise a refusal that names its object.
+
+    Args:
+        obj_type: As for `refusal`, like name and passing.
 
     Raises:
         BadDeclaration, PermissionException: The broker refuses, and would again.
@@ -172,5 +174,5 @@ def naming(
     except AMQPConnectionError as exc:
         raise SessionLost(reason(exc)) from exc
     except (AMQPError, ValueError, TypeError, struct.error) as exc:
-        # pika refuses to encode it: a name over 255 bytes, an argument of no AMQP type.
+        # pika cannot encode the request: a name over 255 bytes, an argument of no AMQP type.
         raise BadDeclaration(obj_type, name, reason(exc)) from exc

@@ -1,8 +1,9 @@
-"""Reads deliveries and their properties from the wire, faster than pika and without ever failing.
+"""Reads deliveries and properties, faster than pika and without ever failing; writes properties.
 
 `install` puts these readers in place of pika's, for the whole process: `pika.frame.decode_frame`
-looks them up in `pika.spec.methods` and `pika.spec.props`. They give what pika gives, and what
-pika cannot give: floats are floats, and a time that Python does not have is a number.
+looks them up in `pika.spec.methods` and `pika.spec.props`. They give the same values as pika's,
+with two exceptions: a float stays a float (pika makes it an integer), and a time that Python's
+datetime cannot hold is a number (pika raises).
 
 Any thread may call.
 
@@ -29,12 +30,12 @@ __all__ = ["Deliver", "Properties", "install", "ordered", "published", "writable
 _unpack_size = Struct(">I").unpack_from
 _unpack_tag = Struct(">QB").unpack_from
 _CUT = "they are cut short"
-#: What pika's own times have: UTC since 1.4, None before.
+#: The time zone of the times that pika gives: UTC since 1.4, None before.
 _EPOCH: Any = decode_value(b"T" + bytes(8), 0)[0]
 _ZONE = _EPOCH.tzinfo
-#: Tables inside tables at most; RabbitMQ's own have two.
+#: Levels of tables inside tables at most; RabbitMQ's own headers have two.
 _DEPTH = 100
-#: Headers in which a quorum queue counts deliveries, so that no publisher wrote them.
+#: Headers in which a quorum queue counts deliveries, so that they differ at each delivery.
 #: Source: RabbitMQ's documentation of quorum queues; x-acquired-count since 4.3.
 _COUNTERS = (b"x-acquired-count", b"x-delivery-count")
 
@@ -53,7 +54,7 @@ _HEADERS = _FLAGS["headers"]
 
 
 def install() -> None:
-    """Let pika read with these readers from now on."""
+    """Make pika use these readers from now on."""
     spec.methods[Deliver.INDEX] = Deliver
     spec.props[Properties.INDEX] = Properties
 
@@ -62,7 +63,7 @@ class Deliver(spec.Basic.Deliver):
     """The method basic.deliver."""
 
     def decode(self, encoded: bytes, offset: int = 0) -> Deliver:
-        """Read it from a frame, and give itself."""
+        """Read the method from a frame, and give itself."""
         end = offset + 1 + encoded[offset]
         self.consumer_tag = _text(encoded[offset + 1 : end])
         self.delivery_tag, bits = _unpack_tag(encoded, end)
@@ -78,11 +79,13 @@ class Properties(spec.BasicProperties):
     """The properties of a message.
 
     Attributes:
-        published: What was published, as it came: all but the broker's counts.
-        flaw: Why the properties cannot be read, "" if they can; then none is set.
+        published: The properties and headers in bytes, as they came, without the counters that
+            a quorum queue adds; () where they cannot be read.
+        flaw: Why the properties cannot be read, and so are all None; "" if they can.
     """
 
-    # What is not on the wire is not set: fourteen assignments are saved for each message.
+    # Values of the class, so that `_decode` sets only the properties that are on the wire: this
+    # saves most of fourteen assignments for each message.
     content_type = content_encoding = headers = delivery_mode = priority = None
     correlation_id = reply_to = expiration = message_id = timestamp = None
     type = user_id = app_id = cluster_id = None
@@ -94,7 +97,7 @@ class Properties(spec.BasicProperties):
             super().__init__(**properties)
 
     def __eq__(self, other: object) -> bool:
-        """Compare the properties, with pika's own too."""
+        """Compare the properties, also with those of pika's class."""
         return isinstance(other, spec.BasicProperties) and _values(self) == _values(other)
 
     def __repr__(self) -> str:
@@ -102,7 +105,7 @@ class Properties(spec.BasicProperties):
         return repr(spec.BasicProperties(**_values(self)))
 
     def decode(self, encoded: bytes, offset: int = 0) -> Properties:
-        """Read them from a frame, and give itself; whatever is wrong becomes their flaw."""
+        """Read the properties from a frame, and give itself; an error becomes the `flaw`."""
         try:
             self._decode(encoded, offset)
         except (ArithmeticError, LookupError, ValueError, struct.error) as exc:
@@ -116,7 +119,7 @@ class Properties(spec.BasicProperties):
         fields = vars(self)
         head, table = b"", b""
         for name, read in _plan(flags):
-            if read is None:  # A text, as most are; a call less for each.
+            if read is None:  # A text, as most are; reading it here saves a call.
                 end = offset + 1 + encoded[offset]
                 fields[name] = _text(encoded[offset + 1 : end])
                 offset = end
@@ -133,30 +136,32 @@ class Properties(spec.BasicProperties):
         self.published = (flags & ~_HEADERS, head + encoded[start:offset], table)
 
     def encode(self) -> list[bytes]:
-        """Write them; unlike pika's own, with floats in the headers."""
+        """Give the bytes of the properties, in pieces; unlike pika's, headers may hold floats."""
         values = _values(self)
         if not self.headers:
             return spec.BasicProperties(**values).encode()
         pieces: list[bytes] = spec.BasicProperties(**{**values, "headers": {}}).encode()
-        # The flags come first, and each text is two pieces.
+        # Where pika has put the empty headers: after the flags, one piece, and up to two texts, two
+        # pieces each.
         at = 1 + 2 * sum(values[name] is not None for name in ("content_type", "content_encoding"))
         pieces[at : at + 1] = _encode_table(self.headers)
         return pieces
 
 
 def writable(properties: spec.BasicProperties) -> Properties:
-    """Give the same properties with the writer of this module."""
+    """Give a copy of the properties, which this module's `encode` writes."""
     return Properties(**_values(properties))
 
 
 def published(properties: spec.BasicProperties) -> tuple[Any, ...]:
-    """Give what properties that were never on the wire would have for `Properties.published`.
+    """Give `Properties.published` as it would be if these properties had been on the wire.
 
-    Nothing, where they cannot be sent.
+    Returns:
+        () where they cannot be encoded.
     """
     try:
         encoded = b"".join(writable(properties).encode())
-    except Exception:  # Whatever pika raises of a value that AMQP does not have.
+    except Exception:  # For a value that AMQP does not have, pika raises many kinds.
         return ()
     return Properties().decode(encoded).published
 
@@ -167,12 +172,15 @@ def _values(properties: spec.BasicProperties) -> dict[str, Any]:
 
 # -- reading -----------------------------------------------------------------
 
-#: Takes the bytes and where to begin; gives the value and where it ends.
+#: Reads a value from bytes at an offset; gives the value and the offset of its end.
 _Reader = Callable[[bytes, int], "tuple[Any, int]"]
 
 
 def _end_of_flags(encoded: bytes, offset: int) -> int:
-    """Find where the flags end: the last bit of each word tells of another, without a meaning."""
+    """Give the offset of the flags' end: the last bit of a word is set if another one follows.
+
+    AMQP gives these further words no meaning.
+    """
     while encoded[offset + 1] & 1:
         offset += 2
     return offset + 2
@@ -180,12 +188,12 @@ def _end_of_flags(encoded: bytes, offset: int) -> int:
 
 @lru_cache(maxsize=1024)
 def _plan(flags: int) -> tuple[tuple[str, _Reader | None], ...]:
-    """List the properties that are there, each with what reads it."""
+    """List the properties that the flags announce, each with its reader; None reads a text."""
     return tuple((name, _READERS[name]) for name, flag in _FLAGS.items() if flags & flag)
 
 
 def _text(raw: bytes) -> Any:
-    """Decode a text; what is not UTF-8 stays bytes, as with pika."""
+    """Decode a text; bytes that are not UTF-8 stay bytes, as with pika."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -207,7 +215,7 @@ def _read_table(encoded: bytes, at: int, depth: int) -> tuple[dict[Any, Any], in
     while at < end:
         stop = at + 1 + encoded[at]
         name = _text(encoded[at + 1 : stop])
-        if encoded[stop] == 0x53:  # "S", a text, as most are; a call less for each.
+        if encoded[stop] == 0x53:  # "S", a text, as most are; reading it here saves a call.
             at = stop + 5 + _unpack_size(encoded, stop + 1)[0]
             table[name] = _text(encoded[stop + 5 : at])
         else:
@@ -241,7 +249,7 @@ def _end_of(encoded: bytes, at: int, depth: int) -> int:
 def _read_value(encoded: bytes, at: int, depth: int) -> tuple[Any, int]:
     kind = encoded[at]
     at += 1
-    if kind == 0x53:  # "S", a text, is what most values are.
+    if kind == 0x53:  # "S", a text. It comes first, since most values are texts.
         end: int = at + 4 + _unpack_size(encoded, at)[0]
         return _text(encoded[at + 4 : end]), end
     fixed = _FIXED.get(kind)
@@ -260,7 +268,10 @@ def _read_value(encoded: bytes, at: int, depth: int) -> tuple[Any, int]:
 
 
 def _time(seconds: int) -> datetime | int:
-    """Give a time, or its number, with the sign that its top bit is for most publishers."""
+    """Give a time; or its seconds, signed, where Python's datetime cannot hold it.
+
+    Most publishers mean the top bit of the seconds as a sign.
+    """
     try:
         return datetime.fromtimestamp(seconds, timezone.utc).replace(tzinfo=_ZONE)
     except (OverflowError, ValueError, OSError):
@@ -276,7 +287,8 @@ def _fix(layout: str, make: Callable[..., Any] | None = None) -> Any:
     return fixed.unpack_from, fixed.size, make
 
 
-#: Types of one size: what unpacks them, the size, and what makes the value of it.
+#: Types of a fixed size: the function that unpacks, the size in bytes, and the function that makes
+#: the value, None where the unpacked number is the value.
 _FIXED = {
     ord(kind): _fix(*layout)
     for kind, *layout in (
@@ -285,7 +297,7 @@ _FIXED = {
         *(("f", "f"), ("d", "d"), ("D", "Bi", _decimal), ("T", "Q", _time)),
     )
 }
-#: What reads each property; None is a text.
+#: The reader of each property; None reads a text.
 _READERS: dict[str, _Reader | None] = {
     **dict.fromkeys(_FLAGS),
     "headers": _read_headers,
@@ -296,12 +308,12 @@ _READERS: dict[str, _Reader | None] = {
 
 
 def _without_counts(table: bytes) -> bytes:
-    """Leave the broker's counts out of a table that can be read."""
+    """Leave the counters of a quorum queue out of a table that was read without an error."""
     return b"".join(entry for name, entry in _split(table) if name not in _COUNTERS)
 
 
 def _split(table: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Give the name of each entry, and all of it."""
+    """Give the name of each entry in a table, and all bytes of the entry."""
     at = 0
     while at < len(table):
         stop = at + 1 + table[at]
@@ -311,7 +323,7 @@ def _split(table: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def ordered(published: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Give `Properties.published` with its headers sorted, since a broker may have done so."""
+    """Give `Properties.published` with its headers sorted, since a quorum queue may sort them."""
     if not published:
         return published
     return (*published[:-1], b"".join(sorted(entry for _, entry in _split(published[-1]))))
@@ -329,7 +341,7 @@ def _encode_table(table: dict[Any, Any]) -> list[bytes]:
 
 
 def _encode_value(pieces: list[bytes], value: Any) -> None:
-    """Add a value as pika does, and floats, also inside tables and lists."""
+    """Append the bytes of a value: as pika does, but floats too, which pika does not encode."""
     if isinstance(value, float):
         pieces.append(struct.pack(">cd", b"d", value))
     elif isinstance(value, dict):

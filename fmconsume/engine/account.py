@@ -1,23 +1,24 @@
-"""The account of deliveries: which of them run, and what the broker is told of each.
+"""Keeps the account of deliveries: which are in hand, and which verdict the broker gets on each.
 
-Theory of operation. A delivery is in one of these states:
+Theory of operation. A delivery is in one of these states. A running one is in hand: it waits for a
+worker, or a worker has begun it.
 
     received --> running --> concluded --> settled            the usual way
                     |            +-------> held --> settled   a verdict that returns the message
                     +--> returned unstarted --> settled               no worker had begun
-    received --> settled                                      it has run already: a redelivery
-    received --> adopted                                      its twin runs since an earlier session
+    received --> settled                        a redelivery of a message that has run already
+    received --> adopted                        a redelivery of a message that still runs
 
-The owner calls `receive` for each delivery, `conclude` for each outcome, and sends what
-`take_frames` gives. Then it calls `flush`, which remembers what was concluded: the broker is told
-first, so that it works meanwhile. The order is not the owner's to keep: whatever depends on
-the memory flushes first.
+The owner calls `receive` for each delivery and `conclude` for each outcome, and sends the frames of
+`take_frames`. Then it calls `flush`, which puts the concluded outcomes into the memory: the broker
+is told first, so that it works meanwhile. The memory is right even if the owner flushes late, since
+every method that uses the memory puts them there first.
 
-A session may be lost at any moment. Then the broker returns everything that it has not seen
-settled to its queue. What no worker had begun is forgotten. What runs goes on as an orphan, and
-when the broker delivers the same message again, the orphan adopts that delivery: the outcome
-settles it. What had finished is settled with its own verdict when it comes again, but only where
-memory.py is sure which message that is.
+A session may be lost at any moment. Then the broker returns to its queue every delivery whose
+settlement it has not seen. Deliveries that no worker had begun are forgotten. A callback that runs
+goes on, and its delivery is an orphan. When the broker delivers the same message again, the orphan
+adopts that redelivery: the callback's outcome settles it. If a message that has finished comes
+again, it is settled with its own verdict, but only where memory.py is sure which message it is.
 
 Pure: no pika, no threads, no clock. The supervisor owns it.
 """
@@ -37,10 +38,10 @@ _NO_SESSION = 0
 
 
 class DeliveryAccount:
-    """Every delivery that the broker still waits for, and every callback that runs.
+    """Every delivery that the broker waits to see settled, and every callback that runs.
 
     Args:
-        remember: Finished messages remembered against a second run.
+        remember: How many finished messages are remembered, so that none runs again.
         counting: Names of the queues that count deliveries themselves (quorum queues).
     """
 
@@ -48,34 +49,34 @@ class DeliveryAccount:
         self._session = _NO_SESSION
         self._counting = counting
         self._ledger = Ledger()
-        #: Verdicts that wait to be sent, by tag.
+        #: Verdicts that `take_frames` sends next, by tag.
         self._verdicts: dict[int, Verdict] = {}
         #: Outcomes whose verdict is held back, by tag, oldest first.
         self._held: dict[int, Outcome] = {}
-        #: Handed out to run and without an outcome, oldest first; some of earlier sessions.
+        #: Deliveries in hand, oldest first; some are of earlier sessions.
         self._running: dict[Delivery, None] = {}
-        #: By identity, running deliveries of earlier sessions that nothing was adopted for yet.
+        #: By identity, running deliveries of earlier sessions that have adopted no redelivery yet.
         self._orphans: dict[int, dict[Delivery, None]] = {}
         #: For a callback that outlived its session: the redelivery that its outcome settles.
         self._adopted: dict[Delivery, Delivery] = {}
-        #: Concluded and not yet remembered, oldest first.
+        #: Concluded outcomes that are not in the memory yet, oldest first.
         self._concluded: deque[Outcome] = deque()
-        #: Remembered, and not yet given to the owner.
+        #: Outcomes that are in the memory, but that `flush` has not given yet.
         self._flushed: list[Outcome] = []
         self._memory = RecentVerdicts(remember)
 
     def __len__(self) -> int:
-        """Give how many deliveries the broker waits for."""
+        """Give how many deliveries the broker waits to see settled."""
         return len(self._ledger)
 
     @property
     def running(self) -> int:
-        """How many deliveries were handed out to run and have no outcome."""
+        """How many deliveries are in hand: received to run, and without an outcome."""
         return len(self._running)
 
     @property
     def oldest(self) -> Delivery | None:
-        """The delivery that was handed out first and has no outcome."""
+        """The delivery that has been in hand longest."""
         return next(iter(self._running), None)
 
     @property
@@ -126,7 +127,7 @@ class DeliveryAccount:
         return True
 
     def conclude(self, outcome: Outcome) -> None:
-        """Note what became of a running delivery; the broker is told with the next frames.
+        """Note the outcome of a delivery in hand; the next frames tell the broker its verdict.
 
         A verdict that returns the message is held until its release.
         """
@@ -143,12 +144,12 @@ class DeliveryAccount:
         self._concluded.append(outcome)
 
     def take_frames(self) -> list[Frame]:
-        """Give what has to be sent now; it counts as sent from here on."""
+        """Give the frames that have to be sent now; the account counts them as sent."""
         verdicts, self._verdicts = self._verdicts, {}
         return self._ledger.settle(verdicts) if verdicts else []
 
     def flush(self) -> list[Outcome]:
-        """Remember what was concluded, and give each outcome once, oldest first.
+        """Put the concluded outcomes into the memory, and give each outcome once, oldest first.
 
         Each outcome then has its `target`, and its `returns` where it returns the message.
         """
@@ -157,24 +158,24 @@ class DeliveryAccount:
         return flushed
 
     def leave_unstarted(self, unstarted: Iterable[Delivery]) -> None:
-        """Leave it to the broker to find out about deliveries that no worker had begun."""
+        """Remove deliveries that no worker had begun; the channel's end returns them."""
         self._remember_concluded()
         for delivery in unstarted:
             del self._running[delivery]
             self._memory.note_returned(delivery.identity)
 
     def return_unstarted(self, unstarted: Sequence[Delivery]) -> None:
-        """Return deliveries to the broker that no worker had begun."""
+        """Remove deliveries that no worker had begun; the next frames return them."""
         self.leave_unstarted(unstarted)
         self._verdicts.update((delivery.tag, NACK) for delivery in unstarted)
 
     def release(self, tag: int) -> None:
-        """Let a verdict go that was held, if it still is."""
+        """Send a held verdict with the next frames; do nothing if it is not held any more."""
         if tag in self._held:
             self._verdicts[tag] = self._held.pop(tag).verdict
 
     def release_all(self) -> None:
-        """Let every held verdict go."""
+        """Send every held verdict with the next frames."""
         for tag in list(self._held):
             self.release(tag)
 
@@ -192,13 +193,16 @@ class DeliveryAccount:
             self._flushed.append(outcome)
 
     def _count_return(self, delivery: Delivery) -> int:
-        """Count a return to the queue; give how often the message was delivered before."""
+        """Count a message's return to its queue; give how often it was returned before.
+
+        The count of a quorum queue is used where it is greater than ours.
+        """
         ours = self._memory.count_return(delivery.identity)
         theirs = delivery_count(delivery) if delivery.queue in self._counting else 0
         return max(ours, theirs)
 
     def _is_known(self, delivery: Delivery) -> bool:
-        """Let an orphan adopt a redelivery, or settle one that has run already.
+        """Let an orphan adopt a redelivery, or settle it from the memory; tell whether one did.
 
         It makes no difference which of several equal orphans adopts it.
         """
@@ -215,7 +219,7 @@ class DeliveryAccount:
         return verdict is not None
 
     def _disown(self, delivery: Delivery) -> None:
-        """Let a delivery wait no more for its redelivery, if it does."""
+        """Remove a delivery from the orphans, if it is one."""
         orphans = self._orphans.get(delivery.identity, {})
         orphans.pop(delivery, None)
         if not orphans:

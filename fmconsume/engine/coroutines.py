@@ -1,4 +1,4 @@
-"""One private asyncio loop on a thread of its own, which awaits what coroutine callbacks return.
+"""Runs the coroutines of callbacks on one private asyncio loop, which has its own thread.
 
 Any thread may call `wait_for` and `start`. asyncio is imported only when it is needed.
 """
@@ -23,10 +23,11 @@ class CoroutineRunner:
     """Runs awaitables for the workers, all on one loop, so that loop-bound clients keep working."""
 
     def __init__(self) -> None:
-        #: The loop and the thread, once there are any. `setdefault` is atomic, so two
-        #: workers that come at the same time get the same ones.
+        #: The loop and the thread, once they are made. `setdefault` is atomic, so two
+        #: workers that make them at the same time get the same ones.
         self._made: dict[str, Any] = {}
-        #: What is left on the loop is about to be cancelled. Set by who closes, read by any thread.
+        #: Tasks that are left on the loop are about to be cancelled. Set by the thread that calls
+        #: `close`, read by any thread.
         self.is_closing = False
 
     @property
@@ -42,7 +43,7 @@ class CoroutineRunner:
 
     @contextmanager
     def current_loop(self) -> Iterator[None]:
-        """Make the loop this thread's current one for a while."""
+        """Make the loop this thread's current one in a `with` block."""
         import asyncio
 
         before = _find_loop()
@@ -60,7 +61,7 @@ class CoroutineRunner:
                 try:
                     thread.start()
                 except RuntimeError:
-                    del self._made["thread"]  # There is none that could be joined.
+                    del self._made["thread"]  # It does not run, so that `close` cannot join it.
                     raise
 
     def wait_for(self, awaitable: Awaitable[Any]) -> Any:
@@ -75,14 +76,14 @@ class CoroutineRunner:
         return result
 
     def close(self, timeout: float) -> None:
-        """Cancel what is left on the loop and close it.
+        """Cancel the tasks that are left on the loop, and close it.
 
         Args:
             timeout: Seconds that cancelled tasks get to clean up.
         """
         self.is_closing = True
         if "thread" in self._made:
-            with suppress(RuntimeError):  # It was ended by a background task.
+            with suppress(RuntimeError):  # The loop is closed: a background task has ended it.
                 self.loop.call_soon_threadsafe(self.loop.stop)
             self._made["thread"].join(timeout)
         elif "loop" in self._made:
@@ -95,9 +96,10 @@ class CoroutineRunner:
         loop = self.loop
         asyncio.set_event_loop(loop)
         try:
-            # A callback may stop the loop, but those that wait for a result still want it.
+            # A callback may stop the loop. It runs again, since workers wait for their results.
             while not self.is_closing:
-                # It also ends with a SystemExit in a background task; then they must know.
+                # A SystemExit of a background task ends the loop for good. Cancelling the tasks
+                # below tells the workers that wait for them.
                 loop.run_forever()
         finally:
             try:
@@ -127,12 +129,12 @@ def _find_loop() -> asyncio.AbstractEventLoop | None:
 
 
 def _cancel_tasks(loop: asyncio.AbstractEventLoop) -> None:
-    """Cancel what is left, also what only begins when what was there has ended."""
+    """Cancel the tasks on the loop, and those that they start as they end, until none is left."""
     import asyncio
 
     tasks: set[Any] = {None}
     while tasks:
-        # Another task may want to end or stop the loop that has ended.
+        # A task may raise SystemExit or stop the loop as it ends; the others are still cancelled.
         with suppress(SystemExit, KeyboardInterrupt, RuntimeError):
             loop.run_until_complete(asyncio.sleep(0))
             tasks = asyncio.all_tasks(loop)
@@ -150,7 +152,7 @@ async def _outcome(awaitable: Awaitable[Any]) -> tuple[Any, BaseException | None
 
 
 def refuse_generator(result: object) -> None:
-    """Refuse what a callback returned where it is code that nobody runs.
+    """Refuse a callback's result that is a generator, since nobody would run its code.
 
     Raises:
         TypeError: It is a generator, or a context manager made of one.
@@ -162,7 +164,7 @@ def refuse_generator(result: object) -> None:
 
 
 def format_stack(awaitable: Any) -> str:
-    """Say where a coroutine is, outermost call first; "" for what is no coroutine. Thread: any."""
+    """Say where a coroutine is, outermost call first; "" for anything else. Thread: any."""
     frames = []
     while awaitable is not None:
         frame = getattr(awaitable, "cr_frame", None)

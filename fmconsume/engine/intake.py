@@ -1,6 +1,6 @@
-"""The intake holds deliveries until a worker begins with them, and hands them out together.
+"""Holds deliveries until a worker begins with them, and hands them out together.
 
-The supervisor owns it; the workers only take from the inbox.
+The supervisor owns the intake; the workers only use the inbox.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ class Intake:
     """Deliveries that no worker has begun.
 
     Handed out one by one, each delivery would wake a worker that cannot run while the supervisor
-    still reads. So the supervisor adds all that has come, and then hands it out.
+    still reads. So the supervisor adds all deliveries that have come, then hands them out.
 
     Args:
-        inbox: The workers take from it.
+        inbox: The workers get their deliveries from it.
         limit: Deliveries to hand out at most; None is no limit.
     """
 
     def __init__(self, inbox: SimpleQueue[Delivery | None], limit: int | None) -> None:
         self.inbox = inbox
-        #: Not handed out: just come, or beyond the limit.
+        #: Deliveries not handed out: they have just come, or are beyond the limit.
         self._waiting: deque[Delivery] = deque()
         #: How many more may be handed out.
         self._budget = math.inf if limit is None else limit
@@ -41,13 +41,16 @@ class Intake:
         self._waiting.append(delivery)
 
     def hand_out(self) -> None:
-        """Give the workers all that waits, within the limit."""
+        """Put the waiting deliveries into the inbox, within the limit."""
         while self._waiting and self._budget:
             self._budget -= 1
             self.inbox.put(self._waiting.popleft())
 
     def take_back(self) -> list[Delivery]:
-        """Give all that no worker has begun, oldest first; it may be handed out again."""
+        """Remove and give the deliveries that no worker has begun, oldest first.
+
+        They do not count towards the limit any more.
+        """
         unstarted: list[Delivery] = []
         with suppress(Empty):
             while True:

@@ -1,6 +1,6 @@
-"""The ledger knows the outstanding delivery tags of one channel and settles them in few frames.
+"""Keeps the outstanding delivery tags of one channel, and settles them in few frames.
 
-Pure: no pika, no threads, no clock. The supervisor owns it.
+Pure: no pika, no threads, no clock. The supervisor owns the ledger.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class Ledger:
     def __init__(self) -> None:
         #: Tags not settled yet.
         self._open: set[int] = set()
-        #: The same tags in order of delivery; settled ones leave it when they reach its head.
+        #: The same tags in order of delivery; a settled one is removed when it is the oldest here.
         self._order: deque[int] = deque()
 
     def __len__(self) -> int:
         return len(self._open)
 
     def deliver(self, tag: int) -> None:
-        """Take note of a delivery; tags arrive in ascending order."""
+        """Add the tag of a delivery; tags arrive in ascending order."""
         self._open.add(tag)
         self._order.append(tag)
 
@@ -34,11 +34,11 @@ class Ledger:
         """Give the frames that settle these tags, to be sent in this order.
 
         The longest run of acknowledged tags that begins with the oldest outstanding
-        one becomes a single frame. The others go first, so that a tag settled
-        otherwise does not interrupt the run.
+        one becomes a single frame. The frames for other tags go first, so that a tag with
+        another verdict does not interrupt the run.
 
         Args:
-            verdicts: Outstanding tags and what the broker is to be told of each.
+            verdicts: The verdict on each of these outstanding tags.
 
         Raises:
             ValueError: A tag is not outstanding (never delivered, or settled already).
@@ -47,7 +47,7 @@ class Ledger:
             raise ValueError(f"not outstanding: {sorted(verdicts.keys() - self._open)}")
         self._open.difference_update(verdicts)
         head, run, last = 0, 0, 0
-        # This runs for every message.
+        # Local names are faster, and this runs for every message.
         order, outstanding = self._order, self._open
         while order and order[0] not in outstanding:
             head = order.popleft()

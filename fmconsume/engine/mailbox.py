@@ -1,25 +1,25 @@
-"""The mailbox by which other threads reach the supervisor, and the protocol that wakes it.
+"""Passes items from other threads to the supervisor, and wakes it.
 
 Workers post outcomes, and any thread may post an action, which the supervisor runs. The
-supervisor sleeps in one of three places, and whoever posts ends that sleep:
+supervisor sleeps in one of three places, and a thread that posts ends that sleep:
 
 - in `wait`, where the item itself ends it;
 - in `linger`, where it waits for the workers to empty their inbox: the worker that posts and
-  finds the inbox empty ends it, so that one frame can settle what all of them did;
-- in its wait for the network: the first who posts calls `wake`, and the others need not.
+  finds the inbox empty ends it, so that one frame can settle the deliveries of all workers;
+- in its wait for the network: the first thread that posts calls `wake`, and the others need not.
 
-Nothing is missed, because each side first says what it does and then looks:
+No item is missed, because each side writes first and reads afterwards:
 
 - The supervisor calls `linger`, then `collect`, then waits for the network again, in this order.
-  `collect` first says that nobody has woken it, then looks. An item that was posted before is
-  collected; whoever posts later finds that nobody has woken it, and calls `wake`.
-- `linger` says that it has been woken, as `collect` follows anyway. It says that it lingers before
-  it looks at the inbox. A worker takes from the inbox, posts, and then looks whether the supervisor
-  lingers, and at the inbox. So at least one of the two sees that the inbox is empty.
-- A network belongs to one session, and so does the note that it was woken. Whoever wakes the last
-  session late leaves no note at the next one.
+  `collect` first clears `is_woken`, then reads the items. An item that was posted before is
+  collected; a thread that posts later finds `is_woken` cleared, and calls `wake`.
+- `linger` sets `is_woken`, since `collect` follows anyway. It sets `_lingers_for`, then looks at
+  the inbox. A worker gets a delivery from the inbox, later posts, and then looks at `_lingers_for`
+  and at the inbox. So at least one of the two sees that the inbox is empty.
+- Each session has a `_Network` of its own, and `is_woken` with it. A thread that wakes an old
+  session late does not set `is_woken` for the next one.
 
-Any thread may call `post`. All else is for the supervisor's thread.
+Any thread may call `post` and read `is_lingering`. Only the supervisor's thread calls the rest.
 """
 
 from __future__ import annotations
@@ -41,11 +41,12 @@ _LINGER = 0.001
 
 
 class _Network:
-    """Where the supervisor waits for the network."""
+    """The supervisor's wait for the network, during one session."""
 
     def __init__(self, wake: Callable[[], None]) -> None:
         self.wake = wake
-        #: A wake is on its way. Set by any thread, cleared by the supervisor before it looks.
+        #: A wake is on its way, or need not come. Set by any thread, cleared by the supervisor
+        #: before it reads the items.
         self.is_woken = False
 
 
@@ -55,12 +56,12 @@ class Mailbox:
     def __init__(self) -> None:
         #: Filled by any thread.
         self._items: SimpleQueue[Item] = SimpleQueue()
-        #: None while the supervisor does not wait for the network. Set by it, read by any thread.
+        #: None while there is no session. Set by the supervisor, read by any thread.
         self._network: _Network | None = None
-        #: The inbox whose emptying the supervisor waits for. Set by it; set to None by it, or by
-        #: whoever ends the wait.
+        #: The inbox that the supervisor waits for, until the workers have emptied it; None while it
+        #: does not. Set by the supervisor; set to None by it, or by the thread that ends the wait.
         self._lingers_for: SimpleQueue[Any] | None = None
-        #: Filled by whoever ends the wait.
+        #: Filled by the thread that ends the wait.
         self._emptied: SimpleQueue[None] = SimpleQueue()
 
     @property
@@ -85,7 +86,8 @@ class Mailbox:
         """Say how to end the supervisor's wait for the network from now on.
 
         Args:
-            wake: Any thread calls it, once between two calls of `collect`.
+            wake: Called by any thread; between two calls of `collect` usually once, rarely by
+                two threads at the same time.
         """
         self._network = _Network(wake)
 
@@ -98,7 +100,7 @@ class Mailbox:
         if self._network is not None:
             self._network.is_woken = True
         while self._emptied.qsize():
-            self._emptied.get()  # It came just after the last lingering was over.
+            self._emptied.get()  # A worker put it just after the last `linger` was over.
         self._lingers_for = inbox
         if inbox.qsize():
             with suppress(Empty):
@@ -106,16 +108,19 @@ class Mailbox:
         self._lingers_for = None
 
     def collect(self) -> Iterator[Item]:
-        """Give all that is there, oldest first, also what comes meanwhile."""
+        """Give all items, oldest first, also those that are posted meanwhile."""
         if self._network is not None:
             self._network.is_woken = False
         while self._items.qsize():
             yield self._items.get()
 
     def wait(self, timeout: float) -> Item:
-        """Wait so many seconds for an item.
+        """Wait for an item.
+
+        Args:
+            timeout: Seconds.
 
         Raises:
-            queue.Empty: None came.
+            queue.Empty: None came in time.
         """
         return self._items.get(timeout=timeout)

@@ -1,4 +1,4 @@
-"""The verdicts on recent messages, so that a message that the broker delivers again runs once.
+"""Remembers the verdicts on recent messages, so that none runs again if it is delivered again.
 
 Pure: no pika, no threads, no clock. The supervisor owns it.
 
@@ -24,8 +24,8 @@ def identity(delivery: Delivery) -> int:
     """Give a number that stands for everything published with a message; 0 without a message id.
 
     That is queue, exchange, routing key, body, all properties and all headers but the broker's
-    delivery counters. What went through a dead-letter exchange has other headers, so that it is
-    another message.
+    delivery counters. A message that went through a dead-letter exchange has other headers, so
+    that it is another message.
     Each process hashes differently, so that nobody can make up two messages with the same number.
     """
     if not delivery.message_id:
@@ -39,7 +39,8 @@ def delivery_count(delivery: Delivery) -> int:
     In any other queue these headers are the publisher's.
     """
     headers = delivery.properties.headers or {}
-    # Its count comes with a redelivery only. pika gives long integers in a class of their own.
+    # A quorum queue counts only redeliveries: in a first delivery a publisher has set the header.
+    # isinstance, since pika gives long integers in a class of their own.
     counts = [headers.get(name) for name in _COUNTERS] if delivery.redelivered else []
     return max((n for n in counts if isinstance(n, int) and type(n) is not bool), default=0)
 
@@ -54,12 +55,13 @@ class _Finished(NamedTuple):
 class RecentVerdicts:
     """Verdicts on the last finished messages, and how often other messages were returned.
 
-    `recall` gives a verdict only where one message of the identity is known, which is
-    finished. Where there were several, nobody can tell a finished one, whose acknowledgement was
-    lost, from one that was on its way when the session was lost: they all run.
+    `recall` gives a verdict only where exactly one message of the identity is known, and that one
+    is finished. Where there were several, nobody can tell a finished one, whose acknowledgement
+    was lost, from one that was on its way when the session was lost: they all run.
 
     Args:
-        size: How many messages of each kind are remembered; 0 turns it off.
+        size: Messages at most in each record: finished, returned, and counts of returns. 0 turns
+            the memory off.
     """
 
     def __init__(self, size: int) -> None:
@@ -68,9 +70,9 @@ class RecentVerdicts:
         self._finished: dict[int, _Finished] = {}
         #: Identities of several messages, each with the number of times that it is in `_order`.
         self._several: dict[int, int] = {}
-        #: The identities in both, in the order in which they came, oldest first.
+        #: The identities in `_finished` and `_several`, in the order in which they came.
         self._order: deque[int] = deque()
-        #: Shared by all messages that a session acknowledges.
+        #: The last object made for `_finished`; messages of one verdict and session share it.
         self._usual = _Finished(Verdict.ACK, 0)
         #: Identities of messages that went back to the broker unfinished, the latest at the end.
         self._returned: OrderedDict[int, None] = OrderedDict()
@@ -91,7 +93,7 @@ class RecentVerdicts:
         self._append(key)
 
     def note_returned(self, key: int) -> None:
-        """Remember that the broker has a message unfinished."""
+        """Remember that a message went back to the broker unfinished."""
         if self._size and key:
             self.note_unfinished(key)
             self._returned[key] = None
@@ -100,15 +102,15 @@ class RecentVerdicts:
                 self._note_several(self._returned.popitem(last=False)[0])
 
     def note_unfinished(self, key: int) -> None:
-        """Note that a message is unfinished now: if another is known, there are several."""
+        """Note an unfinished message: if another one of its identity is known, they are several."""
         if key in self._finished or key in self._returned:
             self._note_several(key)
 
     def recall(self, key: int, session: int) -> Verdict | None:
         """Give the verdict that settles a redelivery, None when it has to run.
 
-        A session settles what an earlier one finished. What it has settled itself cannot come
-        again to it, so that there are several.
+        The verdict must be of an earlier session. A message that this session has settled cannot
+        come to it again: then the redelivery is another message of the identity.
         """
         self._returned.pop(key, None)
         finished = self._finished.get(key)
@@ -131,7 +133,7 @@ class RecentVerdicts:
         return earlier
 
     def _share(self, verdict: Verdict, session: int) -> _Finished:
-        """Give one object for all messages with the same verdict, as they come in a row."""
+        """Give one object for all messages in a row that have the same verdict and session."""
         usual = self._usual
         if usual.session != session or usual.verdict is not verdict:
             usual = self._usual = _Finished(verdict, session)

@@ -1,4 +1,4 @@
-"""Makes the workers that suit a callback: for a consumer, and for whoever runs messages by hand.
+"""Makes the workers that suit a callback: for a consumer, and for a rehearsal without a broker.
 
 Any thread may call.
 """
@@ -17,7 +17,7 @@ from .workers import Pool, Post, make_threads
 
 __all__ = ["make_pool", "rehearse"]
 
-#: Seconds that a rehearsal gives to what a coroutine has left on the loop.
+#: Seconds that tasks left on the loop get to clean up at the end of a rehearsal.
 _DEADLINE = 5.0
 
 
@@ -26,7 +26,7 @@ def make_pool(processor: Processor, count: int, post: Post, ends_on_error: bool 
 
     Args:
         processor: Each worker gets a copy.
-        count: Workers.
+        count: How many workers.
         post: As `Post`.
         ends_on_error: As for a Worker.
     """
@@ -36,11 +36,12 @@ def make_pool(processor: Processor, count: int, post: Post, ends_on_error: bool 
 
 @contextmanager
 def rehearse(processor: Processor) -> Iterator[Callable[[Delivery], Outcome]]:
-    """Run messages by hand in a `with` block, on the same kind of worker as a consumer has.
+    """Run messages without a broker in a `with` block, on the kind of worker that a consumer has.
 
     Yields:
-        A function that has one worker run a delivery, waits, and gives the outcome. It
-        raises what is no Exception and no SystemExit, as a KeyboardInterrupt, again.
+        A function that has one worker run a delivery, waits, and gives the outcome. It raises
+        the error of the outcome where that is neither an Exception nor a SystemExit, such as a
+        KeyboardInterrupt.
     """
     outcomes: SimpleQueue[Outcome] = SimpleQueue()
     pool = make_pool(processor, 1, outcomes.put, ends_on_error=False)

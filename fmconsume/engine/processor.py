@@ -1,6 +1,6 @@
-"""A processor runs one message: it decodes it, calls the callback, and tells what came of it.
+"""Runs one message: decodes it, calls the callback, and makes an outcome of the result.
 
-Each worker has its own, and calls it on the thread where that works.
+Each worker has a processor of its own, and calls it on the worker's thread.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ Keep = Callable[[Delivery, BaseException], None]
 class Processor:
     """Runs messages, one at a time.
 
-    `process` never raises: whatever happens becomes an outcome.
+    `process` never raises: every exception becomes an outcome.
 
     Args:
         callback: Gets each Message.
         decode: Makes a Message of a Delivery, or raises ValidationError.
         keep: Gets each delivery on which the callback failed.
-        coroutines: Awaits what the callback returns; None makes a new runner.
+        coroutines: Awaits an awaitable that the callback returns; None makes a new runner.
     """
 
     def __init__(
@@ -47,14 +47,15 @@ class Processor:
         coroutines: Optional[CoroutineRunner] = None,
     ) -> None:
         self.coroutines = coroutines or CoroutineRunner()
-        #: What the callback returned, while that is awaited. Set by the worker, read by any thread.
+        #: The awaitable that the callback returned, while it is awaited. Set by the worker, read by
+        #: any thread.
         self.awaited: Optional[Awaitable[Any]] = None
         self._callback = callback
         self._decode = decode
         self._keep = keep
 
     def copy(self) -> Processor:
-        """Give another one for the next worker. Thread: any."""
+        """Make an equal processor for another worker. Thread: any."""
         return Processor(self._callback, self._decode, self._keep, self.coroutines)
 
     @property
@@ -63,10 +64,10 @@ class Processor:
         return inspect.iscoroutinefunction(find_function(self._callback))
 
     def process(self, delivery: Delivery) -> Outcome:
-        """Run a message on this thread; the loop awaits what the callback returns."""
+        """Run a message on this thread; the loop awaits an awaitable that the callback returns."""
         try:
             return self._run(delivery)
-        except BaseException as exc:  # The text of a HaltConsumer's own subclass, say.
+        except BaseException as exc:  # Say, from __str__ of a user's subclass of HaltConsumer.
             return Outcome(delivery=delivery, verdict=FAIL, error=exc)
         finally:
             self.awaited = None
@@ -85,7 +86,7 @@ class Processor:
         return Outcome(delivery=delivery, verdict=ACK, seconds=monotonic() - started)
 
     async def process_on_loop(self, delivery: Delivery) -> Outcome:
-        """Run a message of a coroutine function. Thread: the loop's."""
+        """Run a message where the callback is a coroutine function. Thread: the loop's."""
         message = self._read(delivery)
         if isinstance(message, Outcome):
             return message
@@ -96,7 +97,7 @@ class Processor:
         except BaseException as exc:
             # SystemExit and KeyboardInterrupt too: they would end the loop itself.
             if self.coroutines.is_closing:
-                # It was abandoned, and did not fail.
+                # `close` has cancelled the callback: it was abandoned, and did not fail.
                 return Outcome(delivery=delivery, verdict=NACK, error=exc)
             return self._judge(delivery, exc, started)
         finally:
@@ -104,7 +105,7 @@ class Processor:
         return Outcome(delivery=delivery, verdict=ACK, seconds=monotonic() - started)
 
     def _finish(self, result: Any) -> None:
-        """Await what the callback returned, if that is possible."""
+        """Await the callback's result if it is awaitable; refuse it if it is a generator."""
         if hasattr(result, "__await__"):
             self.awaited = result
             self.coroutines.wait_for(result)
@@ -112,7 +113,7 @@ class Processor:
             refuse_generator(result)
 
     def _read(self, delivery: Delivery) -> Message | Outcome:
-        """Make a message of a delivery, or give the outcome of one that has no message."""
+        """Make a message of a delivery, or give the outcome of a delivery that does not decode."""
         try:
             return self._decode(delivery)
         except ValidationError as exc:
@@ -123,7 +124,7 @@ class Processor:
             return Outcome(delivery=delivery, verdict=FAIL, error=exc)
 
     def _judge(self, delivery: Delivery, exc: BaseException, started: float) -> Outcome:
-        """Tell what an exception of the callback's means."""
+        """Make the outcome for an exception of the callback's."""
         verdict = NACK
         error: Optional[BaseException] = None
         if isinstance(exc, Nack):

@@ -1,6 +1,7 @@
-"""States, counts and the end: all that the engine tells others of itself.
+"""Holds the state, the counts and the end that the engine reports.
 
-The supervisor writes them and replaces them whole, so that any thread may read.
+Only the supervisor writes them; any thread may read. It replaces a State whole, and changes each
+count of Stats on its own.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ __all__ = ["End", "Observer", "Phase", "Snapshot", "State", "Stats"]
 
 
 class Phase(enum.Enum):
-    """What the supervisor is at; the value is its name for people and monitors."""
+    """The supervisor's present activity; the value is its name for people and monitors."""
 
     CONNECTING = "connecting"
     WAITING = "waiting"
     CONSUMING = "consuming"
     #: The broker blocks publishers.
     BLOCKED = "blocked"
-    #: A message has been in hand for long.
+    #: A message has been in hand for more than a minute.
     BUSY = "busy"
     PREFETCH_FULL = "prefetch full"
     STOPPING = "stopping"
@@ -30,7 +31,7 @@ class Phase(enum.Enum):
 
     @property
     def is_consuming(self) -> bool:
-        """Whether the broker delivers messages as they come."""
+        """Whether a session consumes, so that the broker delivers messages up to the prefetch."""
         return self in _CONSUMING
 
     @property
@@ -66,7 +67,7 @@ class State(NamedTuple):
 
     @property
     def is_consuming(self) -> bool:
-        """Whether the broker delivers messages as they come."""
+        """Whether a session consumes, so that the broker delivers messages up to the prefetch."""
         return self.phase.is_consuming
 
 
@@ -74,7 +75,7 @@ class End(NamedTuple):
     """How consuming ended.
 
     Attributes:
-        error: What `consume` raises; None when it returns.
+        error: The exception that `consume` raises; None when it returns.
         exit_code: Exit status of the command.
     """
 
@@ -88,12 +89,14 @@ class Stats:
 
     Attributes:
         received: All of them.
-        acknowledged: The callback returned, or halted the consumer.
-        requeued: The callback raised Nack, or never saw it before a stop.
+        acknowledged: The callback returned, or raised HaltConsumer without requeue.
+        requeued: The callback raised Nack, or HaltConsumer with requeue, or had not begun when
+            the consumer stopped.
         dropped: The callback raised Drop.
         rejected: The body did not decode, or failed its schema.
-        failed: The callback raised something else.
-        deduplicated: Redeliveries of a message that had run already, and did not run again.
+        failed: The callback, or decoding, raised something else.
+        deduplicated: Redeliveries of a message that had run already or still ran, and did not
+            run again.
         abandoned: Callbacks still running when a second signal came.
         reconnections: Sessions after the first.
     """
@@ -110,7 +113,8 @@ class Stats:
 
     def count(self, verdict: Verdict, number: int = 1) -> None:
         """Count deliveries with the same verdict."""
-        # Not by the verdict's value: this runs for every message, and a typing error would show.
+        # Not setattr by the verdict's value: this is faster, it runs for every message, and a type
+        # checker finds a misspelt name.
         if verdict is ACK:
             self.acknowledged += number
         elif verdict is NACK:
@@ -152,7 +156,7 @@ class Snapshot(NamedTuple):
 class Observer:
     """Follows the engine; a service overrides the methods that it needs.
 
-    Every method runs on the supervisor's thread, which must not wait for it.
+    Every method runs on the supervisor's thread, so that none may block.
     """
 
     #: Seconds between two ticks at most.
@@ -165,7 +169,11 @@ class Observer:
         """Note the outcome of a delivery."""
 
     def on_tick(self, snapshot: Snapshot) -> None:
-        """Look at the engine: once in `interval` at least, once a second or twice in it at most."""
+        """Look at the engine.
+
+        Called at least once in `interval`; at most once a second, or twice in the shortest
+        `interval` of any observer if that is more often.
+        """
 
     def on_depths(self, depths: dict[str, int]) -> None:
         """Note how many messages are ready in each queue; called where `depth_interval` is set."""

@@ -1,4 +1,4 @@
-"""The status turns what the supervisor knows into a state, log lines and ticks for observers.
+"""Turns the supervisor's account, session and workers into a state, log lines and ticks.
 
 The supervisor's thread calls it; any thread may read `state`.
 """
@@ -24,16 +24,16 @@ __all__ = ["Status"]
 
 _log = get_logger(__name__)
 
-#: Shortest time between two ticks, seconds, unless an observer asks for more of them.
+#: Shortest time between two ticks, seconds, unless an observer's interval is below 2 s.
 _TICK = 1.0
-#: A message that has been in hand for longer is shown in the state, seconds.
+#: The state names a message that has been in hand for more than this, seconds.
 _SLOW = 60.0
-#: The text of a state is cut to so many characters; it may name many queues.
+#: Characters of a state's text at most, since it may name many queues.
 _LENGTH = 2000
 
 
 class Status:
-    """Looks at the engine, and tells the log and the observers.
+    """Keeps the state of the engine, and tells the log and the observers.
 
     Args:
         prefetch_count: Messages; 0 is no limit.
@@ -57,20 +57,20 @@ class Status:
         self._prefetch_count = prefetch_count
         self._callback_timeout = callback_timeout
         self._intake = intake
-        #: Replaced whole at each change.
+        #: Replaced whole at each change. Set here, read by any thread.
         self.state = State(Phase.CONNECTING, "connecting")
         #: When to tick again and when to ask for depths again, monotonic seconds.
         self._next_tick = self._next_depths = 0.0
-        #: Deliveries whose callback is past its time, and whose stack was logged.
+        #: Deliveries whose callback is past callback_timeout, and whose stack was logged.
         self._overdue: set[Delivery] = set()
 
     @property
     def interval(self) -> float:
-        """How long the supervisor may sleep for the observers' sake, seconds."""
+        """Longest sleep of the supervisor that gives every observer its ticks, seconds."""
         return min((observer.interval for observer in self._observers), default=Observer.interval)
 
     def enter(self, phase: Phase, text: str) -> None:
-        """Change the state; each change is one log line."""
+        """Change the state and tell the observers; log a new phase, and each address tried."""
         state = State(phase, printable(text, _LENGTH))
         if state == self.state:
             return
@@ -87,7 +87,7 @@ class Status:
             observer.on_outcome(outcome)
 
     def tick(self, session: Optional[Session]) -> None:
-        """Look at the flow of messages and at the callbacks, when it is time for that.
+        """Update the state, log overdue callbacks and tell the observers, if a tick is due.
 
         Args:
             session: The one that consumes, None while none does.
@@ -95,7 +95,8 @@ class Status:
         now = monotonic()
         if now < self._next_tick:
             return
-        # Half, so that no turn of the supervisor comes too early to be a tick.
+        # Half, since the supervisor sleeps for an interval: a turn that comes a little early would
+        # miss a tick that is due after a whole one.
         self._next_tick = now + min(_TICK, self.interval / 2)
         self._log_overdue(now)
         if session is not None:
@@ -105,7 +106,7 @@ class Status:
             observer.on_tick(self._snapshot(session))
 
     def _flow(self, session: Session, now: float) -> State:
-        """Tell why messages flow, or why they do not."""
+        """Give the state of a session that consumes: why messages flow, or why they do not."""
         oldest = self._account.oldest
         if session.blocked:
             text = f"consuming; the broker blocks publishers: {session.blocked}"
@@ -118,7 +119,7 @@ class Status:
         return State(Phase.CONSUMING, f"consuming from {session.name}")
 
     def _log_overdue(self, now: float) -> None:
-        """Log once the stack of each callback that is past its time."""
+        """Log once the stack of each callback that is past callback_timeout."""
         if self._callback_timeout is None:
             return
         late = {}
@@ -132,7 +133,7 @@ class Status:
         self._overdue = set(late)
 
     def _tell_depths(self, session: Session, now: float) -> None:
-        """Ask for the queues' depths as often as the most curious observer wants."""
+        """Ask for the queues' depths and tell them, at the shortest `depth_interval` of any."""
         curious = [observer for observer in self._observers if observer.depth_interval]
         if curious and now >= self._next_depths:
             self._next_depths = now + min(observer.depth_interval for observer in curious)

@@ -1,7 +1,7 @@
-"""The supervisor owns the connection and all state, and decides what happens to each delivery.
+"""Owns the connection and all state, and decides what happens to each delivery.
 
-It is one thread. Other threads call `mailbox.post`, `stop` and `abandon`, and may read `state` and
-`stats`; everything else belongs to the thread itself.
+The supervisor is one thread. Other threads call `mailbox.post`, `stop` and `abandon`, and may read
+`state` and `stats`; everything else belongs to the thread itself.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _log = get_logger(__name__)
 _SLEEP = 5.0
 #: Longest sleep while draining, in seconds: the broker tells nobody that a queue is empty.
 _DRAIN_SLEEP = 0.2
-#: A session that has lived for so many seconds counts as good.
+#: A session that has lived for this many seconds counts as good: the backoff starts anew.
 _GOOD_AFTER = 5.0
-#: channel.close codes that may pass: not found, resource locked. Once a session was good both
-#: may, as the broker knows the topology; before that an exclusive queue may be held, for a
-#: minute or so, by a peer that is gone.
+#: channel.close codes whose cause may pass: 404 not found, 405 resource locked. After the first
+#: session both may, since the broker has accepted the topology before. Until then only 405 may, and
+#: only for `_AT_FIRST` seconds: a peer that is gone may still hold an exclusive queue.
 _PASSING, _PASSING_AT_FIRST = {404, 405}, {405}
 _AT_FIRST = 60.0
-#: Nacks that a drain holds at most, beside a prefetch.
+#: A drain that holds this many Nacks gets no further prefetch.
 _MOST_HELD = 1000
 
 
@@ -64,9 +64,9 @@ class Options(NamedTuple):
         workers: Callbacks that run at the same time.
         nack_initial: Seconds to hold a message's first Nack; 0 is none.
         nack_maximum: Longest hold, seconds.
-        remember: Finished messages remembered against a second run.
+        remember: How many finished messages are remembered, so that none runs again.
         limit: Deliveries to work on before stopping; None is no limit.
-        drain: Stop once the queues are empty but for what was returned.
+        drain: Stop once the queues are empty but for messages that were returned.
         callback_timeout: Seconds after which a running callback is logged; None is never.
     """
 
@@ -88,6 +88,7 @@ class Supervisor(threading.Thread):
         make_pool: Makes the workers, which post to this supervisor's mailbox.
         report: Gets the End, as this thread's last act.
         observers: Are told of states, outcomes and ticks.
+        backoff: Delays between sessions; None makes one.
     """
 
     def __init__(
@@ -111,16 +112,16 @@ class Supervisor(threading.Thread):
         self._backoff = backoff or Backoff()
         #: Counted here, read by any thread.
         self.stats = Stats()
-        #: Takes outcomes, and actions to run here.
+        #: Receives outcomes, and actions to run on this thread.
         self.mailbox = Mailbox()
         self._pool = make_pool(self.mailbox.post)
         self.workers = self._pool.workers
         self._intake = Intake(self._pool.inbox, options.limit)
         #: Outcomes until the limit is reached; None is no limit.
         self._remaining = options.limit
-        #: The one in use. Set here, read by any thread that stops the consumer.
+        #: The session in use. Set here, read by any thread that stops the consumer.
         self._session: Session | None = None
-        #: How many there have been.
+        #: How many sessions there have been.
         self._sessions = 0
         self._account = DeliveryAccount(options.remember, topology.counting_queues)
         self._status = Status(
@@ -134,15 +135,19 @@ class Supervisor(threading.Thread):
         )
         #: Longest sleep, seconds.
         self._sleep = min(_DRAIN_SLEEP if options.drain else _SLEEP, self._status.interval)
-        #: `stats.deduplicated` when this session began, until the log says how many came since.
+        #: `stats.deduplicated` when this session began; None once the difference is logged.
         self._deduplicated_before: int | None = None
-        #: Set once, and replaced only by an abandonment.
+        #: The end that has come; None before. Set once; only an abandonment, or a failure of this
+        #: thread, replaces it.
         self._ending: End | None = None
-        #: Nacks held when the session consumed last, while draining.
+        #: How many Nacks were held when this session last started its consumers, while draining.
         self._held_before = 0
-        #: The end has come and no more deliveries do, so that what is in hand may be settled.
+        #: The end has come, and the unstarted deliveries are returned. From now on no delivery is
+        #: accepted, and those in hand may be settled.
         self._is_leaving = False
+        #: Callbacks that run are not waited for any more.
         self._is_abandoned = False
+        #: When the thread began, monotonic seconds.
         self._born = monotonic()
 
     # -- for other threads -------------------------------------------------
@@ -166,7 +171,7 @@ class Supervisor(threading.Thread):
     # -- the thread --------------------------------------------------------
 
     def run(self) -> None:
-        """Consume; whatever happens, report the end."""
+        """Consume, and report the end, even if the supervisor fails."""
         self._born = monotonic()
         try:
             self._supervise()
@@ -246,7 +251,7 @@ class Supervisor(threading.Thread):
             opener.start()
         except RuntimeError as exc:
             if not self._sessions:
-                raise  # Nothing is lost by a new start.
+                raise  # No session was open yet, so a new start of the process loses nothing.
             raise SessionLost(f"{address.name}: {shortage(exc) or exc}") from exc
         while self._ending is None:
             self._wait_for_mail(self._sleep)
@@ -257,7 +262,7 @@ class Supervisor(threading.Thread):
 
     @property
     def _passing(self) -> set[int]:
-        """Tell which refusals may pass."""
+        """The channel.close codes that make a SessionLost now, since their cause may pass."""
         if self._sessions:
             return _PASSING
         return _PASSING_AT_FIRST if monotonic() - self._born < _AT_FIRST else set()
@@ -303,17 +308,17 @@ class Supervisor(threading.Thread):
                 self._drain(session)
 
     def _wind_down(self, session: Session) -> None:
-        """Return what never ran, let callbacks finish, settle everything.
+        """Return the deliveries that no worker has begun, let callbacks finish, settle everything.
 
-        The broker is told nothing before it has stopped to deliver: it would deliver at once what
-        is returned, to be returned again. Of a queue with a single active consumer this stays
-        the active one until its callbacks are settled, and the channel's end returns the rest.
+        No verdict is sent before the consumers are cancelled: the broker would deliver a returned
+        message again at once. A single active consumer is not cancelled: it stays the active one
+        until its callbacks are settled, and the channel's end returns the rest.
         """
         self._tell_stopping()
         self._return_unstarted()
         if not self._topology.has_single_active_consumer:
             session.cancel()
-            # What was delivered until the broker had answered.
+            # Deliveries that came before the broker had answered the cancel.
             self._return_unstarted()
             self._account.release_all()
         self._is_leaving = True
@@ -324,7 +329,7 @@ class Supervisor(threading.Thread):
             session.leave()
 
     def _return_unstarted(self) -> None:
-        """Put back in its queue what no worker has begun."""
+        """Return to their queues the deliveries that no worker has begun."""
         unstarted = self._intake.take_back()
         self.stats.count(NACK, len(unstarted))
         if self._topology.has_single_active_consumer:
@@ -333,49 +338,56 @@ class Supervisor(threading.Thread):
             self._account.return_unstarted(unstarted)
 
     def _turn(self, session: Session) -> None:
-        """Sleep until something happens, hand out what has come, read the mailbox, settle."""
+        """Sleep until an event comes, hand out the new deliveries, read the mailbox, settle."""
         self._receive(session)
         self.mailbox.linger(self._intake.inbox)
         if 0 < 2 * len(self._account) < self._topology.prefetch_count:
-            # The broker sends the first of many alone; settled alone, it would part the next too.
+            # RabbitMQ sends the first of many messages alone. If we settled it alone, the next ones
+            # would come in small parts, too. So look once more before settling.
             self._receive(session, 0)
             self.mailbox.linger(self._intake.inbox)
         self._read_mailbox(session)
 
     def _receive(self, session: Session, seconds: float | None = None) -> None:
-        """Wait for the next event, or so many seconds, and hand out all that has come."""
+        """Wait for the next event, `seconds` at most, and hand out the deliveries that have come.
+
+        Once the end has come, none is handed out.
+        """
         session.wait(seconds)
         if self._ending is None:
             self._intake.hand_out()
 
     def _read_mailbox(self, session: Session) -> None:
-        """Settle what the workers have done, and keep account while the broker goes on."""
+        """Settle the outcomes in the mailbox; then, while the broker works on, count them."""
         for item in self.mailbox.collect():
             self._accept(item)
         self._settle(session)
         self._follow_up()
-        self._settle(session)  # Nacks that are not held back.
+        self._settle(session)  # `_follow_up` has released the Nacks that have no delay.
         self._status.tick(session if self._ending is None else None)
 
     def _settle(self, session: Session) -> None:
-        """Tell the broker, unless it has still to stop delivering."""
+        """Send the verdicts that are due; after the end has come, only once `_is_leaving`."""
         if self._ending is not None and not self._is_leaving:
             return
         frames = self._account.take_frames()
         if frames:
             session.settle(frames)
-            # A session counts as good once it got something done, or lived for a while.
+            # A session counts as good once it has settled something, or lived for a while.
             self._backoff.reset()
 
     def _wait_for_mail(self, seconds: float) -> None:
-        """Wait for one item while there is no session, so many seconds at most."""
+        """Wait for one item while there is no session, `seconds` at most, and accept it."""
         with suppress(Empty):
             self._accept(self.mailbox.wait(max(0.0, min(seconds, self._sleep))))
         self._follow_up()
         self._status.tick(None)
 
     def _drain(self, session: Session) -> None:
-        """End once there is nothing but what was returned, which is held until then."""
+        """End once only returned messages are left; their Nacks are held until then.
+
+        Where they fill the prefetch, get another one, or end if no more can be held.
+        """
         held, prefetch = self._account.held, self._topology.prefetch_count
         is_full = 0 < prefetch <= held - self._held_before
         may_go_on = held < _MOST_HELD and not self._topology.has_single_active_consumer
@@ -392,12 +404,12 @@ class Supervisor(threading.Thread):
             session.consume_again()
 
     def _is_drained(self, session: Session) -> bool:
-        """Tell whether the queues are empty and everything is settled or returned."""
-        # Twice: a queue may answer that it is empty before what it gave away has been sent.
+        """Tell whether the queues are empty and each delivery is settled or its Nack is held."""
+        # Twice: a queue may answer that it is empty before its last messages have been sent.
         for _ in range(2):
             if not self._has_only_held or any(session.depths().values()):
                 return False
-            # What was sent before the answer is here, but not dispatched yet.
+            # Messages that were sent before the answer have arrived, but pika still holds them.
             self._receive(session, 0)
         return self._has_only_held
 
@@ -420,7 +432,7 @@ class Supervisor(threading.Thread):
             self._wait_for_mail(deadline - monotonic())
 
     def _explain(self, loss: SessionLost) -> str:
-        """Add what a person has to change where a slow callback is the likely reason.
+        """Give the reason of a loss; where a slow callback is likely, add which setting to change.
 
         Source: RabbitMQ closes the channel of a delivery that is not acknowledged within
         consumer_timeout, also of one that was only prefetched; pika does not tell us why.
@@ -439,7 +451,7 @@ class Supervisor(threading.Thread):
         )
 
     def _tell_deduplicated(self) -> None:
-        """Say once for each reconnection how many runs the memory has spared."""
+        """Log once for each reconnection how many redelivered messages were not run again."""
         before, self._deduplicated_before = self._deduplicated_before, None
         if before is not None:
             _log.info(
@@ -454,7 +466,7 @@ class Supervisor(threading.Thread):
     # -- events ------------------------------------------------------------
 
     def _accept(self, item: Item) -> None:
-        """Run an action, or note an outcome; `_follow_up` does what can wait."""
+        """Run an action, or conclude an outcome; `_follow_up` counts it later."""
         if not isinstance(item, Outcome):
             item()
             return
@@ -468,7 +480,7 @@ class Supervisor(threading.Thread):
                 self._end(None, ExitCode.OK)
 
     def _follow_up(self) -> None:
-        """Count what was concluded, tell the observers, and hold what is returned."""
+        """Count the concluded outcomes, tell the observers, and hold Nacks back."""
         for outcome in self._account.flush():
             self.stats.count(outcome.verdict)
             self._status.tell_outcome(outcome)
@@ -485,21 +497,21 @@ class Supervisor(threading.Thread):
             self.stats.deduplicated += 1
 
     def _hold(self, outcome: Outcome) -> None:
-        """Return a message after a while, since RabbitMQ would redeliver it at once."""
+        """Release a held Nack after its delay, since RabbitMQ would redeliver at once."""
         options, target = self._options, outcome.target
         delay = nack_delay(options.nack_initial, options.nack_maximum, outcome.returns)
         session, release = self._session, partial(self._account.release, target.tag)
         if session is None or session.number != target.session:
-            return  # It is in its queue already.
+            return  # The session is over, so that the message is in its queue already.
         if self._ending is None:
-            # What was returned once does not come again in the same drain.
+            # A drain holds each Nack until its end, so that no message comes again meanwhile.
             if not options.drain:
                 session.call_later(delay, release) if delay else release()
         elif self._is_leaving and not self._topology.has_single_active_consumer:
             release()
 
     def _end(self, error: BaseException | None, exit_code: int) -> None:
-        """Begin to stop; the first reason is the one that counts."""
+        """Begin to stop, for this reason unless there was one before."""
         if self._ending is None:
             self._ending = End(error, exit_code)
 
@@ -512,7 +524,7 @@ class Supervisor(threading.Thread):
 
 
 def _failure(exc: BaseException) -> End:
-    """Tell a machine that is short of something from a bug."""
+    """Give the end after an exception: a shortage on this machine, or else a bug."""
     short = shortage(exc)
     if short is not None:
         return End(short, short.exit_code)
@@ -526,4 +538,4 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _nothing() -> None:
-    """Do nothing; arriving in the mailbox is enough to make the supervisor look."""
+    """Do nothing; the item itself ends the supervisor's wait for mail."""

@@ -1,7 +1,7 @@
-"""Workers for coroutine functions: each message is a task on the private loop.
+"""Makes workers for coroutine functions: they run each message as a task on the private loop.
 
-The loop's thread owns them. Handing each message to it from a thread of its own would
-cost more than all the rest.
+The loop's thread owns them. A thread for each worker, which hands messages to the loop, would cost
+more than all the rest.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ __all__ = ["TaskWorker", "make_tasks"]
 
 
 class _Inbox(SimpleQueue[Optional[Delivery]]):
-    """An inbox for workers on a loop: what is put into it calls them. Thread: any.
+    """An inbox for workers on a loop: `put` makes the loop hand out the deliveries. Thread: any.
 
-    `serve` is for the loop's thread.
+    Only the loop's thread calls `serve`.
     """
 
     def __init__(self, coroutines: CoroutineRunner, post: Post) -> None:
         self._coroutines = coroutines
         self._post = post
-        #: A call is under way; set by whoever puts, cleared by the loop before it looks.
+        #: A call of `_hand_out` is under way. Set by the thread that puts, cleared by the loop's
+        #: before it looks into the inbox, so that no delivery is left there.
         self._is_called = False
-        #: Workers with nothing to do; the loop's.
+        #: Workers that wait for a delivery; the loop's thread owns it.
         self._idle: deque[TaskWorker] = deque()
 
     def put(self, item: Delivery | None, block: bool = True, timeout: float | None = None) -> None:
@@ -50,7 +51,7 @@ class _Inbox(SimpleQueue[Optional[Delivery]]):
                 self._fail()
 
     def serve(self, worker: TaskWorker) -> None:
-        """Give a worker its next delivery, now or when there is one."""
+        """Give a worker its next delivery, now or once there is one."""
         self._idle.append(worker)
         self._hand_out()
 
@@ -62,7 +63,7 @@ class _Inbox(SimpleQueue[Optional[Delivery]]):
                 self._idle.popleft().work_on(item)
 
     def _fail(self) -> None:
-        """End the consumer: no worker will ever come again."""
+        """End the consumer with an error, since the loop has ended and no worker can run."""
         error = RuntimeError("asyncio's loop has ended; a background task called sys.exit()?")
         with suppress(Empty):
             delivery = self.get_nowait()
@@ -89,24 +90,25 @@ class TaskWorker(Worker):
         super().__init__(number, processor, post, ends_on_error)
         self._inbox = inbox
         self._coroutines = processor.coroutines
-        #: The same for every task, so that none inherits what the one before it has set.
+        #: Every task starts with a copy of it, so that none inherits the variables of another.
         self._context = contextvars.copy_context()
-        #: Kept here, because the loop does not remember a task that waits.
+        #: The running task. Kept here, because the loop has only a weak reference to it.
         self._task: Any = None
+        #: Set by the loop's thread when the worker ends; any thread may wait for it.
         self._ended = threading.Event()
 
     def start(self) -> None:
-        """Begin to take deliveries. Thread: any, once."""
+        """Begin to work on deliveries. Thread: any, once."""
         self._coroutines.start()
         self._loop = self._coroutines.loop
         self._loop.call_soon_threadsafe(self._begin)
 
     def is_alive(self) -> bool:
-        """Tell whether it still takes deliveries. Thread: any."""
+        """Tell whether it still works on deliveries. Thread: any."""
         return not (self._ended.is_set() or self._coroutines.loop.is_closed())
 
     def join(self, timeout: float) -> None:
-        """Wait so many seconds for its end. Thread: any other."""
+        """Wait for its end, `timeout` seconds at most. Thread: any other."""
         if self.is_alive():
             self._ended.wait(timeout)
 
@@ -118,7 +120,8 @@ class TaskWorker(Worker):
             self.current = (delivery, monotonic())
             running = self._processor.process_on_loop(delivery)
             self._task = self._context.run(self._loop.create_task, running)
-            # Not at the end of the task itself: one that is cancelled at once never begins.
+            # A callback, not code at the end of the task: a task that is cancelled before it begins
+            # runs no code.
             self._task.add_done_callback(partial(self._on_done, delivery))
 
     def _begin(self) -> None:
@@ -128,7 +131,7 @@ class TaskWorker(Worker):
     def _on_done(self, delivery: Delivery, task: asyncio.Task[Outcome]) -> None:
         try:
             outcome = task.result()
-        except BaseException as exc:  # It was cancelled: a worker must not die without a word.
+        except BaseException as exc:  # Say, a CancelledError: each delivery needs an outcome.
             verdict = NACK if self._coroutines.is_closing else FAIL
             outcome = Outcome(delivery=delivery, verdict=verdict, error=exc)
         self._report(outcome)
@@ -139,7 +142,7 @@ class TaskWorker(Worker):
 
 
 def make_tasks(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
-    """Make so many workers that share one loop, for coroutine functions."""
+    """Make `count` workers that share one loop, for coroutine functions."""
     inbox = _Inbox(processor.coroutines, post)
     workers = [
         TaskWorker(number, processor.copy(), post, inbox, ends_on_error)

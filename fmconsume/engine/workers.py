@@ -1,7 +1,8 @@
-"""Workers have the messages run and report the outcomes; they never touch the connection.
+"""Makes workers, which run messages and report the outcomes; they never touch the connection.
 
-Each takes deliveries from an inbox, and everything it learns leaves it through `post`.
-The ones here are threads; those for coroutine functions are in tasks.py.
+Each worker gets deliveries from an inbox, and passes each outcome to `post`. The workers here are
+threads; those for coroutine functions are in tasks.py. Any thread may call `make_threads`; the
+methods name their threads.
 """
 
 from __future__ import annotations
@@ -25,12 +26,12 @@ __all__ = ["Pool", "Post", "ThreadWorker", "Worker", "make_threads"]
 
 _log = get_logger(__name__)
 
-#: Takes each outcome, on the thread of the worker that has it.
+#: Receives each outcome, on the thread of the worker that made it.
 Post = Callable[[Outcome], None]
 
 #: Forks between the process that imported this and the one that runs now. Counted, so that no
-#: worker has to ask the kernel for its process after each message. (A fork that no Python code
-#: made is not seen.)
+#: worker has to ask the kernel for its process id after each message. (A fork that no Python code
+#: made is not counted.)
 _forks = 0
 
 
@@ -59,32 +60,33 @@ class Worker(ABC):
         self._processor = processor
         self._post = post
         self._ends_on_error = ends_on_error
-        #: What `_forks` was when it began to work.
+        #: The value of `_forks` when the worker began; another value later means a forked child.
         self._forks_before = 0
-        #: What runs now and since when (monotonic seconds). Set here, read by any thread.
+        #: The delivery in work, and when it began (monotonic seconds). Set by the worker's thread,
+        #: read by any.
         self.current: tuple[Delivery, float] | None = None
-        #: Of the thread that it works on. Set here, read by any thread.
+        #: Identifier of the worker's thread. Set by that thread, read by any.
         self._ident: int | None = None
 
     @abstractmethod
     def start(self) -> None:
-        """Begin to take deliveries. Thread: any, once."""
+        """Begin to work on deliveries. Thread: any, once."""
 
     @abstractmethod
     def is_alive(self) -> bool:
-        """Tell whether it still takes deliveries. Thread: any."""
+        """Tell whether it still works on deliveries. Thread: any."""
 
     @abstractmethod
     def join(self, timeout: float) -> None:
-        """Wait so many seconds for its end. Thread: any other."""
+        """Wait for its end, `timeout` seconds at most. Thread: any other."""
 
     def _enter(self) -> None:
-        """Take note of where it works. Thread: the one that it works on."""
+        """Note the thread and the process of this worker. Thread: the worker's."""
         self._ident = threading.get_ident()
         self._forks_before = _forks
 
     def describe(self) -> str:
-        """Say what runs and where it is now, line by line. Thread: any."""
+        """Give the delivery in work and the stack of its callback as text. Thread: any."""
         current = self.current
         frame = sys._current_frames().get(self._ident or 0)
         if current is None or frame is None:
@@ -101,7 +103,7 @@ class Worker(ABC):
         self._post(outcome)
 
     def _end_forked_child(self) -> None:
-        """End a child that was forked in the callback; the connection is the parent's alone."""
+        """End a child that was forked in the callback; only the parent may use the connection."""
         _log.error("a process forked by the callback returned from it; it ends here")
         os._exit(1)
 
@@ -125,7 +127,7 @@ class Pool(NamedTuple):
             worker.start()
 
     def end(self) -> None:
-        """Tell every worker to end once it has come to this. Thread: any."""
+        """Tell every worker to end after the deliveries that are in the inbox now. Thread: any."""
         for _ in self.workers:
             self.inbox.put(None)
 
@@ -159,11 +161,11 @@ class ThreadWorker(Worker):
         return self._thread.is_alive()
 
     def join(self, timeout: float) -> None:
-        """Wait so many seconds for the thread's end. Thread: any other."""
+        """Wait for the thread's end, `timeout` seconds at most. Thread: any other."""
         self._thread.join(timeout)
 
     def run(self) -> None:
-        """Work until the inbox says None, or an outcome ends the worker."""
+        """Work until the inbox gives None, or an outcome ends the worker."""
         self._enter()
         is_over = False
         while not is_over:
@@ -177,7 +179,7 @@ class ThreadWorker(Worker):
 
 
 def make_threads(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
-    """Make so many workers that are threads, for callbacks of any kind."""
+    """Make `count` workers that are threads, for callbacks of any kind."""
     inbox: SimpleQueue[Delivery | None] = SimpleQueue()
     workers = [
         ThreadWorker(number, processor.copy(), post, inbox, ends_on_error)
