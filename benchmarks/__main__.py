@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 from tests.integration.broker import Broker, BrokerMissing
 
@@ -24,7 +24,7 @@ from .runner import Bench, Settings, Void
 RESULTS = Path(__file__).parent / "results"
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and return an exit status: 1 if a run was void."""
     args = parser().parse_args(argv)
     if unknown := set(args.measures) - set(MEASURES):
@@ -121,7 +121,7 @@ def describe(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _versions(peers: Optional[Path]) -> dict[str, str]:
+def _versions(peers: Path | None) -> dict[str, str]:
     python = peers / "bin" / "python" if peers else sys.executable
     command = [str(python), "-c", _VERSIONS, *_DISTRIBUTIONS]
     found: dict[str, str] = json.loads(subprocess.check_output(command, text=True))

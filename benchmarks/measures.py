@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 from .runner import (
     BATCHED,
@@ -65,7 +65,7 @@ class Figure(NamedTuple):
     theirs: float
     unit: str
     ratios: Sequence[float]
-    target: Optional[Target] = None
+    target: Target | None = None
     note: str = ""
 
     @property
@@ -74,7 +74,7 @@ class Figure(NamedTuple):
         return statistics.median(self.ratios)
 
     @property
-    def is_met(self) -> Optional[bool]:
+    def is_met(self) -> bool | None:
         """Whether the target is met; None where there is none."""
         return self.target.is_met_by(self.ratio) if self.target else None
 
@@ -94,7 +94,7 @@ def compare(
     unit: str,
     ours: Sequence[float],
     theirs: Sequence[float],
-    target: Optional[Target] = None,
+    target: Target | None = None,
     note: str = "",
 ) -> Figure:
     """Make a figure of two series, whose members belong together round by round."""
@@ -107,7 +107,7 @@ def alternate(
     bench: Bench,
     count: int,
     *measured: Callable[[str], Run],
-    sizes_bytes: Optional[Sequence[int]] = None,
+    sizes_bytes: Sequence[int] | None = None,
 ) -> list[list[Run]]:
     """Run all in turn, round after round, forwards and backwards; return the runs of each.
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 from tests.integration.broker import Broker, free_port
 from tests.waiting import wait_until
@@ -87,7 +87,7 @@ class Settings(NamedTuple):
     count: int = 20_000
     size_bytes: int = 512
     rounds: int = 5
-    peers: Optional[Path] = None
+    peers: Path | None = None
     is_long: bool = False
 
 

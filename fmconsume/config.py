@@ -11,7 +11,7 @@ import os
 import stat
 import types
 from collections.abc import Mapping
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 from .config_checks import DEFAULTS, check_config
 from .exceptions import ConfigurationException, UnavailableException
@@ -22,7 +22,7 @@ _DEFAULT_PATH = "/etc/fedora-messaging/config.toml"
 _VARIABLES = ("FMCONSUME_CONF", "FEDORA_MESSAGING_CONF")
 
 
-def _find(config_path: Optional[str]) -> tuple[str, Optional[str]]:
+def _find(config_path: str | None) -> tuple[str, str | None]:
     """Return the path of the file, and which variable named it: None if it is the default."""
     if config_path is not None:
         return config_path, ""
@@ -32,7 +32,7 @@ def _find(config_path: Optional[str]) -> tuple[str, Optional[str]]:
     return _DEFAULT_PATH, None
 
 
-def _read(path: str, note: Optional[str]) -> dict[str, Any]:
+def _read(path: str, note: str | None) -> dict[str, Any]:
     """Return the content of the file; nothing if it is the default one and is missing."""
     import tomli  # Not imported with this module, for programs that never load a configuration.
 
@@ -115,7 +115,7 @@ class LazyConfig(dict[str, Any]):
     #: Inode, size and time of the file when it was read.
     _mark: object = None
 
-    def load_config(self, config_path: Optional[str] = None) -> LazyConfig:
+    def load_config(self, config_path: str | None = None) -> LazyConfig:
         """Read the file, whether or not it was read before.
 
         Args:

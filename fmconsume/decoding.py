@@ -8,7 +8,7 @@ from __future__ import annotations
 import encodings
 import encodings.aliases
 import json
-from typing import TYPE_CHECKING, Any, NoReturn, Optional
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from .exceptions import ConfigurationException, ValidationError
 from .headers import INFO, SCHEMA, SEVERITIES, SEVERITY, check_headers, to_text
@@ -141,7 +141,7 @@ _read_json = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
 _ENCODINGS = {*encodings.aliases.aliases, *encodings.aliases.aliases.values(), "utf_8_sig"}
 
 
-def parse_body(body: bytes, encoding: Optional[str]) -> Any:
+def parse_body(body: bytes, encoding: str | None) -> Any:
     """Read the JSON value in a body.
 
     Args:

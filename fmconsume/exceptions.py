@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from typing import Any, Optional
+from typing import Any
 
 from .redaction import hide_passwords, redact_value
 from .text import printable
@@ -99,7 +99,7 @@ class ConnectionException(FmconsumeError):
 
     exit_code = ExitCode.HANDSHAKE
 
-    def __init__(self, *args: Any, reason: Optional[str] = None) -> None:
+    def __init__(self, *args: Any, reason: str | None = None) -> None:
         if reason is None and args:
             reason = str(args[0])
         self.reason = None if reason is None else hide_passwords(reason)
@@ -122,9 +122,9 @@ class PermissionException(FmconsumeError):
 
     def __init__(
         self,
-        obj_type: Optional[str] = None,
-        description: Optional[object] = None,
-        reason: Optional[object] = None,
+        obj_type: str | None = None,
+        description: object | None = None,
+        reason: object | None = None,
     ) -> None:
         super().__init__(obj_type, description, reason)
         self.obj_type = obj_type
@@ -179,13 +179,13 @@ class HaltConsumer(ConsumeException):
 
     # Also for subclasses that do not call this constructor.
     exit_code: int = 0
-    reason: Optional[str] = None
+    reason: str | None = None
     requeue: bool = False
 
     def __init__(
         self,
         exit_code: Any = 0,
-        reason: Optional[str] = None,
+        reason: str | None = None,
         requeue: bool = False,
         *args: Any,
     ) -> None:
@@ -209,7 +209,7 @@ class PublishException(FmconsumeError):
         reason: The broker's answer, or why it was not asked.
     """
 
-    def __init__(self, reason: Optional[object] = None) -> None:
+    def __init__(self, reason: object | None = None) -> None:
         super().__init__(reason)
         self.reason = reason
 

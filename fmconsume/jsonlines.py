@@ -11,7 +11,7 @@ import base64
 import contextlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from .delivery import Delivery
 from .exceptions import ConfigurationException, ValidationError
@@ -56,7 +56,7 @@ _TYPES = {"string": str, "object": dict, "integer": int, "null": type(None)}
 # -- Writing ---------------------------------------------------------------------------
 
 
-def dumps(messages: Union[Message, Iterable[Message]]) -> str:
+def dumps(messages: Message | Iterable[Message]) -> str:
     """Turn messages into text, one JSON object a line.
 
     Raises:

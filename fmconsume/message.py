@@ -10,7 +10,7 @@ import datetime
 import json
 import reprlib
 import uuid
-from typing import TYPE_CHECKING, Any, ClassVar, Optional
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import config, schema
 from .decoding import check_body, decode
@@ -115,10 +115,10 @@ class Message:
     topic: str = ""
     #: Another class replaces this one: the first message of it that arrives logs a warning.
     deprecated: bool = False
-    queue: Optional[str] = None
+    queue: str | None = None
     redelivered: bool = False
     #: How often it was published after it had been received; None if it was not received.
-    _republished: Optional[int] = None
+    _republished: int | None = None
     headers_schema: ClassVar[dict[str, Any]] = HEADERS_SCHEMA
     body_schema: ClassVar[dict[str, Any]] = {
         "$schema": "http://json-schema.org/draft-04/schema#",
@@ -129,10 +129,10 @@ class Message:
     def __init__(
         self,
         body: Any = None,
-        headers: Optional[dict[str, Any]] = None,
-        topic: Optional[str] = None,
-        properties: Optional[BasicProperties] = None,
-        severity: Optional[int] = None,
+        headers: dict[str, Any] | None = None,
+        topic: str | None = None,
+        properties: BasicProperties | None = None,
+        severity: int | None = None,
     ) -> None:
         self.body = {} if body is None else body
         if topic:
@@ -199,13 +199,13 @@ class Message:
         return self._properties
 
     @property
-    def id(self) -> Optional[str]:
+    def id(self) -> str | None:
         """The message id, if the publisher gave it one."""
-        message_id: Optional[str] = to_text(self._properties.message_id)
+        message_id: str | None = to_text(self._properties.message_id)
         return message_id
 
     @id.setter
-    def id(self, value: Optional[str]) -> None:
+    def id(self, value: str | None) -> None:
         self._properties.message_id = value
 
     @property
@@ -214,7 +214,7 @@ class Message:
         return self._properties.priority or 0
 
     @priority.setter
-    def priority(self, value: Optional[int]) -> None:
+    def priority(self, value: int | None) -> None:
         self._properties.priority = self._headers["priority"] = value or 0
 
     @property
@@ -291,27 +291,27 @@ class Message:
         return self.topic
 
     @property
-    def url(self) -> Optional[str]:
+    def url(self) -> str | None:
         """Where to read more about what happened."""
         return None
 
     @property
-    def app_name(self) -> Optional[str]:
+    def app_name(self) -> str | None:
         """The application that sent the message."""
         return None
 
     @property
-    def app_icon(self) -> Optional[str]:
+    def app_icon(self) -> str | None:
         """Address of the application's icon."""
         return None
 
     @property
-    def agent_name(self) -> Optional[str]:
+    def agent_name(self) -> str | None:
         """The user who caused the message."""
         return None
 
     @property
-    def agent_avatar(self) -> Optional[str]:
+    def agent_avatar(self) -> str | None:
         """Address of a picture of that user; Libravatar's by default."""
         return None if self.agent_name is None else user_avatar_url(self.agent_name)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import re
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any
 
 from .headers import PACKAGE, SCHEMA
 from .log import get_logger, warn_once
@@ -109,7 +109,7 @@ def _find_class(name: str, package: object) -> type[Message]:
     return cls or _base
 
 
-def _load_class(name: str) -> Optional[type[Message]]:
+def _load_class(name: str) -> type[Message] | None:
     declaration = _declarations().get(name)
     if declaration is None:
         return None
@@ -146,7 +146,7 @@ def _import_class(entry_point: EntryPoint) -> type[Message]:
 
 
 @functools.cache
-def _declarations() -> dict[str, Optional[tuple[EntryPoint, str]]]:
+def _declarations() -> dict[str, tuple[EntryPoint, str] | None]:
     """Find the entry points of message classes and their packages, importing no class.
 
     None replaces an entry point that has turned out to be unusable.

@@ -125,7 +125,7 @@ class Publisher:
 
     def send(self, request: Request) -> None:
         """Publish, wait for the answer, and raise it if it is an error. Thread: any."""
-        self._loop.add_callback_threadsafe(partial(self._take, request))
+        self._loop.add_callback_threadsafe(partial(self._enqueue, request))
         try:
             error = request.answer.get(timeout=max(0.0, request.deadline - monotonic()))
         except BaseException as exc:  # Empty, or a KeyboardInterrupt.
@@ -164,7 +164,7 @@ class Publisher:
             del _publishers[os.getpid()]
         self._loop.close()
 
-    def _take(self, request: Request) -> None:
+    def _enqueue(self, request: Request) -> None:
         self._waiting.append(request)
         self.on_room()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import urllib.parse
-from typing import Optional
 
 __all__ = ["libravatar_url", "user_avatar_url"]
 
@@ -21,8 +20,8 @@ def user_avatar_url(username: str, size: int = 64, default: str = "retro") -> st
 
 
 def libravatar_url(
-    email: Optional[str] = None,
-    openid: Optional[str] = None,
+    email: str | None = None,
+    openid: str | None = None,
     size: int = 64,
     default: str = "retro",
 ) -> str:

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 __all__ = ["Tally", "arguments"]
 
@@ -49,8 +49,8 @@ class Tally:
         self._seen = bytearray(count)
         #: Atomic, unlike `+= 1`.
         self._number = itertools.count(1).__next__
-        self._begin: Optional[_Reading] = None
-        self._end: Optional[_Reading] = None
+        self._begin: _Reading | None = None
+        self._end: _Reading | None = None
         #: Resident memory when the last message came.
         self._rss_kb = 0
         #: Nanoseconds from publishing to here, of messages that are stamped.

@@ -118,8 +118,10 @@ class Connection:
             if self._wire.bytes_received != count:
                 count, heard = self._wire.bytes_received, now
             patience = STOP_DEADLINE if self.is_in_a_hurry else seconds
-            if now >= end or now - heard >= patience:
+            if now - heard >= patience:
                 raise SessionLost(f"no answer from the broker within {patience:.0f} s: {what}")
+            if now >= end:
+                raise SessionLost(f"no answer from the broker within {DEADLINE:.0f} s: {what}")
             wait()
 
         def wait() -> None:

@@ -54,7 +54,7 @@ class DeliveryAccount:
         #: Outcomes whose verdict is held back, by tag, oldest first.
         self._held: dict[int, Outcome] = {}
         #: Deliveries in hand, oldest first; some are of earlier sessions.
-        self._running: dict[Delivery, None] = {}
+        self._in_hand: dict[Delivery, None] = {}
         #: By identity, running deliveries of earlier sessions that have adopted no redelivery yet.
         self._orphans: dict[int, dict[Delivery, None]] = {}
         #: For a callback that outlived its session: the redelivery that its outcome settles.
@@ -70,14 +70,14 @@ class DeliveryAccount:
         return len(self._ledger)
 
     @property
-    def running(self) -> int:
+    def in_hand(self) -> int:
         """How many deliveries are in hand: received to run, and without an outcome."""
-        return len(self._running)
+        return len(self._in_hand)
 
     @property
     def oldest(self) -> Delivery | None:
         """The delivery that has been in hand longest."""
-        return next(iter(self._running), None)
+        return next(iter(self._in_hand), None)
 
     @property
     def held(self) -> int:
@@ -109,7 +109,7 @@ class DeliveryAccount:
         self._verdicts.clear()
         self._held.clear()
         self._adopted.clear()
-        for delivery in self._running:
+        for delivery in self._in_hand:
             self._memory.note_unfinished(delivery.identity)
             if delivery.identity:
                 self._orphans.setdefault(delivery.identity, {})[delivery] = None
@@ -123,7 +123,7 @@ class DeliveryAccount:
         # A message that was not delivered before is new, even where an equal one is remembered.
         if delivery.redelivered and delivery.identity and self._is_known(delivery):
             return False
-        self._running[delivery] = None
+        self._in_hand[delivery] = None
         return True
 
     def conclude(self, outcome: Outcome) -> None:
@@ -132,7 +132,7 @@ class DeliveryAccount:
         A verdict that returns the message is held until its release.
         """
         delivery = outcome.delivery
-        del self._running[delivery]
+        del self._in_hand[delivery]
         target = outcome.target = self._adopted.pop(delivery, delivery)
         if self._orphans:
             self._disown(target)
@@ -161,7 +161,7 @@ class DeliveryAccount:
         """Remove deliveries that no worker had begun; the channel's end returns them."""
         self._remember_concluded()
         for delivery in unstarted:
-            del self._running[delivery]
+            del self._in_hand[delivery]
             self._memory.note_returned(delivery.identity)
 
     def return_unstarted(self, unstarted: Sequence[Delivery]) -> None:

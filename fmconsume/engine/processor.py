@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Awaitable
 from functools import partial
 from time import monotonic
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 from ..callbacks import find_function, prepare
 from ..delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome
@@ -43,13 +43,13 @@ class Processor:
         self,
         callback: Callable[[Message], Any],
         decode: Callable[[Delivery], Message],
-        keep: Optional[Keep] = None,
-        coroutines: Optional[CoroutineRunner] = None,
+        keep: Keep | None = None,
+        coroutines: CoroutineRunner | None = None,
     ) -> None:
         self.coroutines = coroutines or CoroutineRunner()
         #: The awaitable that the callback returned, while it is awaited. Set by the worker, read by
         #: any thread.
-        self.awaited: Optional[Awaitable[Any]] = None
+        self.awaited: Awaitable[Any] | None = None
         self._callback = callback
         self._decode = decode
         self._keep = keep
@@ -126,7 +126,7 @@ class Processor:
     def _judge(self, delivery: Delivery, exc: BaseException, started: float) -> Outcome:
         """Make the outcome for an exception of the callback's."""
         verdict = NACK
-        error: Optional[BaseException] = None
+        error: BaseException | None = None
         if isinstance(exc, Nack):
             _log.info("%s returned to its queue by the callback", delivery.name)
         elif isinstance(exc, Drop):
@@ -153,7 +153,7 @@ class Processor:
 
 
 def make_processor(
-    callback: Callable[..., Any], body_mode: str = "object", keep: Optional[Keep] = None
+    callback: Callable[..., Any], body_mode: str = "object", keep: Keep | None = None
 ) -> Processor:
     """Make the processor for a callback as the user gave it. Thread: any.
 

@@ -9,7 +9,6 @@ import dataclasses
 import logging
 from collections.abc import Sequence
 from time import monotonic
-from typing import Optional
 
 from ..broker.session import Session
 from ..delivery import Delivery, Outcome
@@ -42,13 +41,14 @@ class Status:
 
     def __init__(
         self,
+        *,
         observers: Sequence[Observer],
         stats: Stats,
         account: DeliveryAccount,
-        workers: Sequence[Worker],
-        prefetch_count: int,
-        callback_timeout: Optional[float],
         intake: Intake,
+        workers: Sequence[Worker],
+        prefetch_count: int = 0,
+        callback_timeout: float | None = None,
     ) -> None:
         self._observers = observers
         self._stats = stats
@@ -86,7 +86,7 @@ class Status:
         for observer in self._observers:
             observer.on_outcome(outcome)
 
-    def tick(self, session: Optional[Session]) -> None:
+    def tick(self, session: Session | None) -> None:
         """Update the state, log overdue callbacks and tell the observers, if a tick is due.
 
         Args:
@@ -141,7 +141,7 @@ class Status:
             for observer in curious:
                 observer.on_depths(depths)
 
-    def _snapshot(self, session: Optional[Session]) -> Snapshot:
+    def _snapshot(self, session: Session | None) -> Snapshot:
         return Snapshot(
             state=self.state,
             stats=dataclasses.replace(self._stats),

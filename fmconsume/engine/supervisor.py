@@ -125,13 +125,13 @@ class Supervisor(threading.Thread):
         self._sessions = 0
         self._account = DeliveryAccount(options.remember, topology.counting_queues)
         self._status = Status(
-            observers,
-            self.stats,
-            self._account,
-            self.workers,
-            topology.prefetch_count,
-            options.callback_timeout,
-            self._intake,
+            observers=observers,
+            stats=self.stats,
+            account=self._account,
+            intake=self._intake,
+            workers=self.workers,
+            prefetch_count=topology.prefetch_count,
+            callback_timeout=options.callback_timeout,
         )
         #: Longest sleep, seconds.
         self._sleep = min(_DRAIN_SLEEP if options.drain else _SLEEP, self._status.interval)
@@ -208,7 +208,7 @@ class Supervisor(threading.Thread):
             self._wait_for_mail(self._sleep)
 
     def _tell_stopping(self) -> None:
-        text = f"stopping: {self._account.running} deliveries in hand"
+        text = f"stopping: {self._account.in_hand} deliveries in hand"
         self._status.enter(Phase.STOPPING, text)
 
     def _open(self) -> Session | None:
@@ -461,7 +461,7 @@ class Supervisor(threading.Thread):
 
     @property
     def _is_waiting_for_callbacks(self) -> bool:
-        return bool(self._account.running) and not self._is_abandoned
+        return bool(self._account.in_hand) and not self._is_abandoned
 
     # -- events ------------------------------------------------------------
 
@@ -519,7 +519,7 @@ class Supervisor(threading.Thread):
         """Stop without waiting for callbacks."""
         if not self._is_abandoned:
             self._is_abandoned = True
-            self.stats.abandoned = self._account.running
+            self.stats.abandoned = self._account.in_hand
             self._ending = end
 
 

@@ -13,12 +13,12 @@ from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from ..delivery import FAIL, NACK, Delivery, Outcome
 from .coroutines import CoroutineRunner
 from .processor import Processor
-from .workers import Pool, Post, Worker
+from .workers import Pool, Ports, Post, Worker
 
 if TYPE_CHECKING:
     import asyncio
@@ -75,20 +75,19 @@ class TaskWorker(Worker):
     """Works on one delivery at a time, each in a task of its own.
 
     Args:
-        number: As for every worker, like processor, post and ends_on_error.
-        inbox: Deliveries to work on; None ends one worker.
+        number: As for every worker, like processor and ports.
+        serve: Gives a worker its next delivery, now or once there is one.
     """
 
     def __init__(
         self,
         number: int,
         processor: Processor,
-        post: Post,
-        inbox: _Inbox,
-        ends_on_error: bool = True,
+        ports: Ports,
+        serve: Callable[[TaskWorker], None],
     ) -> None:
-        super().__init__(number, processor, post, ends_on_error)
-        self._inbox = inbox
+        super().__init__(number, processor, ports)
+        self._serve = serve
         self._coroutines = processor.coroutines
         #: Every task starts with a copy of it, so that none inherits the variables of another.
         self._context = contextvars.copy_context()
@@ -126,7 +125,7 @@ class TaskWorker(Worker):
 
     def _begin(self) -> None:
         self._enter()
-        self._inbox.serve(self)
+        self._serve(self)
 
     def _on_done(self, delivery: Delivery, task: asyncio.Task[Outcome]) -> None:
         try:
@@ -138,14 +137,12 @@ class TaskWorker(Worker):
         if self._is_ended_by(outcome):
             self._ended.set()
         else:
-            self._inbox.serve(self)
+            self._serve(self)
 
 
 def make_tasks(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
     """Make `count` workers that share one loop, for coroutine functions."""
     inbox = _Inbox(processor.coroutines, post)
-    workers = [
-        TaskWorker(number, processor.copy(), post, inbox, ends_on_error)
-        for number in range(1, count + 1)
-    ]
-    return Pool(inbox, workers)
+    ports = Ports(inbox, post, ends_on_error)
+    numbers = range(1, count + 1)
+    return Pool(inbox, [TaskWorker(n, processor.copy(), ports, inbox.serve) for n in numbers])

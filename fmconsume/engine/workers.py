@@ -22,7 +22,7 @@ from ..log import get_logger
 from .coroutines import format_stack
 from .processor import Processor
 
-__all__ = ["Pool", "Post", "ThreadWorker", "Worker", "make_threads"]
+__all__ = ["Pool", "Ports", "Post", "ThreadWorker", "Worker", "make_threads"]
 
 _log = get_logger(__name__)
 
@@ -43,23 +43,33 @@ def _count_fork() -> None:
 os.register_at_fork(after_in_child=_count_fork)
 
 
+class Ports(NamedTuple):
+    """How deliveries reach the workers of a pool, and how outcomes leave them.
+
+    Attributes:
+        inbox: Deliveries to work on; each None ends one worker.
+        post: As `Post`.
+        ends_on_error: An outcome with an error ends its worker, so that nothing runs after it.
+    """
+
+    inbox: SimpleQueue[Delivery | None]
+    post: Post
+    ends_on_error: bool = True
+
+
 class Worker(ABC):
     """Works on one delivery at a time.
 
     Args:
         number: From 1.
         processor: This worker's own.
-        post: As `Post`.
-        ends_on_error: An outcome with an error ends the worker, so that nothing runs after it.
+        ports: Shared by all workers of the pool.
     """
 
-    def __init__(
-        self, number: int, processor: Processor, post: Post, ends_on_error: bool = True
-    ) -> None:
+    def __init__(self, number: int, processor: Processor, ports: Ports) -> None:
         self.name = f"fmconsume-worker-{number}"
         self._processor = processor
-        self._post = post
-        self._ends_on_error = ends_on_error
+        self._ports = ports
         #: The value of `_forks` when the worker began; another value later means a forked child.
         self._forks_before = 0
         #: The delivery in work, and when it began (monotonic seconds). Set by the worker's thread,
@@ -100,7 +110,7 @@ class Worker(ABC):
         self.current = None
         if _forks != self._forks_before:
             self._end_forked_child()
-        self._post(outcome)
+        self._ports.post(outcome)
 
     def _end_forked_child(self) -> None:
         """End a child that was forked in the callback; only the parent may use the connection."""
@@ -108,7 +118,7 @@ class Worker(ABC):
         os._exit(1)
 
     def _is_ended_by(self, outcome: Outcome) -> bool:
-        return outcome.error is not None and self._ends_on_error
+        return outcome.error is not None and self._ports.ends_on_error
 
 
 class Pool(NamedTuple):
@@ -133,23 +143,10 @@ class Pool(NamedTuple):
 
 
 class ThreadWorker(Worker):
-    """A thread; a daemon, because a hung callback must not keep the process.
+    """A thread; a daemon, because a hung callback must not keep the process."""
 
-    Args:
-        number: As for every worker, like processor, post and ends_on_error.
-        inbox: Deliveries to work on; None ends one worker.
-    """
-
-    def __init__(
-        self,
-        number: int,
-        processor: Processor,
-        post: Post,
-        inbox: SimpleQueue[Delivery | None],
-        ends_on_error: bool = True,
-    ) -> None:
-        super().__init__(number, processor, post, ends_on_error)
-        self._inbox = inbox
+    def __init__(self, number: int, processor: Processor, ports: Ports) -> None:
+        super().__init__(number, processor, ports)
         self._thread = threading.Thread(target=self.run, name=self.name, daemon=True)
 
     def start(self) -> None:
@@ -169,7 +166,7 @@ class ThreadWorker(Worker):
         self._enter()
         is_over = False
         while not is_over:
-            delivery = self._inbox.get()
+            delivery = self._ports.inbox.get()
             if delivery is None:
                 break
             self.current = (delivery, monotonic())
@@ -180,9 +177,6 @@ class ThreadWorker(Worker):
 
 def make_threads(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
     """Make `count` workers that are threads, for callbacks of any kind."""
-    inbox: SimpleQueue[Delivery | None] = SimpleQueue()
-    workers = [
-        ThreadWorker(number, processor.copy(), post, inbox, ends_on_error)
-        for number in range(1, count + 1)
-    ]
-    return Pool(inbox, workers)
+    ports = Ports(SimpleQueue(), post, ends_on_error)
+    numbers = range(1, count + 1)
+    return Pool(ports.inbox, [ThreadWorker(n, processor.copy(), ports) for n in numbers])

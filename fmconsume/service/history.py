@@ -10,7 +10,7 @@ import logging
 from bisect import bisect_left
 from collections import Counter
 from time import monotonic, time
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 from ..delivery import Outcome, Verdict
 from ..engine.states import Observer, Phase, Snapshot, State, Stats
@@ -92,7 +92,7 @@ class History(Observer):
         #: The last broker that was connected.
         self.broker = ""
         #: When the last delivery was noticed, monotonic seconds; None before the first.
-        self.delivered: Optional[float] = None
+        self.delivered: float | None = None
         #: Ready messages, by queue; empty without a session.
         self.depths: dict[str, int] = {}
         #: Outcomes by queue.

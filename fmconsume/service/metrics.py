@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from itertools import accumulate
 from time import monotonic
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 from ..engine.states import Phase
 from .history import BOUNDS, History, Tally
@@ -88,9 +88,7 @@ def _gauges(history: History) -> Iterable[Metric]:
         yield _gauge("last_delivery_age_seconds", text, now - history.delivered)
 
 
-def _gauge(
-    name: str, text: str, value: Union[float, Mapping[str, float]], label: str = ""
-) -> Metric:
+def _gauge(name: str, text: str, value: float | Mapping[str, float], label: str = "") -> Metric:
     """Make a gauge of one value, or of one for each value of a label."""
     from prometheus_client.core import GaugeMetricFamily
 

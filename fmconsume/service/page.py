@@ -12,7 +12,6 @@ from html import escape
 from itertools import starmap
 from math import floor, log10
 from time import localtime, monotonic, strftime
-from typing import Optional
 
 from ..engine.states import Phase
 from ..text import printable
@@ -291,7 +290,7 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
 
 
-def _ago(moment: Optional[float]) -> str:
+def _ago(moment: float | None) -> str:
     if moment is None:
         return "none yet"
     seconds = monotonic() - moment

@@ -17,7 +17,7 @@ from functools import partial
 from http import HTTPStatus
 from selectors import EVENT_READ, EVENT_WRITE, DefaultSelector
 from time import monotonic, sleep, thread_time
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 from ..log import get_logger
 from ..text import printable
@@ -68,7 +68,7 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def parse(received: bytes) -> Optional[Request]:
+def parse(received: bytes) -> Request | None:
     """Parse a request, received up to its empty line; return None if it is malformed."""
     first, *lines = received.decode("latin-1").split("\n")
     match = _REQUEST_LINE.fullmatch(first)
@@ -138,7 +138,7 @@ class Server(threading.Thread):
         self._connections: dict[_Connection, None] = {}
         #: Connections to answer next, with their requests; None is a malformed one. Only this
         #: thread uses it.
-        self._asked: deque[tuple[_Connection, Optional[Request]]] = deque()
+        self._asked: deque[tuple[_Connection, Request | None]] = deque()
         listener.setblocking(False)
         self._selector.register(listener, EVENT_READ, self._accept)
         self._selector.register(self._bell, EVENT_READ, self._end)
@@ -164,7 +164,7 @@ class Server(threading.Thread):
             for connection in self._connections:
                 connection.socket.close()
 
-    def _time_left(self) -> Optional[float]:
+    def _time_left(self) -> float | None:
         """Return for how many seconds the thread may sleep; None is until a client connects."""
         if self._asked:
             return 0.0
@@ -247,7 +247,7 @@ class Server(threading.Thread):
         elif not received:
             self._drop(connection)
 
-    def _reply(self, connection: _Connection, request: Optional[Request]) -> None:
+    def _reply(self, connection: _Connection, request: Request | None) -> None:
         """Make the answer to a request, and send as much of it as can be sent at once."""
         line = connection.received.partition(b"\n")[0].decode("latin-1")
         _log.debug("%s asks %s", connection.address, printable(line))

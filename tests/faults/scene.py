@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable
 from unittest import mock
 
 from fmconsume import publisher
@@ -128,7 +128,7 @@ class Runner(threading.Thread):
     def __init__(self, consumer: Consumer) -> None:
         super().__init__(name="consumer", daemon=True)
         self.consumer = consumer
-        self.error: Optional[BaseException] = None
+        self.error: BaseException | None = None
 
     def run(self) -> None:
         """Consume."""
@@ -146,7 +146,7 @@ class Runner(threading.Thread):
         state = self.consumer.state
         return state.text if state.name == name else ""
 
-    def wait_for_end(self, timeout: float = 30) -> Optional[BaseException]:
+    def wait_for_end(self, timeout: float = 30) -> BaseException | None:
         """Wait until the consumer has ended; give what it raised."""
         self.join(timeout)
         assert not self.is_alive(), f"still {self.consumer.state}"
@@ -155,11 +155,11 @@ class Runner(threading.Thread):
 
 @contextmanager
 def running(
-    url: Union[str, Sequence[str]],
-    queues: Union[str, Sequence[str]],
+    url: str | Sequence[str],
+    queues: str | Sequence[str],
     callback: Callable[..., Any],
     workers: int = 1,
-    arguments: Optional[dict[str, Any]] = None,
+    arguments: dict[str, Any] | None = None,
     **settings: Any,
 ) -> Iterator[Runner]:
     """Run a consumer of durable queues in this process, and stop it in the end."""

@@ -18,7 +18,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple, Optional, Union
+from typing import IO, Any, NamedTuple, Union
 from urllib.parse import quote, urlencode
 
 import pika
@@ -146,16 +146,16 @@ class Broker:
         *,
         advanced: str = "",
         plugins: Iterable[str] = (),
-        beside: Optional[Broker] = None,
+        beside: Broker | None = None,
     ) -> None:
         self.folder = folder
         self.port = free_port()
         self.name = f"rabbitmq-test-{self.port}@localhost"
         self._home = beside._home if beside else folder
         self._epmd_port = beside._epmd_port if beside else free_port()
-        self._epmd: Optional[subprocess.Popen[bytes]] = None
-        self._guard: Optional[subprocess.Popen[bytes]] = None
-        self._connection: Optional[pika.BlockingConnection] = None
+        self._epmd: subprocess.Popen[bytes] | None = None
+        self._guard: subprocess.Popen[bytes] | None = None
+        self._connection: pika.BlockingConnection | None = None
         (folder / "rabbitmq.conf").write_text(config)
         (folder / "advanced.config").write_text(advanced or "[].")
         (folder / "plugins").write_text(f"[{','.join(plugins)}].")
@@ -287,7 +287,7 @@ class Broker:
         password: str = "guest",
         *,
         scheme: str = "amqp",
-        port: Optional[int] = None,
+        port: int | None = None,
         **query: object,
     ) -> str:
         """Return an address of the broker; `vhost` and `query` are as a URL has them."""

@@ -11,7 +11,7 @@ import struct
 import threading
 from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Any, Optional
+from typing import Any
 
 from .broker import LOOPBACK, Broker
 
@@ -31,7 +31,7 @@ class Proxy:
         self.broker = broker
         self.accepted = 0  # connections so far, refused ones included
         self._latency = 0.0
-        self._chunk: Optional[int] = None  # bytes at a time
+        self._chunk: int | None = None  # bytes at a time
         self._links: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any
 from unittest import mock
 
 from fmconsume.api import Consumer
@@ -25,7 +25,7 @@ class Running(threading.Thread):
     def __init__(self, consumer: Consumer) -> None:
         super().__init__(name="consumer-under-test", daemon=True)
         self.consumer = consumer
-        self.error: Optional[BaseException] = None  # what `Consumer.run` raised
+        self.error: BaseException | None = None  # what `Consumer.run` raised
 
     def run(self) -> None:
         try:
@@ -110,7 +110,7 @@ def _toml(value: Any) -> str:
 def write_config(
     path: Path,
     url: str,
-    queues: Union[str, Mapping[str, Any], None] = None,
+    queues: str | Mapping[str, Any] | None = None,
     tables: str = "",
     **top: Any,
 ) -> Path:

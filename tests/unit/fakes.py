@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Event
 from time import monotonic
-from typing import Any, Optional, TypeVar
+from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 from pika.spec import BasicProperties
@@ -39,9 +39,9 @@ def make_delivery(
     queue: str = "fruit",
     routing_key: str = "fruit.ripe",
     redelivered: bool = False,
-    message_id: Optional[str] = "apple",
+    message_id: str | None = "apple",
     body: bytes = b"{}",
-    headers: Optional[dict[str, Any]] = None,
+    headers: dict[str, Any] | None = None,
 ) -> Delivery:
     """Make what a broker delivers."""
     properties = BasicProperties(message_id=message_id, headers=headers)

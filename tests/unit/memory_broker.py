@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 from fmconsume.broker.addresses import Address
 from fmconsume.broker.errors import SessionLost
@@ -81,7 +81,7 @@ class MemorySession:
         self.is_lost = False
         self.is_in_a_hurry = False
         #: What the broker says of a queue whose consumer it has cancelled.
-        self.cancel_reason: Optional[Exception] = None
+        self.cancel_reason: Exception | None = None
         self.tag = 0
 
     # -- for the supervisor ------------------------------------------------
@@ -95,7 +95,7 @@ class MemorySession:
     def tick(self, seconds: float) -> None:
         self.tick_seconds = seconds
 
-    def wait(self, seconds: Optional[float] = None) -> None:
+    def wait(self, seconds: float | None = None) -> None:
         with suppress(Empty):
             self.events.get(timeout=self.tick_seconds if seconds is None else seconds)()
             while True:
@@ -149,7 +149,7 @@ class MemorySession:
         if self.is_lost:
             raise SessionLost("the line is cut")
 
-    def deliver_soon(self, *names: Optional[str], redelivered: bool = False) -> None:
+    def deliver_soon(self, *names: str | None, redelivered: bool = False) -> None:
         """Deliver messages with these ids, all at once."""
         deliveries = []
         for name in names:

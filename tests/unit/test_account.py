@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections import Counter
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,7 +22,7 @@ VERDICTS = [Verdict.ACK, Verdict.ACK, Verdict.ACK, Verdict.NACK, *Verdict]
 class Message:
     """One message at the broker; others may be its equals to the letter."""
 
-    def __init__(self, message_id: Optional[str]) -> None:
+    def __init__(self, message_id: str | None) -> None:
         self.id = message_id
         #: Whether the broker has delivered it before.
         self.was_delivered = False
@@ -36,14 +36,14 @@ class World:
     It knows which message is which; the account knows only what a delivery shows.
     """
 
-    def __init__(self, ids: list[Optional[str]]) -> None:
+    def __init__(self, ids: list[str | None]) -> None:
         self.account = DeliveryAccount(remember=100)
         self.ready = [Message(each) for each in ids]
         #: How many there are of each kind, how many of them came here as new, and how often one
         #: was run to the end, by anybody.
-        self.copies: Counter[Optional[str]] = Counter(ids)
-        self.seen: Counter[Optional[str]] = Counter()
-        self.runs: Counter[Optional[str]] = Counter()
+        self.copies: Counter[str | None] = Counter(ids)
+        self.seen: Counter[str | None] = Counter()
+        self.runs: Counter[str | None] = Counter()
         self.gone: list[Message] = []
         #: What another consumer has.
         self.elsewhere: list[Message] = []
@@ -60,7 +60,7 @@ class World:
         self.rng = random.Random(seed)
         self.rng.choice(ACTIONS)(self)
         assert not Counter(message.id for message in self.gone) - self.runs
-        assert self.account.running == len(self.inbox) + len(self.running)
+        assert self.account.in_hand == len(self.inbox) + len(self.running)
         assert len(self.account) == len(self.open)
 
     def some(self, things: list[Any]) -> list[Any]:
@@ -215,7 +215,7 @@ class World:
         self.send()
         assert not Counter(message.id for message in self.gone) - self.runs
         assert not self.open
-        assert len(self.account) == self.account.running == self.account.held == 0
+        assert len(self.account) == self.account.in_hand == self.account.held == 0
 
 
 ACTIONS = [
@@ -230,7 +230,7 @@ ACTIONS = [
     ids=st.lists(st.sampled_from(["a", "a", "a", "b", None]), min_size=1, max_size=7),
     seeds=st.lists(st.integers(0, 2**32), min_size=20, max_size=60),
 )
-def test_nothing_is_lost(ids: list[Optional[str]], seeds: list[int]) -> None:
+def test_nothing_is_lost(ids: list[str | None], seeds: list[int]) -> None:
     """Of equal messages no more is ever gone than was run; others are settled, and run once."""
     world = World(ids)
     for seed in seeds:

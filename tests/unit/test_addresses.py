@@ -7,7 +7,7 @@ import ssl
 import traceback
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import pika
 import pytest
@@ -23,16 +23,16 @@ from fmconsume.broker.addresses import Address, parse_address
 from fmconsume.broker.errors import SessionLost, make_parameters
 from fmconsume.exceptions import ConnectionException
 
-NO_TLS: dict[str, Optional[str]] = {"ca_cert": None, "certfile": None, "keyfile": None}
+NO_TLS: dict[str, str | None] = {"ca_cert": None, "certfile": None, "keyfile": None}
 
 
-def parse(url: str, tls: Optional[dict[str, Optional[str]]] = None, **properties: Any) -> Address:
+def parse(url: str, tls: dict[str, str | None] | None = None, **properties: Any) -> Address:
     """Parse with nothing special."""
     return parse_address(url, tls or NO_TLS, properties)
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Optional[str]]:
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str | None]:
     """Make a certificate authority and a client certificate."""
     folder: Path = tmp_path_factory.mktemp("tls")
     authority = trustme.CA()
@@ -109,7 +109,7 @@ def test_parse_address_user_without_password() -> None:
         parse("amqp://ann@h")
 
 
-def test_parse_address_tls(files: dict[str, Optional[str]]) -> None:
+def test_parse_address_tls(files: dict[str, str | None]) -> None:
     """amqps checks certificate and host name, from TLS 1.2 on, with the given authority."""
     address = parse("amqps://a:b@rabbit.example", {**NO_TLS, "ca_cert": files["ca_cert"]})
     parameters = address.parameters()
@@ -122,14 +122,14 @@ def test_parse_address_tls(files: dict[str, Optional[str]]) -> None:
     assert isinstance(parameters.credentials, pika.PlainCredentials)
 
 
-def test_parse_address_client_certificate(files: dict[str, Optional[str]]) -> None:
+def test_parse_address_client_certificate(files: dict[str, str | None]) -> None:
     """A client certificate stands in for user and password."""
     address = parse("amqps://ann:s3cret@h/v", files)
     assert isinstance(address.parameters().credentials, pika.credentials.ExternalCredentials)
     assert address.name == "amqps://@h:5671 (virtual host 'v')"
 
 
-def test_parse_address_tls_unused(files: dict[str, Optional[str]]) -> None:
+def test_parse_address_tls_unused(files: dict[str, str | None]) -> None:
     """Without amqps certificates are not used, not even looked at."""
     tls = {**files, "certfile": "/nowhere/cert.pem"}
     address = parse("amqp://a:b@h", tls)
@@ -140,7 +140,7 @@ def test_parse_address_tls_unused(files: dict[str, Optional[str]]) -> None:
 @pytest.mark.parametrize("key", ["ca_cert", "certfile", "keyfile"])
 @pytest.mark.parametrize("content", [None, "no certificate"], ids=["missing", "malformed"])
 def test_parse_address_unusable_file(
-    files: dict[str, Optional[str]], tmp_path: Path, key: str, content: Optional[str]
+    files: dict[str, str | None], tmp_path: Path, key: str, content: str | None
 ) -> None:
     """A certificate file that is missing or malformed is told with its key and its path."""
     path = tmp_path / "wrong.pem"
@@ -177,14 +177,14 @@ def test_parse_address_certificate_dates(
         parse("amqps://h", tls)
 
 
-def test_parse_address_tls_in_url(files: dict[str, Optional[str]]) -> None:
+def test_parse_address_tls_in_url(files: dict[str, str | None]) -> None:
     """TLS settings inside the URL go before ours."""
     url = f"amqps://a:b@h/?ssl_options={{'ca_certs':'{files['ca_cert']}'}}"
     address = parse(url, {**NO_TLS, "ca_cert": "/nowhere/ca.pem"})
     assert len(address.parameters().ssl_options.context.get_ca_certs()) == 1
 
 
-def test_parameters_read_files_again(files: dict[str, Optional[str]], tmp_path: Path) -> None:
+def test_parameters_read_files_again(files: dict[str, str | None], tmp_path: Path) -> None:
     """Certificates are read for each connection: what is wrong now is told, and then forgotten."""
     tls = {key: str(shutil.copy(path or "", tmp_path)) for key, path in files.items()}
     address = parse("amqps://h", tls)
@@ -199,7 +199,7 @@ def test_parameters_read_files_again(files: dict[str, Optional[str]], tmp_path: 
         assert make_parameters(address).ssl_options
 
 
-def test_parameters_expired_meanwhile(files: dict[str, Optional[str]], tmp_path: Path) -> None:
+def test_parameters_expired_meanwhile(files: dict[str, str | None], tmp_path: Path) -> None:
     """A client certificate that has expired by the next connection is a loss that may pass."""
     tls = {**files, "certfile": str(shutil.copy(files["certfile"] or "", tmp_path))}
     address = parse("amqps://h", tls)
@@ -220,7 +220,7 @@ def test_parameters_looked_up() -> None:
     assert found == ["1", "2"]
 
 
-def test_parameters_in_url_read_again(files: dict[str, Optional[str]], tmp_path: Path) -> None:
+def test_parameters_in_url_read_again(files: dict[str, str | None], tmp_path: Path) -> None:
     """Files that the URL itself names are read for each connection, too."""
     authority = Path(shutil.copy(files["ca_cert"] or "", tmp_path))
     address = parse(f"amqps://a:b@h/?ssl_options={{'ca_certs':'{authority}'}}")
@@ -232,7 +232,7 @@ def test_parameters_in_url_read_again(files: dict[str, Optional[str]], tmp_path:
 
 
 @pytest.fixture
-def encrypted(files: dict[str, Optional[str]], tmp_path: Path) -> str:
+def encrypted(files: dict[str, str | None], tmp_path: Path) -> str:
     """Encrypt the client's key with the password "Sesame"; return its path."""
     key = load_pem_private_key(Path(str(files["keyfile"])).read_bytes(), None)
     path = tmp_path / "encrypted.pem"
@@ -241,15 +241,13 @@ def encrypted(files: dict[str, Optional[str]], tmp_path: Path) -> str:
     return str(path)
 
 
-def test_parse_address_encrypted_key(files: dict[str, Optional[str]], encrypted: str) -> None:
+def test_parse_address_encrypted_key(files: dict[str, str | None], encrypted: str) -> None:
     """An encrypted key is named as such, and nobody is asked for its password."""
     with pytest.raises(ValueError, match=f"tls.keyfile: cannot use {encrypted}: it is encrypted"):
         parse("amqps://h", {**files, "keyfile": encrypted})
 
 
-def test_parse_address_encrypted_key_in_url(
-    files: dict[str, Optional[str]], encrypted: str
-) -> None:
+def test_parse_address_encrypted_key_in_url(files: dict[str, str | None], encrypted: str) -> None:
     """So is one that the URL names, unless it gives the password, which is not shown."""
     named = f"'ca_certs':'{files['ca_cert']}','certfile':'{files['certfile']}'"
     url = f"amqps://h/?ssl_options={{{named},'keyfile':'{encrypted}'"
@@ -270,7 +268,7 @@ def test_parse_address_malformed_tls_in_url(options: str) -> None:
 
 @pytest.mark.parametrize("key", list(NO_TLS))
 @pytest.mark.parametrize("url", ["amqp://user:secret@host", "user:se cret@host"])
-def test_parse_address_url_as_file(files: dict[str, Optional[str]], key: str, url: str) -> None:
+def test_parse_address_url_as_file(files: dict[str, str | None], key: str, url: str) -> None:
     """A URL that stands where a file should is shown without its password, also in its cause."""
     with pytest.raises(ValueError, match=r"user:\*\*\*@host") as caught:
         parse("amqps://h", {**files, key: url})

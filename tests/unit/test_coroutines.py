@@ -7,7 +7,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 
@@ -76,7 +76,7 @@ def test_wait_for_from_many_threads(runner: CoroutineRunner) -> None:
     """Workers that come at the same time share one loop on one thread, and run at the same time."""
     count = 8
     barrier = threading.Barrier(count)
-    all_in: Optional[asyncio.Event] = None
+    all_in: asyncio.Event | None = None
     inside = 0
     seen: list[Any] = []
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import sys
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -39,7 +39,7 @@ def test_decode() -> None:
 
 
 @pytest.mark.parametrize("encoding", [None, "", "UTF-8", "utf8", "ascii", "ISO-8859-1", "utf-16"])
-def test_decode_encoding(encoding: Optional[str]) -> None:
+def test_decode_encoding(encoding: str | None) -> None:
     """The body is read in its encoding, by default UTF-8."""
     body = '{"a": "x"}'.encode(encoding or "utf-8")
     assert decode(deliver(body, content_encoding=encoding)).body == {"a": "x"}

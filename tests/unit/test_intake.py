@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from queue import SimpleQueue
-from typing import Optional
 
 import pytest
 
@@ -21,7 +20,7 @@ def fill(intake: Intake, count: int) -> list[Delivery]:
     return deliveries
 
 
-def make_intake(limit: Optional[int] = None) -> Intake:
+def make_intake(limit: int | None = None) -> Intake:
     """Make an empty one."""
     return Intake(SimpleQueue(), limit)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -106,7 +106,7 @@ def test_identity_redelivered(headers: dict[str, Any], count: int) -> None:
 
 
 @pytest.mark.parametrize("message_id", [None, ""])
-def test_identity_without_message_id(message_id: Optional[str]) -> None:
+def test_identity_without_message_id(message_id: str | None) -> None:
     """A message without an id has no identity."""
     assert identity(make_delivery(message_id=message_id)) == 0
 

@@ -6,7 +6,7 @@ import itertools
 import threading
 from queue import Empty, SimpleQueue
 from threading import Event
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import pytest
 
@@ -157,7 +157,7 @@ class Interleaving:
     def __init__(self, flag_at: str, get_at: str, fails_at: str) -> None:
         self._flag_at, self._get_at = flag_at, get_at
         self._may_get, self._reached_get = Event(), Event()
-        self._abandoner: Optional[threading.Thread] = None
+        self._abandoner: threading.Thread | None = None
         self.calls_when_done = 0
         self.session = FakeSession(self._at, fails_at)
         self.opener = make_opener(self.session, self._on_done)

@@ -105,7 +105,7 @@ def make_request(seconds: float = TIMEOUT) -> Request:
 def take(idle: Publisher, *requests: Request) -> None:
     """Hand requests over as their threads would."""
     for request in requests:
-        idle._take(request)
+        idle._enqueue(request)
 
 
 def open_connection(idle: Publisher, line: FakeConnection, room: int = 1) -> None:

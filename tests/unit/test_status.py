@@ -1,4 +1,4 @@
-"""Tests of when the watch looks."""
+"""Tests of when the status looks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from queue import SimpleQueue
 
 import pytest
 
-from fmconsume.engine import status as watch_module
+from fmconsume.engine import status as status_module
 from fmconsume.engine.account import DeliveryAccount
 from fmconsume.engine.intake import Intake
 from fmconsume.engine.states import Observer, Snapshot, Stats
@@ -37,8 +37,14 @@ def test_tick_times(
     """A turn that comes a little early is a tick nevertheless, but not every turn is one."""
     looker = Looker()
     looker.interval = interval
-    watch = Status([looker], Stats(), DeliveryAccount(0), [], 10, None, Intake(SimpleQueue(), None))
+    status = Status(
+        observers=[looker],
+        stats=Stats(),
+        account=DeliveryAccount(0),
+        intake=Intake(SimpleQueue(), None),
+        workers=[],
+    )
     for now in times:
-        monkeypatch.setattr(watch_module, "monotonic", lambda now=now: 1000.0 + now)
-        watch.tick(None)
+        monkeypatch.setattr(status_module, "monotonic", lambda now=now: 1000.0 + now)
+        status.tick(None)
     assert looker.ticks == ticks

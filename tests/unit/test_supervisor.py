@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from queue import Empty, SimpleQueue
 from threading import Event
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import pika
 import pytest
@@ -951,7 +951,7 @@ def test_lost_settled_before(bench: Bench) -> None:
     assert [session.number for session in bench.broker.sessions] == [1, 1, 2]
 
 
-def raise_unless_none(error: Optional[Exception]) -> None:
+def raise_unless_none(error: Exception | None) -> None:
     """Raise an error if there is one."""
     if error is not None:
         raise error

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
-from typing import Any, Optional
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -133,7 +133,7 @@ def is_one_line(text: str) -> bool:
     return len(text.splitlines()) == 1 and printable(text, len(text)) == text
 
 
-def process(delivery: Delivery, error: Optional[BaseException]) -> None:
+def process(delivery: Delivery, error: BaseException | None) -> None:
     """Process one delivery whose callback raises something."""
 
     def callback(message: Message) -> None:
@@ -164,15 +164,21 @@ def test_no_record_is_forged(message_id: str, topic: str, queue: str, body: byte
 @given(message_id=NAMES, queue=NAMES)
 def test_no_state_is_forged(message_id: str, queue: str) -> None:
     """Nor does a state, or its record, hold anything but one line."""
-    unsettled = DeliveryAccount(0)
-    watch = Status([], Stats(), unsettled, [], 10, None, Intake(SimpleQueue(), None))
-    unsettled.begin(1)
-    unsettled.receive(make_delivery(message_id=message_id, queue=queue))
+    account = DeliveryAccount(0)
+    status = Status(
+        observers=[],
+        stats=Stats(),
+        account=account,
+        intake=Intake(SimpleQueue(), None),
+        workers=[],
+    )
+    account.begin(1)
+    account.receive(make_delivery(message_id=message_id, queue=queue))
     with logged() as texts:
         for blocked, now in (("", 0.0), (message_id, 0.0), ("", 10.0**9)):
             session: Any = type("FakeSession", (), {"blocked": blocked, "name": queue})
-            watch.enter(*watch._flow(session, now))
-            texts.append(watch.state.text)
+            status.enter(*status._flow(session, now))
+            texts.append(status.state.text)
     assert [text for text in texts if not is_one_line(text)] == []
 
 

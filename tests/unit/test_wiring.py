@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import pytest
 
@@ -54,9 +54,9 @@ routing_keys = ["b", "c"]
 
 
 def select_short(
-    queue: Optional[str] = None,
-    exchange: Optional[str] = None,
-    routing_keys: Optional[list[str]] = None,
+    queue: str | None = None,
+    exchange: str | None = None,
+    routing_keys: list[str] | None = None,
 ) -> tuple[Any, list[Any]]:
     """Give the queues, and the bindings as queue, exchange and keys."""
     bindings, queues = select(queue, exchange, routing_keys)

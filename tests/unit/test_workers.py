@@ -6,13 +6,13 @@ import os
 import threading
 from queue import SimpleQueue
 from types import SimpleNamespace
-from typing import Any, Callable, Optional
+from typing import Any, Callable
 
 import pytest
 
 from fmconsume.delivery import ACK, FAIL, NACK, Delivery, Outcome, Verdict
 from fmconsume.engine.processor import Processor
-from fmconsume.engine.workers import ThreadWorker
+from fmconsume.engine.workers import Ports, ThreadWorker
 from fmconsume.exceptions import Drop, HaltConsumer, Nack
 
 from .fakes import TIMEOUT, get_soon, make_delivery
@@ -27,13 +27,13 @@ def work(
     callback: Callable[[Any], Any], *deliveries: Delivery, ends_on_error: bool = True
 ) -> list[Outcome]:
     """Let one worker work on the deliveries, in this thread."""
-    inbox: SimpleQueue[Optional[Delivery]] = SimpleQueue()
+    inbox: SimpleQueue[Delivery | None] = SimpleQueue()
     for delivery in deliveries or (make_delivery(),):
         inbox.put(delivery)
     inbox.put(None)
     outcomes: list[Outcome] = []
     processor = Processor(callback, decode_body)
-    ThreadWorker(1, processor, outcomes.append, inbox, ends_on_error).run()
+    ThreadWorker(1, processor, Ports(inbox, outcomes.append, ends_on_error)).run()
     return outcomes
 
 
@@ -50,7 +50,7 @@ def work(
     ],
     ids=repr,
 )
-def test_run_ends_on_error(error: Optional[BaseException], verdicts: list[Verdict]) -> None:
+def test_run_ends_on_error(error: BaseException | None, verdicts: list[Verdict]) -> None:
     """A worker of a consumer runs nothing after the outcome that ends the consumer."""
 
     def callback(message: Any) -> None:
@@ -72,11 +72,11 @@ def test_run_goes_on_after_error() -> None:
 
 def test_current_shows_what_runs() -> None:
     """While a callback runs, anybody may see on what; afterwards on nothing."""
-    inbox: SimpleQueue[Optional[Delivery]] = SimpleQueue()
+    inbox: SimpleQueue[Delivery | None] = SimpleQueue()
     seen: list[Any] = []
     post: Callable[[Outcome], None] = lambda outcome: seen.append(worker.current)  # noqa: E731
     callback: Callable[[Any], None] = lambda message: seen.append(worker.current)  # noqa: E731
-    worker = ThreadWorker(1, Processor(callback, decode_body), post, inbox)
+    worker = ThreadWorker(1, Processor(callback, decode_body), Ports(inbox, post))
     delivery = make_delivery()
     inbox.put(delivery)
     inbox.put(None)
@@ -87,7 +87,7 @@ def test_current_shows_what_runs() -> None:
 
 def test_start_is_named_daemon() -> None:
     """A worker is a thread with a number, which does not keep the process."""
-    inbox: SimpleQueue[Optional[Delivery]] = SimpleQueue()
+    inbox: SimpleQueue[Delivery | None] = SimpleQueue()
     outcomes: SimpleQueue[Outcome] = SimpleQueue()
     names: list[str] = []
 
@@ -95,7 +95,7 @@ def test_start_is_named_daemon() -> None:
         thread = threading.current_thread()
         names.append(f"{thread.name} daemon={thread.daemon}")
 
-    worker = ThreadWorker(7, Processor(callback, decode_body), outcomes.put, inbox)
+    worker = ThreadWorker(7, Processor(callback, decode_body), Ports(inbox, outcomes.put))
     worker.start()
     inbox.put(make_delivery())
     assert get_soon(outcomes).verdict is ACK
@@ -126,11 +126,11 @@ def test_run_callback_forks() -> None:
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_run_in_forked_child() -> None:
     """A worker belongs to the process that runs it, whichever has made it."""
-    inbox: SimpleQueue[Optional[Delivery]] = SimpleQueue()
+    inbox: SimpleQueue[Delivery | None] = SimpleQueue()
     inbox.put(make_delivery())
     inbox.put(None)
     outcomes: list[Outcome] = []
-    worker = ThreadWorker(1, Processor(repr, decode_body), outcomes.append, inbox)
+    worker = ThreadWorker(1, Processor(repr, decode_body), Ports(inbox, outcomes.append))
     child = os.fork()
     if not child:
         try:
