@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any, Callable
 
 import pika
+from pika.callback import CallbackManager
 from pika.exceptions import ConnectionWrongStateError
 
 from ..log import get_logger
@@ -58,6 +59,11 @@ class Connection:
     def bytes_received(self) -> int:
         """How many bytes the broker has sent so far."""
         return int(self._wire.bytes_received)
+
+    @property
+    def callbacks(self) -> CallbackManager:
+        """The callbacks that pika and its users have registered for methods of the broker."""
+        return self._wire.callbacks  # type: ignore[no-any-return]
 
     @property
     def server_properties(self) -> Mapping[str, Any]:

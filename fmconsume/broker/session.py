@@ -23,7 +23,7 @@ from .addresses import Address
 from .connection import DEADLINE, STOP_DEADLINE, Connection, connect
 from .errors import LOSS, SessionLost, connect_error, is_gone
 from .topology import Topology, declare, naming
-from .wire import install, ordered
+from .wire import expect_no_callbacks, install, ordered
 
 __all__ = ["Session", "open_session"]
 
@@ -58,6 +58,7 @@ def open_session(
     """
     install()
     connection = connect(address)
+    expect_no_callbacks(connection.callbacks)
     try:
         channel = _open_channel(connection)
         names = declare(connection, channel, topology, passing)

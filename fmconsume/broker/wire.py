@@ -22,10 +22,19 @@ from struct import Struct
 from typing import Any, Callable
 
 from pika import spec
+from pika.callback import CallbackManager
 from pika.compat import long
 from pika.data import decode_value, encode_short_string, encode_value
 
-__all__ = ["Deliver", "Properties", "install", "ordered", "published", "writable"]
+__all__ = [
+    "Deliver",
+    "Properties",
+    "expect_no_callbacks",
+    "install",
+    "ordered",
+    "published",
+    "writable",
+]
 
 _unpack_size = Struct(">I").unpack_from
 _unpack_tag = Struct(">QB").unpack_from
@@ -57,6 +66,22 @@ def install() -> None:
     """Make pika use these readers from now on."""
     spec.methods[Deliver.INDEX] = Deliver
     spec.props[Properties.INDEX] = Properties
+
+
+def expect_no_callbacks(manager: CallbackManager) -> None:
+    """Spare a connection the look for callbacks of each delivery, for which nobody registers any.
+
+    pika looks before it hands a method to its channel, which took 1.1 of 22 us for a message.
+
+    Args:
+        manager: The connection's `callbacks`.
+    """
+    pending = manager.pending
+
+    def find_pending(prefix: Any, key: Any) -> int | None:
+        return None if type(key) is Deliver else pending(prefix, key)
+
+    vars(manager)["pending"] = find_pending
 
 
 class Deliver(spec.Basic.Deliver):

@@ -10,6 +10,7 @@ from typing import Any, Callable
 
 import pika
 import pytest
+from pika.callback import CallbackManager
 from pika.exceptions import (
     AMQPHeartbeatTimeout,
     ChannelClosedByBroker,
@@ -138,6 +139,7 @@ class FakeConnection:
 
     def __init__(self) -> None:
         self.is_open = True
+        self.callbacks = CallbackManager()
         self.ioloop = FakeLoop()
         #: The method that the broker does not answer; the time meanwhile.
         self.silent_at = ""

@@ -16,10 +16,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pika import spec
+from pika.callback import CallbackManager
 from pika.compat import long
 from pika.data import decode_value
 
-from fmconsume.broker.wire import Deliver, Properties, install, ordered, published
+from fmconsume.broker.wire import (
+    Deliver,
+    Properties,
+    expect_no_callbacks,
+    install,
+    ordered,
+    published,
+)
 
 UTC = datetime.timezone.utc
 #: What pika's times have: UTC since 1.4, nothing before.
@@ -326,3 +334,15 @@ def test_encode_floats(values: dict[str, Any], floats: list[float]) -> None:
     found = read(encode(properties))
     assert found == properties
     assert found.headers["g"] == {"h": floats}
+
+
+def test_expect_no_callbacks() -> None:
+    """pika finds the callbacks for every method but ours for a delivery, and of that connection."""
+    manager, other = CallbackManager(), CallbackManager()
+    expect_no_callbacks(manager)
+    for each in (manager, other):
+        for method in (spec.Basic.Deliver, spec.Basic.GetEmpty):
+            each.add(1, method, print)
+    assert manager.pending(1, Deliver()) is None
+    assert manager.pending(1, spec.Basic.GetEmpty()) == 1
+    assert other.pending(1, Deliver()) == 1
