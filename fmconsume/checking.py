@@ -32,7 +32,7 @@ from pika.exceptions import (
 
 from .broker.certificate import validity
 from .broker.connection import Connection, connect
-from .broker.errors import SessionLost, reason
+from .broker.errors import FORBIDDEN, NOT_FOUND, SessionLost, reason
 from .broker.topology import Topology, declare_exchange, declare_queue
 from .callbacks import prepare
 from .config import conf
@@ -51,8 +51,6 @@ _Refusal = Union[ChannelClosedByBroker, ConnectionClosedByBroker]
 _NO_EXCHANGE = {"alternate-exchange": 0}
 _NO_QUEUE = {"x-expires": "never"}
 _NO_CONSUMER = {"x-priority": "none"}
-
-_FORBIDDEN, _NOT_FOUND = 403, 404
 
 _NO_FILE = "not there: the defaults hold"
 
@@ -278,7 +276,7 @@ class _Look:
         if exchange in self._topology.exchanges:
             return None
         answer = self._refusal(lambda channel: channel.exchange_declare(exchange, passive=True))
-        return answer if answer is not None and answer.reply_code == _NOT_FOUND else None
+        return answer if answer is not None and answer.reply_code == NOT_FOUND else None
 
     def _compare(
         self, row: Row, declare: Callable[..., None], impossible: Mapping[str, Any], passive: bool
@@ -292,7 +290,7 @@ class _Look:
             passive: The consumer would not declare it: it must exist.
         """
         refusal = self._refusal(partial(declare, passive=True))
-        if refusal is not None and refusal.reply_code != _NOT_FOUND:
+        if refusal is not None and refusal.reply_code != NOT_FOUND:
             return _refused(row, refusal)
         if passive and refusal is not None:
             text = "does not exist, and is not to be declared"
@@ -326,7 +324,7 @@ class _Look:
 
 
 def _refused(row: Row, refusal: _Refusal) -> Row:
-    is_forbidden = refusal.reply_code == _FORBIDDEN
+    is_forbidden = refusal.reply_code == FORBIDDEN
     code = ExitCode.PERMISSION if is_forbidden else ExitCode.DECLARATION
     return row._replace(status=f"{row.status}, but {reason(refusal)}", exit_code=code)
 

@@ -154,14 +154,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _refuse(exc: BaseException) -> int:
     """Print why nothing is consumed, and return the exit status for that."""
-    text, status = _verdict(exc)
+    text, status = _diagnose(exc)
     if status == ExitCode.UNEXPECTED:
         _log.critical("this is a bug", exc_info=exc)
     console.complain(text)
     return status
 
 
-def _verdict(exc: BaseException) -> tuple[str, int]:
+def _diagnose(exc: BaseException) -> tuple[str, int]:
     """Return a text and an exit status: a person has to act, the cause may pass, or it is a bug."""
     if isinstance(exc, ConfigurationException):
         return str(exc), exc.exit_code

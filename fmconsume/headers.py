@@ -14,6 +14,7 @@ from .text import brief
 __all__ = [
     "COPIES",
     "DEBUG",
+    "DELIVERY_COUNTERS",
     "ERROR",
     "HEADERS_SCHEMA",
     "INFO",
@@ -47,6 +48,10 @@ SEVERITY = "fedora_messaging_severity"
 SENT_AT = "sent-at"
 #: How often consumers that had received the message published it again.
 COPIES = "x-fmconsume-copies"
+
+#: Headers in which a quorum queue counts the deliveries of a message; in any other queue they are
+#: the publisher's. Source: RabbitMQ's documentation of quorum queues; x-acquired-count since 4.3.
+DELIVERY_COUNTERS = ("x-acquired-count", "x-delivery-count")
 
 #: JSON Schema of the headers of any message.
 HEADERS_SCHEMA: dict[str, Any] = {

@@ -131,6 +131,7 @@ def loads(serialized_messages: str) -> list[Message]:
 
     Raises:
         ValidationError: A line is not a message; says which and why.
+        ConfigurationException: The configuration cannot be loaded, which a message class needs.
     """
     # Not splitlines(), which also splits at characters that JSON may hold as they are.
     lines = enumerate(serialized_messages.split("\n"), 1)
@@ -146,6 +147,7 @@ def load_line(line: str, number: int) -> Message:
 
     Raises:
         ValidationError: The line is not a message; names the number.
+        ConfigurationException: As for `loads`.
     """
     try:
         return load_message(json.loads(line))

@@ -125,12 +125,12 @@ def topology(bindings: Any = None, queues: Any = None) -> Topology:
     except ConfigurationException as exc:
         raise ValueError(exc.message) from exc
     return Topology(
-        conf["exchanges"],
-        queues,
-        bindings,
-        conf["passive_declares"],
-        conf["qos"]["prefetch_count"],
-        conf["qos"]["prefetch_size"],
+        exchanges=conf["exchanges"],
+        queues=queues,
+        bindings=bindings,
+        passive=conf["passive_declares"],
+        prefetch_count=conf["qos"]["prefetch_count"],
+        prefetch_size=conf["qos"]["prefetch_size"],
     )
 
 

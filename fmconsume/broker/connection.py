@@ -7,7 +7,7 @@ and set `is_in_a_hurry`.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any, Callable
@@ -28,6 +28,8 @@ _log = get_logger(__name__)
 #: Seconds that the broker gets to answer a request, or to accept acknowledgements; and seconds
 #: for each step of a stop (first the consumers are cancelled, then the connection is closed).
 DEADLINE, STOP_DEADLINE = 30.0, 5.0
+#: Seconds between two looks whether the broker answers.
+_LOOK = 5.0
 
 
 class Connection:
@@ -36,19 +38,28 @@ class Connection:
     Args:
         address: Where the broker is.
         blocking: pika's BlockingConnection.
-        wire: pika's connection inside it, which has the loop and counts the bytes.
+        inner: pika's connection inside it, which has the loop and counts the bytes.
         heartbeat: Seconds, as agreed on with the broker; 0 is none.
+        retry_codes: As for `connect`.
     """
 
-    def __init__(self, address: Address, blocking: Any, wire: Any, heartbeat: float) -> None:
+    def __init__(
+        self,
+        address: Address,
+        blocking: Any,
+        inner: Any,
+        heartbeat: float,
+        retry_codes: Container[int] = (),
+    ) -> None:
         self.address = address
+        self.retry_codes = retry_codes
         self.heartbeat = heartbeat
         #: Tells whether the broker blocks publishers.
         self.alarm = Alarm(blocking)
         #: A stop waits for this connection, so that `within` gives up earlier; set by any thread.
         self.is_in_a_hurry = False
         self._blocking = blocking
-        self._wire = wire
+        self._inner = inner
 
     @property
     def is_open(self) -> bool:
@@ -58,17 +69,17 @@ class Connection:
     @property
     def bytes_received(self) -> int:
         """How many bytes the broker has sent so far."""
-        return int(self._wire.bytes_received)
+        return int(self._inner.bytes_received)
 
     @property
     def callbacks(self) -> CallbackManager:
         """The callbacks that pika and its users have registered for methods of the broker."""
-        return self._wire.callbacks  # type: ignore[no-any-return]
+        return self._inner.callbacks  # type: ignore[no-any-return]
 
     @property
     def server_properties(self) -> Mapping[str, Any]:
         """The broker's description of itself, with "product" and "version" where it gives them."""
-        return self._wire.server_properties or {}
+        return self._inner.server_properties or {}
 
     def open_channel(self) -> Any:
         """Give a new channel.
@@ -77,7 +88,7 @@ class Connection:
             SessionLost: There is no answer in time.
             AMQPError: The connection ends meanwhile.
         """
-        with self.within(DEADLINE, "opening a channel"):
+        with self.within("opening a channel"):
             return self._blocking.channel()
 
     def process_events(self, seconds: float | None) -> None:
@@ -90,7 +101,7 @@ class Connection:
 
     def call_even_inside_pika(self, seconds: float, action: Callable[[], None]) -> None:
         """Call the action after `seconds`, in any call in which pika waits; the wait goes on."""
-        self._wire.ioloop.call_later(seconds, action)
+        self._inner.ioloop.call_later(seconds, action)
 
     def wake(self) -> None:
         """Make `process_events` return soon. Thread: any."""
@@ -99,31 +110,31 @@ class Connection:
             self._blocking.add_callback_threadsafe(_nothing)
 
     @contextmanager
-    def within(self, seconds: float, what: str) -> Iterator[None]:
+    def within(self, what: str, silence: float = DEADLINE) -> Iterator[None]:
         """Limit how long the pika calls in a `with` block wait for the broker.
 
-        They are given up after `seconds` without a byte (5 s when in a hurry), and after 30 s even
-        if bytes come. pika alone waits without a limit, or as long as its heartbeat allows. So a
-        timer in pika's loop looks every 5 s, and the exception that it raises ends pika's wait.
+        They are given up after `silence` without a byte (STOP_DEADLINE when in a hurry), and after
+        DEADLINE even if bytes come. pika alone waits without a limit, or as long as its heartbeat
+        allows. So a timer in pika's loop looks now and then, and its exception ends pika's wait.
 
         Args:
-            seconds: Longest silence.
             what: The request, for the message of the exception.
+            silence: Seconds.
 
         Raises:
             SessionLost: The time is up, or the connection is closed.
         """
         if not self.is_open:
             raise SessionLost("the connection is closed")  # pika has closed its loop, too.
-        loop, end = self._wire.ioloop, monotonic() + DEADLINE
-        count, heard = self._wire.bytes_received, monotonic()
+        loop, end = self._inner.ioloop, monotonic() + DEADLINE
+        count, heard = self._inner.bytes_received, monotonic()
 
         def look() -> None:
             nonlocal count, heard
             now = monotonic()
-            if self._wire.bytes_received != count:
-                count, heard = self._wire.bytes_received, now
-            patience = STOP_DEADLINE if self.is_in_a_hurry else seconds
+            if self._inner.bytes_received != count:
+                count, heard = self._inner.bytes_received, now
+            patience = STOP_DEADLINE if self.is_in_a_hurry else silence
             if now - heard >= patience:
                 raise SessionLost(f"no answer from the broker within {patience:.0f} s: {what}")
             if now >= end:
@@ -131,7 +142,7 @@ class Connection:
             wait()
 
         def wait() -> None:
-            timers.append(loop.call_later(STOP_DEADLINE, look))
+            timers.append(loop.call_later(_LOOK, look))
 
         timers: list[Any] = []
         wait()
@@ -146,7 +157,7 @@ class Connection:
         Once the broker has answered the channel's close, it has every frame that was sent before.
         A connection that is broken already is only dropped, and so is one that does not answer.
         """
-        with suppress(SessionLost), self.within(STOP_DEADLINE, "closing"):
+        with suppress(SessionLost), self.within("closing", STOP_DEADLINE):
             self._close(channel)
 
     def _close(self, channel: Any) -> None:
@@ -172,8 +183,11 @@ class Connection:
                 self.close(channel)
 
 
-def connect(address: Address) -> Connection:
+def connect(address: Address, retry_codes: Container[int] = ()) -> Connection:
     """Connect to a broker.
+
+    Args:
+        retry_codes: channel.close codes that make a SessionLost, since their cause may pass.
 
     Raises:
         ConnectionException: The broker refuses, and would again.
@@ -181,22 +195,23 @@ def connect(address: Address) -> Connection:
     """
     captured: list[Any] = []
 
-    def capture_wire(wire: Any, proposed: int) -> int:
+    def capture_inner(inner: Any, proposed: int) -> int:
         """Give the heartbeat, seconds; keep pika's inner connection, passed only to this call."""
         heartbeat = proposed if wanted is None else wanted
-        captured[:] = wire, heartbeat
+        captured[:] = inner, heartbeat
         return heartbeat
 
     parameters = make_parameters(address)
     wanted: Any = parameters.heartbeat
-    parameters.heartbeat = capture_wire
+    parameters.heartbeat = capture_inner
     try:
         blocking = pika.BlockingConnection(parameters)
     except SessionLost:
         raise
     except Exception as exc:  # Even one that a log handler of the program raised inside pika.
         raise connect_error(address, exc) from exc
-    return Connection(address, blocking, *captured)
+    inner, agreed = captured
+    return Connection(address, blocking, inner, agreed, retry_codes)
 
 
 def _nothing() -> None:

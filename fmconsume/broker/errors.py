@@ -31,7 +31,10 @@ from ..text import brief, printable
 from .addresses import Address
 
 __all__ = [
+    "FORBIDDEN",
     "LOSS",
+    "NOT_FOUND",
+    "RESOURCE_LOCKED",
     "SessionLost",
     "connect_error",
     "is_gone",
@@ -65,7 +68,7 @@ _CLOSED_WHILE_OPENING = re.compile(r"ConnectionClosedByBroker: \((?P<code>\d+)\)
 #: Source: AMQP 0-9-1, section 1.2 (syntax error, command invalid, not allowed, not implemented).
 _HOPELESS = {502, 503, 530, 540}
 #: channel.close codes: no permission; queue not found, sent also while the queue's node is down.
-_FORBIDDEN, _NOT_FOUND = 403, 404
+FORBIDDEN, NOT_FOUND, RESOURCE_LOCKED = 403, 404, 405
 #: RabbitMQ's words for a queue that exists but cannot be reached now.
 _AWAY = re.compile(r"down or inaccessible|process is (stopped|unavailable)|has crashed")
 #: RabbitMQ's words, with code 541, for a kind of queue that its operators no longer permit.
@@ -159,26 +162,26 @@ def _is_refusal(code: int, text: str) -> bool:
     return code in _REFUSED and "limit" not in text.lower()
 
 
-def refusal(obj_type: str, name: str, exc: Any, passing: Container[int]) -> Exception:
+def refusal(obj_type: str, name: str, exc: Any, retry_codes: Container[int]) -> Exception:
     """Give our exception for a request over which the broker closed the channel or connection.
 
     Args:
         obj_type: "queue", "exchange", "binding" or "channel".
         name: Of the object.
         exc: pika's ChannelClosedByBroker or ConnectionClosedByBroker.
-        passing: channel.close codes that make a SessionLost, since their cause may pass.
+        retry_codes: channel.close codes that make a SessionLost, since their cause may pass.
 
     Returns:
         PermissionException, BadDeclaration or SessionLost; each names the object.
     """
-    if exc.reply_code == _FORBIDDEN:
+    if exc.reply_code == FORBIDDEN:
         return PermissionException(obj_type, name, exc.reply_text)
     deprecated = _DEPRECATED.search(exc.reply_text)
     if deprecated:
         return BadDeclaration(obj_type, name, _cure(deprecated[1]))
     if isinstance(exc, ConnectionClosedByBroker) and exc.reply_code not in _HOPELESS:
         return SessionLost(reason(exc))
-    if exc.reply_code in passing or _AWAY.search(exc.reply_text):
+    if exc.reply_code in retry_codes or _AWAY.search(exc.reply_text):
         return SessionLost(f"{obj_type} {name!r}: {printable(exc.reply_text)}")
     return BadDeclaration(obj_type, name, exc.reply_text)
 
@@ -193,7 +196,7 @@ def is_gone(answer: object) -> bool:
     """Tell a queue that does not exist from one whose node is down."""
     return (
         isinstance(answer, ChannelClosedByBroker)
-        and answer.reply_code == _NOT_FOUND
+        and answer.reply_code == NOT_FOUND
         and not _AWAY.search(answer.reply_text)
     )
 

@@ -17,7 +17,7 @@ from pika.spec import Basic
 from ..exceptions import PublishForbidden, PublishReturned, ValidationError
 from .addresses import Address
 from .alarm import Alarm
-from .errors import SessionLost, connect_error, make_parameters, reason
+from .errors import FORBIDDEN, SessionLost, connect_error, make_parameters, reason
 from .request import Request
 
 __all__ = ["Owner", "PublishConnection"]
@@ -163,6 +163,6 @@ class PublishConnection:
         if isinstance(error, ChannelClosedByBroker):
             request = self._busy.pop(channel, None)
             if request is not None:
-                kind = PublishForbidden if error.reply_code == 403 else PublishReturned
+                kind = PublishForbidden if error.reply_code == FORBIDDEN else PublishReturned
                 request.answer.put(kind(reason(error)))
             self._owner.on_room()

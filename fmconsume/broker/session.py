@@ -12,7 +12,7 @@ from collections.abc import Container, Iterable
 from contextlib import suppress
 from functools import partial
 from time import monotonic
-from typing import Any, Callable
+from typing import Any, Callable, NoReturn
 
 from pika.exceptions import ChannelClosedByBroker
 
@@ -22,7 +22,7 @@ from ..redaction import hide_passwords
 from .addresses import Address
 from .connection import DEADLINE, STOP_DEADLINE, Connection, connect
 from .errors import LOSS, SessionLost, connect_error, is_gone
-from .topology import Topology, declare, naming
+from .topology import Topology, ask, declare
 from .wire import expect_no_callbacks, install, ordered
 
 __all__ = ["Session", "open_session"]
@@ -42,14 +42,14 @@ def open_session(
     topology: Topology,
     deliver: Callable[[Delivery], None],
     number: int = 1,
-    passing: Container[int] = (),
+    retry_codes: Container[int] = (),
 ) -> Session:
     """Connect, open a channel and declare; the session does not consume yet.
 
     Args:
         deliver: Gets each delivery, inside `Session.wait`.
         number: Tells the deliveries of this session from those of every other.
-        passing: channel.close codes that make a SessionLost, since their cause may pass.
+        retry_codes: channel.close codes that make a SessionLost, since their cause may pass.
 
     Raises:
         ConnectionException, BadDeclaration, PermissionException: The broker refuses, and would
@@ -57,15 +57,15 @@ def open_session(
         SessionLost: The broker cannot be reached now, or the connection ended meanwhile.
     """
     install()
-    connection = connect(address)
+    connection = connect(address, retry_codes)
     expect_no_callbacks(connection.callbacks)
     try:
         channel = _open_channel(connection)
-        names = declare(connection, channel, topology, passing)
+        names = declare(connection, channel, topology)
     except BaseException:
         connection.discard()
         raise
-    return Session(connection, channel, topology, names, deliver, number, passing)
+    return Session(connection, channel, topology, names, deliver, number)
 
 
 def _open_channel(connection: Connection) -> Any:
@@ -83,7 +83,7 @@ class Session:
     Args:
         names: The actual name of each queue by its configured name, which is "" where the
             broker chose the name.
-        deliver: As for `open_session`, like number and passing.
+        deliver: As for `open_session`, like number.
     """
 
     def __init__(
@@ -94,18 +94,16 @@ class Session:
         names: dict[str, str],
         deliver: Callable[[Delivery], None],
         number: int,
-        passing: Container[int],
     ) -> None:
         self.number = number
         self.address = connection.address
         #: The name of the queue by consumer tag.
-        self.consumers: dict[str, str] = {}
+        self._consumers: dict[str, str] = {}
         self._connection = connection
         self._channel = channel
         self._names = names
         self._counting = topology.counting_queues
         self._deliver = deliver
-        self._passing = passing
         #: Bytes received until the last one came, and when it came, monotonic seconds.
         self._bytes_heard, self._heard_at = 0, monotonic()
         #: When the present `settle` began to send, monotonic seconds; infinity while none runs.
@@ -134,9 +132,9 @@ class Session:
             SessionLost: The session ended meanwhile.
         """
         for name in self._names.values():
-            with naming(self._connection, "queue", name, self._passing):
+            with ask(self._connection, "queue", name):
                 tag = self._channel.basic_consume(name, partial(self._on_message, name))
-            self.consumers[tag] = name
+            self._consumers[tag] = name
 
     def consume_again(self) -> None:
         """Replace the consumers, and so get a whole prefetch more.
@@ -153,7 +151,7 @@ class Session:
         before = list(self._channel.consumer_tags)
         # Before the cancel, since an auto-delete queue is deleted with its last consumer.
         self.consume()
-        with LOSS, self._connection.within(DEADLINE, "consuming again"):
+        with LOSS, self._connection.within("consuming again"):
             self._cancel(before)
 
     @property
@@ -175,18 +173,18 @@ class Session:
             and len(self._channel.consumer_tags) == len(self._names)
         )
 
-    def tick(self, seconds: float) -> None:
+    def start_ticking(self, seconds: float) -> None:
         """Make `wait` return every `seconds`, or every half heartbeat if that is less, from now on.
 
-        Raises:
-            SessionLost: Inside the call of pika's in which `settle` blocks, when the broker has
-                accepted no acknowledgements for almost 30 s.
+        It also ends a `settle` in which the broker has accepted nothing for almost DEADLINE.
         """
-        seconds = min(seconds, self._connection.heartbeat / 2 or seconds)
+        self._tick(min(seconds, self._connection.heartbeat / 2 or seconds))
+
+    def _tick(self, seconds: float) -> None:
         if monotonic() - self._sending_since > DEADLINE - seconds:
             raise SessionLost("the broker takes no acknowledgements")
         # Two timers: the first fires also while a call of pika's blocks, the second ends a wait.
-        self._connection.call_even_inside_pika(seconds, partial(self.tick, seconds))
+        self._connection.call_even_inside_pika(seconds, partial(self._tick, seconds))
         self._connection.call_later(0.0, _nothing)
 
     def wait(self, seconds: float | None = None) -> None:
@@ -262,11 +260,11 @@ class Session:
         Raises:
             SessionLost: The session ended first.
         """
-        with LOSS, self._connection.within(DEADLINE, "the depths of the queues"):
+        with LOSS, self._connection.within("the depths of the queues"):
             answers = [self._channel.queue_declare(q, passive=True) for q in self._names.values()]
         return {answer.method.queue: answer.method.message_count for answer in answers}
 
-    def look_for_queue(self) -> None:
+    def raise_cancellation(self) -> NoReturn:
         """Raise the exception for a consumer that the broker has cancelled.
 
         Source: RabbitMQ cancels where a queue is deleted, where its node goes down, and, from
@@ -280,7 +278,7 @@ class Session:
         lost = SessionLost(f"the broker cancelled the consumer of queue {queue}")
         lost.is_by_channel = True
         try:
-            with LOSS, self._connection.within(DEADLINE, f"queue {queue}"):
+            with LOSS, self._connection.within(f"queue {queue}"):
                 channel = self._connection.open_channel()
                 channel.queue_declare(self._cancelled or "", passive=True)
         except SessionLost as exc:
@@ -297,7 +295,7 @@ class Session:
         Raises:
             SessionLost: The session ended first, or there was no answer in time.
         """
-        with LOSS, self._connection.within(STOP_DEADLINE, "cancelling the consumers"):
+        with LOSS, self._connection.within("cancelling the consumers", STOP_DEADLINE):
             self._cancel(list(self._channel.consumer_tags))
 
     def _cancel(self, tags: Iterable[str]) -> None:
@@ -321,7 +319,7 @@ class Session:
             SessionLost: The session ended first, or there was no answer in time.
         """
         nowhere = f"fmconsume-leaves-{uuid.uuid4()}"
-        within = self._connection.within(STOP_DEADLINE, "leaving the queue")
+        within = self._connection.within("leaving the queue", STOP_DEADLINE)
         with LOSS, within, suppress(ChannelClosedByBroker):
             self._channel.queue_declare(nowhere, passive=True)
 
@@ -359,7 +357,7 @@ class Session:
         )
 
     def _on_cancel(self, frame: Any) -> None:
-        self._cancelled = self.consumers.get(frame.method.consumer_tag)
+        self._cancelled = self._consumers.get(frame.method.consumer_tag)
 
 
 def _nothing() -> None:

@@ -6,7 +6,7 @@ Consuming and checking use the same functions. The thread that owns the connecti
 from __future__ import annotations
 
 import struct
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -18,10 +18,10 @@ from pika.exceptions import (
 )
 
 from ..exceptions import BadDeclaration
-from .connection import DEADLINE, Connection
+from .connection import Connection
 from .errors import SessionLost, reason, refusal
 
-__all__ = ["Topology", "declare", "declare_exchange", "declare_queue", "naming"]
+__all__ = ["Topology", "ask", "declare", "declare_exchange", "declare_queue"]
 
 
 class Topology(NamedTuple):
@@ -46,7 +46,7 @@ class Topology(NamedTuple):
 
     @property
     def counting_queues(self) -> set[str]:
-        """The quorum queues, which count how often they deliver a message."""
+        """The queues configured as quorum queues, which count how often they deliver a message."""
         return {
             name
             for name, queue in self.queues.items()
@@ -60,13 +60,8 @@ class Topology(NamedTuple):
         return any(queue["arguments"].get(key) for queue in self.queues.values())
 
 
-def declare(
-    connection: Connection, channel: Any, topology: Topology, passing: Container[int] = ()
-) -> dict[str, str]:
+def declare(connection: Connection, channel: Any, topology: Topology) -> dict[str, str]:
     """Declare exchanges and queues, bind them and set the prefetch.
-
-    Args:
-        passing: channel.close codes that make a SessionLost, since their cause may pass.
 
     Returns:
         The actual name of each queue by its configured name.
@@ -76,31 +71,25 @@ def declare(
         SessionLost: The connection ended meanwhile.
     """
     for name, exchange in topology.exchanges.items():
-        with naming(connection, "exchange", name, passing):
+        with ask(connection, "exchange", name):
             declare_exchange(channel, name, exchange, passive=topology.passive)
     names = {}
     for name, queue in topology.queues.items():
         # A server-named queue exists only once it is declared.
         passive = bool(name) and queue.get("passive", topology.passive)
-        with naming(connection, "queue", name, passing):
+        with ask(connection, "queue", name):
             names[name] = declare_queue(channel, name, queue, passive=passive).queue
     for binding in topology.bindings:
-        _bind(connection, channel, names[binding["queue"]], binding, passing)
-    with naming(connection, "channel", f"prefetch {topology.prefetch_count}", passing):
+        _bind(connection, channel, names[binding["queue"]], binding)
+    with ask(connection, "channel", f"prefetch {topology.prefetch_count}"):
         channel.basic_qos(topology.prefetch_size, topology.prefetch_count)
     return names
 
 
-def _bind(
-    connection: Connection,
-    channel: Any,
-    queue: str,
-    binding: Mapping[str, Any],
-    passing: Container[int],
-) -> None:
+def _bind(connection: Connection, channel: Any, queue: str, binding: Mapping[str, Any]) -> None:
     exchange = binding["exchange"]
     for key in binding["routing_keys"]:
-        with naming(connection, "binding", f"{exchange} -> {queue} ({key})", passing):
+        with ask(connection, "binding", f"{exchange} -> {queue} ({key})"):
             channel.queue_bind(queue, exchange, key, binding.get("arguments"))
 
 
@@ -154,23 +143,22 @@ def declare_queue(
 
 
 @contextmanager
-def naming(
-    connection: Connection, obj_type: str, name: str, passing: Container[int] = ()
-) -> Iterator[None]:
-    """Limit a request in a `with` block to 30 s, and raise a refusal that names its object.
+def ask(connection: Connection, obj_type: str, name: str) -> Iterator[None]:
+    """Limit the time of a request in a `with` block, and raise a refusal that names its object.
 
     Args:
-        obj_type: As for `refusal`, like name and passing.
+        obj_type: "exchange", "queue", "binding" or "channel".
+        name: Of the object.
 
     Raises:
         BadDeclaration, PermissionException: The broker refuses, and would again.
         SessionLost: The connection ended meanwhile, or there is no answer in time.
     """
     try:
-        with connection.within(DEADLINE, f"{obj_type} {name!r}"):
+        with connection.within(f"{obj_type} {name!r}"):
             yield
     except (ChannelClosedByBroker, ConnectionClosedByBroker) as exc:
-        raise refusal(obj_type, name, exc, passing) from exc
+        raise refusal(obj_type, name, exc, connection.retry_codes) from exc
     except AMQPConnectionError as exc:
         raise SessionLost(reason(exc)) from exc
     except (AMQPError, ValueError, TypeError, struct.error) as exc:

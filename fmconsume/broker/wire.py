@@ -26,6 +26,8 @@ from pika.callback import CallbackManager
 from pika.compat import long
 from pika.data import decode_value, encode_short_string, encode_value
 
+from ..headers import DELIVERY_COUNTERS
+
 __all__ = [
     "Deliver",
     "Properties",
@@ -44,9 +46,8 @@ _EPOCH: Any = decode_value(b"T" + bytes(8), 0)[0]
 _ZONE = _EPOCH.tzinfo
 #: Levels of tables inside tables at most; RabbitMQ's own headers have two.
 _DEPTH = 100
-#: Headers in which a quorum queue counts deliveries, so that they differ at each delivery.
-#: Source: RabbitMQ's documentation of quorum queues; x-acquired-count since 4.3.
-_COUNTERS = (b"x-acquired-count", b"x-delivery-count")
+#: The broker's counts, as names on the wire.
+_COUNTERS = tuple(name.encode() for name in DELIVERY_COUNTERS)
 
 #: The properties in the order in which they are sent, each with its flag; all but four are texts.
 _FLAGS = {

@@ -85,9 +85,16 @@ class DeliveryAccount:
         return len(self._held)
 
     @property
-    def oldest_held(self) -> Delivery | None:
-        """The delivery whose verdict has been held back longest."""
-        return next((outcome.delivery for outcome in self._held.values()), None)
+    def oldest_outstanding(self) -> Delivery | None:
+        """The delivery of this session that the broker has waited for longest, held or not."""
+        in_hand = (self._adopted.get(delivery, delivery) for delivery in self._in_hand)
+        held = (outcome.target for outcome in self._held.values())
+        ours = [each for each in (*in_hand, *held) if each.session == self._session]
+        return min(ours, key=lambda each: each.tag, default=None)
+
+    def is_held(self, delivery: Delivery) -> bool:
+        """Tell whether the verdict on a delivery of this session is held back."""
+        return delivery.tag in self._held
 
     # -- sessions ----------------------------------------------------------
 
@@ -105,7 +112,8 @@ class DeliveryAccount:
             unstarted: Deliveries that no worker had begun.
         """
         self._session = _NO_SESSION
-        self.leave_unstarted(unstarted)
+        self._ledger = Ledger()
+        self.forget_unstarted(unstarted)
         self._verdicts.clear()
         self._held.clear()
         self._adopted.clear()
@@ -157,7 +165,7 @@ class DeliveryAccount:
         flushed, self._flushed = self._flushed, []
         return flushed
 
-    def leave_unstarted(self, unstarted: Iterable[Delivery]) -> None:
+    def forget_unstarted(self, unstarted: Iterable[Delivery]) -> None:
         """Remove deliveries that no worker had begun; the channel's end returns them."""
         self._remember_concluded()
         for delivery in unstarted:
@@ -166,7 +174,7 @@ class DeliveryAccount:
 
     def return_unstarted(self, unstarted: Sequence[Delivery]) -> None:
         """Remove deliveries that no worker had begun; the next frames return them."""
-        self.leave_unstarted(unstarted)
+        self.forget_unstarted(unstarted)
         self._verdicts.update((delivery.tag, NACK) for delivery in unstarted)
 
     def release(self, tag: int) -> None:

@@ -10,9 +10,10 @@ supervisor sleeps in one of three places, and a thread that posts ends that slee
 
 No item is missed, because each side writes first and reads afterwards:
 
-- The supervisor calls `linger`, then `collect`, then waits for the network again, in this order.
-  `collect` first clears `is_woken`, then reads the items. An item that was posted before is
-  collected; a thread that posts later finds `is_woken` cleared, and calls `wake`.
+- Between `linger` and its next sleep at the network the supervisor calls `collect` (a look at the
+  network that does not sleep may come between). `collect` first notes that nobody has woken it
+  and then looks. An item that was posted before is collected; whoever posts later finds that
+  nobody has woken it, and calls `wake`.
 - `linger` sets `is_woken`, since `collect` follows anyway. It sets `_lingers_for`, then looks at
   the inbox. A worker gets a delivery from the inbox, later posts, and then looks at `_lingers_for`
   and at the inbox. So at least one of the two sees that the inbox is empty.
@@ -111,6 +112,9 @@ class Mailbox:
         """Give all items, oldest first, also those that are posted meanwhile."""
         if self._network is not None:
             self._network.is_woken = False
+        return self._drain()
+
+    def _drain(self) -> Iterator[Item]:
         while self._items.qsize():
             yield self._items.get()
 

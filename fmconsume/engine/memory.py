@@ -12,12 +12,9 @@ from collections import OrderedDict, deque
 from typing import NamedTuple
 
 from ..delivery import Delivery, Verdict
+from ..headers import DELIVERY_COUNTERS
 
 __all__ = ["RecentVerdicts", "delivery_count", "identity"]
-
-#: Headers in which a quorum queue counts deliveries of a message.
-#: Source: RabbitMQ's documentation of quorum queues; x-acquired-count since 4.3.
-_COUNTERS = ("x-acquired-count", "x-delivery-count")
 
 
 def identity(delivery: Delivery) -> int:
@@ -41,7 +38,7 @@ def delivery_count(delivery: Delivery) -> int:
     headers = delivery.properties.headers or {}
     # A quorum queue counts only redeliveries: in a first delivery a publisher has set the header.
     # isinstance, since pika gives long integers in a class of their own.
-    counts = [headers.get(name) for name in _COUNTERS] if delivery.redelivered else []
+    counts = [headers.get(name) for name in DELIVERY_COUNTERS] if delivery.redelivered else []
     return max((n for n in counts if isinstance(n, int) and type(n) is not bool), default=0)
 
 
@@ -75,17 +72,17 @@ class RecentVerdicts:
         #: The last object made for `_finished`; messages of one verdict and session share it.
         self._usual = _Finished(Verdict.ACK, 0)
         #: Identities of messages that went back to the broker unfinished, the latest at the end.
-        self._returned: OrderedDict[int, None] = OrderedDict()
+        self._back_in_queue: OrderedDict[int, None] = OrderedDict()
         #: How often each message was returned, the one returned last at the end.
-        self._returns: OrderedDict[int, int] = OrderedDict()
+        self._return_counts: OrderedDict[int, int] = OrderedDict()
 
     def note_finished(self, key: int, verdict: Verdict, session: int) -> None:
         """Remember a message that must not run again if a later session gets it."""
         if not (self._size and key):
             return
-        if self._returns:
-            self._returns.pop(key, None)
-        if key in self._finished or key in self._several or key in self._returned:
+        if self._return_counts:
+            self._return_counts.pop(key, None)
+        if key in self._finished or key in self._several or key in self._back_in_queue:
             self._note_several(key)
             self._several[key] += 1
         else:
@@ -96,14 +93,14 @@ class RecentVerdicts:
         """Remember that a message went back to the broker unfinished."""
         if self._size and key:
             self.note_unfinished(key)
-            self._returned[key] = None
-            self._returned.move_to_end(key)
-            if len(self._returned) > self._size:
-                self._note_several(self._returned.popitem(last=False)[0])
+            self._back_in_queue[key] = None
+            self._back_in_queue.move_to_end(key)
+            if len(self._back_in_queue) > self._size:
+                self._note_several(self._back_in_queue.popitem(last=False)[0])
 
     def note_unfinished(self, key: int) -> None:
         """Note an unfinished message: if another one of its identity is known, they are several."""
-        if key in self._finished or key in self._returned:
+        if key in self._finished or key in self._back_in_queue:
             self._note_several(key)
 
     def recall(self, key: int, session: int) -> Verdict | None:
@@ -112,7 +109,7 @@ class RecentVerdicts:
         The verdict must be of an earlier session. A message that this session has settled cannot
         come to it again: then the redelivery is another message of the identity.
         """
-        self._returned.pop(key, None)
+        self._back_in_queue.pop(key, None)
         finished = self._finished.get(key)
         if finished is None:
             return None
@@ -126,10 +123,10 @@ class RecentVerdicts:
         """Count a message's return to its queue; give the number of earlier ones."""
         if not (self._size and key):
             return 0
-        earlier = self._returns.pop(key, 0)
-        self._returns[key] = earlier + 1
-        if len(self._returns) > self._size:
-            self._returns.popitem(last=False)
+        earlier = self._return_counts.pop(key, 0)
+        self._return_counts[key] = earlier + 1
+        if len(self._return_counts) > self._size:
+            self._return_counts.popitem(last=False)
         return earlier
 
     def _share(self, verdict: Verdict, session: int) -> _Finished:

@@ -28,7 +28,7 @@ def make_pool(processor: Processor, count: int, post: Post, ends_on_error: bool 
         processor: Each worker gets a copy.
         count: How many workers.
         post: As `Post`.
-        ends_on_error: As for a Worker.
+        ends_on_error: As for `Ports`.
     """
     make = make_tasks if processor.has_coroutine_function else make_threads
     return make(processor, count, post, ends_on_error)

@@ -86,7 +86,10 @@ class Processor:
         return Outcome(delivery=delivery, verdict=ACK, seconds=monotonic() - started)
 
     async def process_on_loop(self, delivery: Delivery) -> Outcome:
-        """Run a message where the callback is a coroutine function. Thread: the loop's."""
+        """Run a message of a coroutine function. Thread: the loop's.
+
+        A task that is cancelled before its first step has no outcome; `give_up` makes one.
+        """
         message = self._read(delivery)
         if isinstance(message, Outcome):
             return message
@@ -97,12 +100,19 @@ class Processor:
         except BaseException as exc:
             # SystemExit and KeyboardInterrupt too: they would end the loop itself.
             if self.coroutines.is_closing:
-                # `close` has cancelled the callback: it was abandoned, and did not fail.
-                return Outcome(delivery=delivery, verdict=NACK, error=exc)
+                return self.give_up(delivery, exc)
             return self._judge(delivery, exc, started)
         finally:
             self.awaited = None
         return Outcome(delivery=delivery, verdict=ACK, seconds=monotonic() - started)
+
+    def give_up(self, delivery: Delivery, error: BaseException) -> Outcome:
+        """Give the outcome of a callback that did not come to its end, by no fault of the message.
+
+        While the loop closes, the callback was abandoned, which is no failure.
+        """
+        verdict = NACK if self.coroutines.is_closing else FAIL
+        return Outcome(delivery=delivery, verdict=verdict, error=error)
 
     def _finish(self, result: Any) -> None:
         """Await the callback's result if it is awaitable; refuse it if it is a generator."""

@@ -16,7 +16,7 @@ from typing import Callable, NamedTuple
 
 from ..broker.addresses import Address, Addresses
 from ..broker.backoff import Backoff, nack_delay
-from ..broker.errors import SessionLost
+from ..broker.errors import NOT_FOUND, RESOURCE_LOCKED, SessionLost
 from ..broker.opener import SessionOpener
 from ..broker.session import Session
 from ..broker.topology import Topology
@@ -26,11 +26,11 @@ from ..exceptions import (
     ExitCode,
     FmconsumeError,
     HaltConsumer,
-    UnavailableException,
 )
 from ..log import get_logger
 from ..shortage import shortage
 from .account import DeliveryAccount
+from .drain import Drain
 from .intake import Intake
 from .mailbox import Item, Mailbox
 from .states import End, Observer, Phase, State, Stats
@@ -51,10 +51,8 @@ _GOOD_AFTER = 5.0
 #: channel.close codes whose cause may pass: 404 not found, 405 resource locked. After the first
 #: session both may, since the broker has accepted the topology before. Until then only 405 may, and
 #: only for `_AT_FIRST` seconds: a peer that is gone may still hold an exclusive queue.
-_PASSING, _PASSING_AT_FIRST = {404, 405}, {405}
+_RETRY, _RETRY_AT_FIRST = {NOT_FOUND, RESOURCE_LOCKED}, {RESOURCE_LOCKED}
 _AT_FIRST = 60.0
-#: A drain that holds this many Nacks gets no further prefetch.
-_MOST_HELD = 1000
 
 
 class Options(NamedTuple):
@@ -135,16 +133,15 @@ class Supervisor(threading.Thread):
         )
         #: Longest sleep, seconds.
         self._sleep = min(_DRAIN_SLEEP if options.drain else _SLEEP, self._status.interval)
+        self._drain = Drain(self._account, topology) if options.drain else None
         #: `stats.deduplicated` when this session began; None once the difference is logged.
         self._deduplicated_before: int | None = None
         #: The end that has come; None before. Set once; only an abandonment, or a failure of this
         #: thread, replaces it.
         self._ending: End | None = None
-        #: How many Nacks were held when this session last started its consumers, while draining.
-        self._held_before = 0
         #: The end has come, and the unstarted deliveries are returned. From now on no delivery is
         #: accepted, and those in hand may be settled.
-        self._is_leaving = False
+        self._may_settle_at_last = False
         #: Callbacks that run are not waited for any more.
         self._is_abandoned = False
         #: When the thread began, monotonic seconds.
@@ -178,6 +175,7 @@ class Supervisor(threading.Thread):
         except BaseException as exc:
             self._ending = _failure(exc)
         assert self._ending is not None
+        self._pool.end()
         try:
             self._say_how_it_ended(self._ending)
         except Exception as exc:
@@ -186,7 +184,6 @@ class Supervisor(threading.Thread):
             self._report(self._ending)
 
     def _say_how_it_ended(self, end: End) -> None:
-        self._pool.end()
         reason = "asked to stop" if end.error is None else type(end.error).__name__
         seconds = monotonic() - self._born
         self._status.enter(Phase.STOPPED, f"stopped after {seconds:.1f} s ({reason}): {self.stats}")
@@ -244,7 +241,7 @@ class Supervisor(threading.Thread):
             self._topology,
             deliver=self._on_delivery,
             number=self._sessions + 1,
-            passing=self._passing,
+            retry_codes=self._retry_codes,
         )
         opener = SessionOpener(open_session, lambda: self.mailbox.post(_nothing))
         try:
@@ -261,20 +258,22 @@ class Supervisor(threading.Thread):
         return None
 
     @property
-    def _passing(self) -> set[int]:
+    def _retry_codes(self) -> set[int]:
         """The channel.close codes that make a SessionLost now, since their cause may pass."""
         if self._sessions:
-            return _PASSING
-        return _PASSING_AT_FIRST if monotonic() - self._born < _AT_FIRST else set()
+            return _RETRY
+        return _RETRY_AT_FIRST if monotonic() - self._born < _AT_FIRST else set()
 
     def _serve(self, session: Session) -> None:
         """Consume until the end, then wind down; raises SessionLost."""
-        self._sessions, self._held_before = session.number, 0
+        self._sessions = session.number
+        if self._drain is not None:
+            self._drain.begin()
         self.stats.reconnections = self._sessions - 1
         self._account.begin(session.number)
         self._session = session
         self.mailbox.attach(session.wake)
-        session.tick(self._sleep)
+        session.start_ticking(self._sleep)
         if session.number > 1:
             self._deduplicated_before = self.stats.deduplicated
             session.call_later(_GOOD_AFTER, self._tell_deduplicated)
@@ -301,11 +300,11 @@ class Supervisor(threading.Thread):
             self._turn(session)
             if self._ending is None and not session.is_consuming:
                 try:
-                    session.look_for_queue()
+                    session.raise_cancellation()
                 except ConsumerCanceled as exc:
                     self._end(exc, exc.exit_code)
-            if self._ending is None and self._options.drain:
-                self._drain(session)
+            if self._ending is None and self._drain is not None:
+                self._ending = self._drain.look(session, partial(self._receive, session, 0))
 
     def _wind_down(self, session: Session) -> None:
         """Return the deliveries that no worker has begun, let callbacks finish, settle everything.
@@ -315,25 +314,25 @@ class Supervisor(threading.Thread):
         until its callbacks are settled, and the channel's end returns the rest.
         """
         self._tell_stopping()
-        self._return_unstarted()
+        self._give_up_unstarted()
         if not self._topology.has_single_active_consumer:
             session.cancel()
             # Deliveries that came before the broker had answered the cancel.
-            self._return_unstarted()
+            self._give_up_unstarted()
             self._account.release_all()
-        self._is_leaving = True
+        self._may_settle_at_last = True
         while self._is_waiting_for_callbacks:
             self._turn(session)
         self._settle(session)
         if self._topology.has_single_active_consumer:
             session.leave()
 
-    def _return_unstarted(self) -> None:
+    def _give_up_unstarted(self) -> None:
         """Return to their queues the deliveries that no worker has begun."""
         unstarted = self._intake.take_back()
         self.stats.count(NACK, len(unstarted))
         if self._topology.has_single_active_consumer:
-            self._account.leave_unstarted(unstarted)
+            self._account.forget_unstarted(unstarted)
         else:
             self._account.return_unstarted(unstarted)
 
@@ -368,7 +367,7 @@ class Supervisor(threading.Thread):
 
     def _settle(self, session: Session) -> None:
         """Send the verdicts that are due; after the end has come, only once `_is_leaving`."""
-        if self._ending is not None and not self._is_leaving:
+        if self._ending is not None and not self._may_settle_at_last:
             return
         frames = self._account.take_frames()
         if frames:
@@ -382,40 +381,6 @@ class Supervisor(threading.Thread):
             self._accept(self.mailbox.wait(max(0.0, min(seconds, self._sleep))))
         self._follow_up()
         self._status.tick(None)
-
-    def _drain(self, session: Session) -> None:
-        """End once only returned messages are left; their Nacks are held until then.
-
-        Where they fill the prefetch, get another one, or end if no more can be held.
-        """
-        held, prefetch = self._account.held, self._topology.prefetch_count
-        is_full = 0 < prefetch <= held - self._held_before
-        may_go_on = held < _MOST_HELD and not self._topology.has_single_active_consumer
-        if self._is_drained(session):
-            if held:
-                _log.warning("drained; %d messages that were returned are left", held)
-            self._end(None, ExitCode.OK)
-        elif is_full and not may_go_on:
-            reason = f"not drained: no more can be held than the {held} messages that were returned"
-            full = UnavailableException(reason)
-            self._end(full, full.exit_code)
-        elif is_full:
-            self._held_before = held
-            session.consume_again()
-
-    def _is_drained(self, session: Session) -> bool:
-        """Tell whether the queues are empty and each delivery is settled or its Nack is held."""
-        # Twice: a queue may answer that it is empty before its last messages have been sent.
-        for _ in range(2):
-            if not self._has_only_held or any(session.depths().values()):
-                return False
-            # Messages that were sent before the answer have arrived, but pika still holds them.
-            self._receive(session, 0)
-        return self._has_only_held
-
-    @property
-    def _has_only_held(self) -> bool:
-        return len(self._account) == self._account.held
 
     def _survive(self, loss: SessionLost) -> None:
         """Forget a session and wait before the next one, unless the end has come."""
@@ -432,17 +397,16 @@ class Supervisor(threading.Thread):
             self._wait_for_mail(deadline - monotonic())
 
     def _explain(self, loss: SessionLost) -> str:
-        """Give the reason of a loss; where a slow callback is likely, add which setting to change.
+        """Give the text of a loss, and what a person has to change if a slow callback is likely.
 
         Source: RabbitMQ closes the channel of a delivery that is not acknowledged within
         consumer_timeout, also of one that was only prefetched; pika does not tell us why.
         """
-        running, held = self._account.oldest, self._account.oldest_held
-        oldest = min(filter(None, (running, held)), key=lambda each: each.received, default=None)
+        oldest = self._account.oldest_outstanding
         if not loss.is_by_channel or oldest is None:
             return str(loss)
         cure = f"lower qos.prefetch_count ({self._topology.prefetch_count})"
-        if oldest is held:
+        if self._account.is_held(oldest):
             cure = f"lower nack_delay.max ({self._options.nack_maximum:g} s)"
         return (
             f"{loss}; {oldest.name} is unacknowledged for {monotonic() - oldest.received:.0f} s: "
@@ -473,7 +437,7 @@ class Supervisor(threading.Thread):
         self._account.conclude(item)
         error = item.error
         if error is not None:
-            self._end(error, _exit_code(error))
+            self._end(error, _callback_exit_code(error))
         if self._remaining is not None:
             self._remaining -= 1
             if self._remaining == 0:
@@ -485,18 +449,18 @@ class Supervisor(threading.Thread):
             self.stats.count(outcome.verdict)
             self._status.tell_outcome(outcome)
             if outcome.verdict in RETURNS:
-                self._hold(outcome)
+                self._schedule_release(outcome)
 
     def _on_delivery(self, delivery: Delivery) -> None:
         self.stats.received += 1
-        if self._is_leaving:
+        if self._may_settle_at_last:
             self.stats.count(NACK)  # Closing the channel returns it.
         elif self._account.receive(delivery):
             self._intake.add(delivery)
         else:
             self.stats.deduplicated += 1
 
-    def _hold(self, outcome: Outcome) -> None:
+    def _schedule_release(self, outcome: Outcome) -> None:
         """Release a held Nack after its delay, since RabbitMQ would redeliver at once."""
         options, target = self._options, outcome.target
         delay = nack_delay(options.nack_initial, options.nack_maximum, outcome.returns)
@@ -507,7 +471,7 @@ class Supervisor(threading.Thread):
             # A drain holds each Nack until its end, so that no message comes again meanwhile.
             if not options.drain:
                 session.call_later(delay, release) if delay else release()
-        elif self._is_leaving and not self._topology.has_single_active_consumer:
+        elif self._may_settle_at_last and not self._topology.has_single_active_consumer:
             release()
 
     def _end(self, error: BaseException | None, exit_code: int) -> None:
@@ -519,7 +483,7 @@ class Supervisor(threading.Thread):
         """Stop without waiting for callbacks."""
         if not self._is_abandoned:
             self._is_abandoned = True
-            self.stats.abandoned = self._account.in_hand
+            self.stats.abandoned = self._account.in_hand - len(self._intake)
             self._ending = end
 
 
@@ -532,7 +496,7 @@ def _failure(exc: BaseException) -> End:
     return End(exc, ExitCode.UNEXPECTED)
 
 
-def _exit_code(error: BaseException) -> int:
+def _callback_exit_code(error: BaseException) -> int:
     """Give the exit code for what a callback raised: only a HaltConsumer brings its own."""
     return error.exit_code if isinstance(error, HaltConsumer) else ExitCode.CALLBACK
 

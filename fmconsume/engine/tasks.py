@@ -15,7 +15,7 @@ from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from ..delivery import FAIL, NACK, Delivery, Outcome
+from ..delivery import FAIL, Delivery, Outcome
 from .coroutines import CoroutineRunner
 from .processor import Processor
 from .workers import Pool, Ports, Post, Worker
@@ -130,9 +130,8 @@ class TaskWorker(Worker):
     def _on_done(self, delivery: Delivery, task: asyncio.Task[Outcome]) -> None:
         try:
             outcome = task.result()
-        except BaseException as exc:  # Say, a CancelledError: each delivery needs an outcome.
-            verdict = NACK if self._coroutines.is_closing else FAIL
-            outcome = Outcome(delivery=delivery, verdict=verdict, error=exc)
+        except BaseException as exc:  # It was cancelled, perhaps before its first step.
+            outcome = self._processor.give_up(delivery, exc)
         self._report(outcome)
         if self._is_ended_by(outcome):
             self._ended.set()

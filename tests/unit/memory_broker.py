@@ -34,10 +34,10 @@ class MemoryBroker:
         topology: Topology,
         deliver: Callable[[Delivery], None],
         number: int = 1,
-        passing: Container[int] = (),
+        retry_codes: Container[int] = (),
     ) -> MemorySession:
         """Open a session, as the test wants."""
-        session = MemorySession(address, deliver, number, passing)
+        session = MemorySession(address, deliver, number, retry_codes)
         self.sessions.append(session)
         self.prepare(session)
         self.opened.put(session)
@@ -60,14 +60,13 @@ class MemorySession:
         address: Address,
         deliver: Callable[[Delivery], None],
         number: int,
-        passing: Container[int],
+        retry_codes: Container[int],
     ) -> None:
         self.number = number
         self.address = address
-        self.consumers: dict[str, str] = {}
         self.blocked = ""
         self.deliver = deliver
-        self.passing = passing
+        self.retry_codes = retry_codes
         #: Makes connecting block, or fail; set by the test before it starts.
         self.on_connect: Callable[[], None] = lambda: None
         self.on_declare: Callable[[], None] = lambda: None
@@ -87,12 +86,12 @@ class MemorySession:
     # -- for the supervisor ------------------------------------------------
 
     def consume(self) -> None:
-        self.consumers["tag of fruit"] = "fruit"
+        pass
 
     def consume_again(self) -> None:
         self.calls.put("consume again")
 
-    def tick(self, seconds: float) -> None:
+    def start_ticking(self, seconds: float) -> None:
         self.tick_seconds = seconds
 
     def wait(self, seconds: float | None = None) -> None:
@@ -115,7 +114,7 @@ class MemorySession:
     def is_consuming(self) -> bool:
         return self.cancel_reason is None
 
-    def look_for_queue(self) -> None:
+    def raise_cancellation(self) -> None:
         assert self.cancel_reason is not None
         raise self.cancel_reason
 

@@ -536,3 +536,34 @@ def test_flush_once() -> None:
     finish(account, second)
     assert [outcome.delivery for outcome in account.flush()] == [first, second]
     assert account.flush() == []
+
+
+def test_oldest_outstanding() -> None:
+    """Of what this session delivered, the broker has waited for the oldest longest, held or not."""
+    account = open_session()
+    orphan, lost = make_delivery(1, 1), make_delivery(1, 2, message_id="pear")
+    for delivery in (orphan, lost):
+        account.receive(delivery)
+    account.lose([])
+    account.begin(2)
+    assert account.oldest_outstanding is None
+    fresh = make_delivery(2, 1, message_id="plum")
+    again = make_delivery(2, 2, redelivered=True)
+    for delivery in (fresh, again):
+        account.receive(delivery)
+    assert account.oldest_outstanding is fresh
+    finish(account, fresh)
+    assert account.oldest_outstanding is again
+    assert not account.is_held(again)
+    finish(account, orphan, Verdict.NACK)
+    assert account.oldest_outstanding is again
+    assert account.is_held(again)
+
+
+def test_lose_settles_nothing() -> None:
+    """After a loss the broker waits for nothing any more."""
+    account = open_session()
+    account.receive(make_delivery(1, 1))
+    assert len(account) == 1
+    account.lose([])
+    assert len(account) == 0

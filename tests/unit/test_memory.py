@@ -241,7 +241,7 @@ def test_size_bounds_everything(size: int, steps: list[tuple[str, int]]) -> None
         memory.count_return(key)
         arguments = {"note_finished": (key, ACK, session), "recall": (key, session)}
         getattr(memory, name)(*arguments.get(name, (key,)))
-    for store in (memory._order, memory._returned, memory._returns):
+    for store in (memory._order, memory._back_in_queue, memory._return_counts):
         assert len(store) <= size
     assert memory._finished.keys().isdisjoint(memory._several)
     assert {*memory._finished, *memory._several} == set(memory._order)

@@ -251,7 +251,7 @@ def refusal(connection: FakeConnection, error: Exception, passing: Any = ()) -> 
     """Give what a session raises for an error while it declares a queue."""
     connection.fake_channel.failures["queue_declare"] = error
     with pytest.raises((SessionLost, PermissionException)) as caught:
-        open_session(ADDRESS, TOPOLOGY, ignore, passing=passing)
+        open_session(ADDRESS, TOPOLOGY, ignore, retry_codes=passing)
     return caught.value
 
 
@@ -419,12 +419,12 @@ def open_and_cancel() -> Session:
     return session
 
 
-def test_look_for_queue_gone(session: Session, channel: FakeChannel) -> None:
+def test_raise_cancellation_gone(session: Session, channel: FakeChannel) -> None:
     """A cancel whose queue is not found ends the consumer, naming the queue."""
     cancel(session, channel)
     channel.failures["queue_declare"] = ChannelClosedByBroker(404, "NOT_FOUND - no queue 'fruit'")
     with pytest.raises(ConsumerCanceled, match=r"consumer of queue 'fruit', and the queue is gone"):
-        session.look_for_queue()
+        session.raise_cancellation()
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_look_for_queue_gone(session: Session, channel: FakeChannel) -> None:
         (StreamLostError("reset"), "reset"),
     ],
 )
-def test_look_for_queue_not_gone(
+def test_raise_cancellation_not_gone(
     session: Session, channel: FakeChannel, failure: Any, told: str
 ) -> None:
     """A cancel whose queue is there, or only away, costs the session."""
@@ -444,7 +444,7 @@ def test_look_for_queue_not_gone(
     if failure:
         channel.failures["queue_declare"] = failure
     with pytest.raises(SessionLost, match=told) as caught:
-        session.look_for_queue()
+        session.raise_cancellation()
     # Without a failure it may be the acknowledgement timeout, of which the log gives a hint.
     assert caught.value.is_by_channel is (failure is None)
 
@@ -474,7 +474,7 @@ def test_settle_line_full(
     """A broker that takes no acknowledgements for long enough costs the session."""
     now = [1000.0]
     monkeypatch.setattr(session_module, "monotonic", lambda: now[0])
-    session.tick(5.0)
+    session.start_ticking(5.0)
 
     def block(*args: Any) -> None:
         for _ in range(10):
@@ -555,7 +555,7 @@ def test_consume_registers(session: Session, channel: FakeChannel) -> None:
     """Each queue gets a consumer, under the name that the broker gave it."""
     assert not session.is_consuming
     session.consume()
-    assert session.consumers == {"tag of fruit": "fruit", "tag of amq.gen-1": "amq.gen-1"}
+    assert channel.consumer_tags == ["tag of fruit", "tag of amq.gen-1"]
     assert session.is_consuming
     assert session.name == f"fruit, amq.gen-1 at {ADDRESS.name}"
 
@@ -639,14 +639,14 @@ def test_wait_time_limit(session: Session, connection: FakeConnection) -> None:
     ("configured", "agreed", "longest"),
     [("", 60, 30.0), ("heartbeat=7", 7, 3.5), ("heartbeat=0", 0, 1000.0)],
 )
-def test_tick_heartbeat(
+def test_start_ticking_heartbeat(
     connection: FakeConnection, configured: str, agreed: int, longest: float
 ) -> None:
     """Each half heartbeat has a tick, if there are any; the URL goes before the broker."""
     parameters = partial(pika.URLParameters, f"amqp://h?{configured}")
     session = open_quietly(connection, ADDRESS._replace(parameters=parameters))
     connection.ioloop.timers.clear()
-    session.tick(1000.0)
+    session.start_ticking(1000.0)
     assert connection.heartbeat == agreed
     for _ in range(3):
         ((seconds, _),) = connection.ioloop.timers

@@ -17,6 +17,7 @@ from fmconsume.broker.backoff import Backoff
 from fmconsume.broker.errors import SessionLost
 from fmconsume.broker.topology import Topology
 from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Frame, Outcome, Verdict
+from fmconsume.engine import drain as drain_module
 from fmconsume.engine import mailbox as mailbox_module
 from fmconsume.engine import supervisor as supervisor_module
 from fmconsume.engine.pool import make_pool
@@ -722,7 +723,7 @@ def test_drain_returned(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_drain_returned_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A drain ends as one that failed where more is returned than it can hold."""
-    monkeypatch.setattr(supervisor_module, "_MOST_HELD", 10)
+    monkeypatch.setattr(drain_module, "_MOST_HELD", 10)
     session = bench.start(nack_all, drain=True)
     session.ready = 1000
     session.deliver_soon(*map(str, range(10)))
@@ -947,7 +948,7 @@ def test_lost_settled_before(bench: Bench) -> None:
     good = bench.next_session()
     good.lose_soon()
     bench.next_session()
-    assert [session.passing for session in bench.broker.sessions] == [{405}, {405}, {404, 405}]
+    assert [session.retry_codes for session in bench.broker.sessions] == [{405}, {405}, {404, 405}]
     assert [session.number for session in bench.broker.sessions] == [1, 1, 2]
 
 
@@ -1012,4 +1013,4 @@ def test_failover_none_works(bench: Bench, caplog: pytest.LogCaptureFixture) -> 
 def test_run_locked_for_too_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A queue that another connection holds at the first start is waited for, not for ever."""
     monkeypatch.setattr(supervisor_module, "_AT_FIRST", 0.0)
-    assert not bench.start().passing
+    assert not bench.start().retry_codes
