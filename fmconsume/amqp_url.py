@@ -47,15 +47,18 @@ def check_quoting(url: str) -> None:
 
 
 def _is_split_wrongly(url: str) -> bool:
-    """Tell whether the port is no number, or the "@" after a password is in the path."""
+    """Tell whether the port is no number, or a password goes on after the host.
+
+    An "@" belongs before the host. Behind it, only the value of a parameter may hold one, as the
+    path of a certificate.
+    """
     try:
         parts = urlsplit(url)
         _ = parts.port
     except ValueError:
         return True
-    # urlsplit ends the path at "#", which a password may hold too.
-    path = url.partition("://")[2].partition("/")[2].partition("?")[0]
-    return "@" in parts.path or "@" in path
+    behind = [parts.path, parts.query.partition("=")[0], parts.fragment]
+    return "@" in "".join(behind)
 
 
 def tls_options(url: str) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Consumer:
         self.exit_code: int = ExitCode.UNEXPECTED
         brokers, wanted = addresses(), topology(bindings, queues)
         engine_options = options(workers, limit, drain)
-        processor = make_processor(callback, conf["body"], _make_keep())
+        processor = make_processor(callback, conf["body"], _make_keep)
         self._coroutines = processor.coroutines
         monitoring = _make_monitoring(lambda: self.stats)
         #: The monitoring server, or nothing; `run` enters it.

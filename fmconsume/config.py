@@ -13,10 +13,10 @@ import types
 from collections.abc import Mapping
 from typing import Any, Callable
 
-from .config_checks import DEFAULTS, check_config
+from .config_checks import DEFAULTS, check_bindings, check_config, check_queues
 from .exceptions import ConfigurationException, UnavailableException
 
-__all__ = ["DEFAULTS", "LazyConfig", "conf"]
+__all__ = ["DEFAULTS", "LazyConfig", "check_bindings", "check_queues", "conf"]
 
 _DEFAULT_PATH = "/etc/fedora-messaging/config.toml"
 _VARIABLES = ("FMCONSUME_CONF", "FEDORA_MESSAGING_CONF")

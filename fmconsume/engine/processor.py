@@ -163,18 +163,20 @@ class Processor:
 
 
 def make_processor(
-    callback: Callable[..., Any], body_mode: str = "object", keep: Keep | None = None
+    callback: Callable[..., Any],
+    body_mode: str = "object",
+    make_keep: Callable[[], Keep | None] = lambda: None,
 ) -> Processor:
     """Make the processor for a callback as the user gave it. Thread: any.
 
     Args:
         callback: A function, an object or a class, coroutine or not.
         body_mode: "object", "json" or "bytes", as for `decode`.
-        keep: As for Processor.
+        make_keep: Makes `keep` for the Processor, once the callback is ready.
 
     Raises:
-        ValueError, Exception: As for `callbacks.instantiate`.
+        ValueError, Exception: As for `callbacks.instantiate`, or from `make_keep`.
     """
     coroutines = CoroutineRunner()
     ready = prepare(callback, coroutines)
-    return Processor(ready, partial(decode, body_mode=body_mode), keep, coroutines)
+    return Processor(ready, partial(decode, body_mode=body_mode), make_keep(), coroutines)

@@ -15,7 +15,7 @@ from ..delivery import ACK, DROP, NACK, REJECT, Outcome, Verdict
 __all__ = ["End", "Observer", "Phase", "Snapshot", "State", "Stats"]
 
 
-class Phase(enum.Enum):
+class Phase(str, enum.Enum):
     """The supervisor's present activity; the value is its name for people and monitors."""
 
     CONNECTING = "connecting"
@@ -28,6 +28,9 @@ class Phase(enum.Enum):
     PREFETCH_FULL = "prefetch full"
     STOPPING = "stopping"
     STOPPED = "stopped"
+
+    def __str__(self) -> str:
+        return self.value
 
     @property
     def is_consuming(self) -> bool:
@@ -53,22 +56,17 @@ class State(NamedTuple):
     """Why messages flow, or why they do not.
 
     Attributes:
-        phase: Of the supervisor.
+        name: The supervisor's phase, a string: "connecting", "waiting", "consuming" and so on.
         text: One line for a person.
     """
 
-    phase: Phase
+    name: Phase
     text: str
-
-    @property
-    def name(self) -> str:
-        """The phase in a word or two: "connecting", "waiting", "consuming" and so on."""
-        return self.phase.value
 
     @property
     def is_consuming(self) -> bool:
         """Whether a session consumes, so that the broker delivers messages up to the prefetch."""
-        return self.phase.is_consuming
+        return self.name.is_consuming
 
 
 class End(NamedTuple):

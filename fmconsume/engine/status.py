@@ -74,7 +74,7 @@ class Status:
         state = State(phase, printable(text, _LENGTH))
         if state == self.state:
             return
-        if phase is not self.state.phase or phase is Phase.CONNECTING:
+        if phase is not self.state.name or phase is Phase.CONNECTING:
             level = logging.WARNING if phase.needs_attention else logging.INFO
             _log.log(level, "%s", state.text)
         self.state = state

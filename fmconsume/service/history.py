@@ -119,7 +119,7 @@ class History(Observer):
     def on_state(self, state: State) -> None:
         """Note a change of state."""
         self.seen = monotonic()
-        if state.phase is not self.state.phase:
+        if state.name is not self.state.name:
             self.since = monotonic()
         self.state = state
 

@@ -71,7 +71,7 @@ def _counters(history: History) -> Iterable[Metric]:
 
 def _gauges(history: History) -> Iterable[Metric]:
     now, snapshot, state = monotonic(), history.snapshot, history.state
-    is_state = {phase.value: phase is state.phase for phase in Phase}
+    is_state = {phase.value: phase is state.name for phase in Phase}
     yield _gauge("consuming", "Whether messages are taken as they come", history.is_consuming)
     yield _gauge("state", "Whether this is the state", is_state, "state")
     yield _gauge("uptime_seconds", "Time since the start", now - history.started)

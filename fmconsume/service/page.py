@@ -138,7 +138,7 @@ def _header(history: History) -> str:
         f"fmconsume {__version__}",
     ]
     silence = history.silence
-    is_good = state.phase is Phase.CONSUMING and not silence
+    is_good = state.name is Phase.CONSUMING and not silence
     alarm = f'<p class="bad">There is {escape(silence)}.</p>\n' if silence else ""
     return (
         f'<h1 class="{"good" if is_good else ""}">'

@@ -48,7 +48,7 @@ class Notifier(Observer):
         """Report once that the consumer is ready or stops, and its status every few seconds."""
         news = {_milestone(state)} - self._announced
         status = _status(state, self._counts)
-        is_last = state.phase is Phase.STOPPED
+        is_last = state.name is Phase.STOPPED
         is_due = status != self._status and monotonic() >= self._next_status
         if (news or is_last or is_due) and self._send(*news, status):
             self._announced |= news
@@ -81,11 +81,11 @@ class Notifier(Observer):
 def _milestone(state: State) -> str:
     if state.is_consuming:
         return "READY=1"
-    return "STOPPING=1" if state.phase.is_ending else ""
+    return "STOPPING=1" if state.name.is_ending else ""
 
 
 def _status(state: State, counts: str) -> str:
-    text = state.text if state.phase is Phase.STOPPED else state.text + counts
+    text = state.text if state.name is Phase.STOPPED else state.text + counts
     # Others choose parts of the text, and a line break in it would begin another assignment.
     return "STATUS=" + "".join(char if char.isprintable() else " " for char in text)
 

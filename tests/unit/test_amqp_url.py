@@ -22,6 +22,7 @@ from fmconsume.amqp_url import check_quoting, is_amqp_url, tls_options
         "amqp://ann:secret@[::1]:5673/v?heartbeat=5",
         "amqp://ann:se%2Fcret@h",
         "amqps://h/?ssl_options={'cafile': '/nowhere/a@b'}&heartbeat=5",
+        "amqps://h?ssl_options={'cafile': '/nowhere/a@b'}",
     ],
 )
 def test_is_amqp_url_good(url: str) -> None:
@@ -44,6 +45,8 @@ def test_is_amqp_url_good(url: str) -> None:
         "amqp://ann@h",
         "amqp://ann:12/cret@h",
         "amqp://ann:12/cr#et@h",
+        "amqp://ann:12#cret@h",
+        "amqp://ann:12?cret@h",
         "amqp://?hearbeat=5",
         "amqp://?heartbeat=often",
         "amqp://?heartbeat=5&heartbeat=6",

@@ -473,6 +473,8 @@ def test_consumer_no_folder(stage: Stage, conf: LazyConfig, tmp_path: Path) -> N
     conf["failed_messages"] = str(tmp_path / "file" / "failed")
     with pytest.raises(UnavailableException, match=r"failed_messages .*Not a directory"):
         Consumer(callback)
+    with pytest.raises(ValueError, match="expected a function"):
+        Consumer(17)  # type: ignore[arg-type]
 
 
 def test_run_outside_main_thread(stage: Stage) -> None:

@@ -550,7 +550,7 @@ def test_run_observer_fails_at_the_end(bench: Bench) -> None:
     """The end is reported although an observer fails."""
 
     def fail(state: State) -> None:
-        if state.phase is Phase.STOPPED:
+        if state.name is Phase.STOPPED:
             raise OSError("no space left on device")
 
     observer = Observer()

@@ -28,6 +28,7 @@ from fmconsume.broker.wire import (
     ordered,
     published,
 )
+from tests import fuzz_wire
 
 UTC = datetime.timezone.utc
 #: What pika's times have: UTC since 1.4, nothing before.
@@ -346,3 +347,8 @@ def test_expect_no_callbacks() -> None:
     assert manager.pending(1, Deliver()) is None
     assert manager.pending(1, spec.Basic.GetEmpty()) == 1
     assert other.pending(1, Deliver()) == 1
+
+
+def test_decode_fuzz() -> None:
+    """Whatever bytes come, they are read or are a flaw; `python -m tests.fuzz_wire` has more."""
+    assert "none raised" in fuzz_wire.main(3000)
