@@ -48,16 +48,20 @@ _HEADERS = {
 
 def serve(port: int, count: int, size_bytes: int, prefetch: int) -> None:
     """Deliver so many numbered messages to one consumer, and wait until it closes."""
-    contents = [_content(number, size_bytes) for number in range(count)]
+    # Made before anything is measured; fmconsume begins on one channel and goes on with another.
+    contents = {
+        channel: [_content(channel, number, size_bytes) for number in range(count)]
+        for channel in (1, 2)
+    }
     with socket.create_server(("127.0.0.1", port)) as listener:
         print("listening", flush=True)
         line, _ = listener.accept()
     with line:
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _Peer(line, contents, prefetch).run()
+        _Peer(line, contents, count, prefetch).run()
 
 
-def _content(number: int, size_bytes: int) -> bytes:
+def _content(channel: int, number: int, size_bytes: int) -> bytes:
     """Make what follows basic.deliver on the wire."""
     body = json.dumps(make_body(number, size_bytes)).encode()
     properties = spec.BasicProperties(
@@ -68,33 +72,44 @@ def _content(number: int, size_bytes: int) -> bytes:
         priority=0,
         message_id=f"7a6b2c3d-0000-4000-8000-{number:012}",
     )
-    header = frame.Header(1, len(body), properties).marshal()
-    return header + frame.Body(1, body).marshal()
+    header = frame.Header(channel, len(body), properties).marshal()
+    return header + frame.Body(channel, body).marshal()
 
 
 class _Peer:
-    def __init__(self, line: socket.socket, contents: list[bytes], prefetch: int) -> None:
+    def __init__(
+        self, line: socket.socket, contents: dict[int, list[bytes]], count: int, prefetch: int
+    ) -> None:
         self._line = line
         self._contents = contents
+        self._count = count
         self._prefetch = prefetch
-        self._sent = self._settled = 0
-        #: Of a consumer that may be sent something; "" before and after.
-        self._consumer_tag = ""
+        #: Messages that were sent to any consumer, and before the one that may be sent something.
+        self._sent = self._begin = 0
+        #: The last tag that this consumer has settled.
+        self._settled = 0
+        #: Its channel and its tag; "" before and after.
+        self._channel, self._consumer_tag = 0, ""
 
     def run(self) -> None:
         for method, channel in self._methods():
             if isinstance(method, spec.Basic.Ack):
-                self._settled = method.delivery_tag
+                if channel == self._channel:
+                    self._settled = method.delivery_tag
             elif isinstance(method, spec.Queue.Declare):
                 self._answer(channel, spec.Queue.DeclareOk(method.queue or "q", 0, 1))
             elif isinstance(method, spec.Basic.Consume):
-                self._consumer_tag = method.consumer_tag
                 self._answer(channel, spec.Basic.ConsumeOk(method.consumer_tag))
+                self._channel, self._consumer_tag = channel, method.consumer_tag
+                self._begin, self._settled = self._sent, 0
             elif isinstance(method, spec.Basic.Cancel):
-                self._consumer_tag = ""
                 self._answer(channel, spec.Basic.CancelOk(method.consumer_tag))
+                if method.consumer_tag == self._consumer_tag:
+                    self._consumer_tag = ""
             elif type(method) in _ANSWERS:
                 self._answer(channel, _ANSWERS[type(method)])
+                if isinstance(method, spec.Basic.Qos):
+                    self._prefetch = method.prefetch_count
             if self._consumer_tag:
                 self._deliver()
 
@@ -117,11 +132,13 @@ class _Peer:
         self._line.sendall(frame.Method(channel, method).marshal())
 
     def _deliver(self) -> None:
-        end = min(self._settled + self._prefetch, len(self._contents))
+        end = min(self._begin + self._settled + self._prefetch, self._count)
         pieces = []
         for number in range(self._sent, end):
-            deliver = spec.Basic.Deliver(self._consumer_tag, number + 1, False, "amq.topic", "a.b")
-            pieces += [frame.Method(1, deliver).marshal(), self._contents[number]]
+            tag = number - self._begin + 1
+            deliver = spec.Basic.Deliver(self._consumer_tag, tag, False, "amq.topic", "a.b")
+            method = frame.Method(self._channel, deliver).marshal()
+            pieces += [method, self._contents[self._channel][number]]
         self._sent = max(self._sent, end)
         if pieces:
             self._line.sendall(b"".join(pieces))

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Callable
 
 from .broker.session import open_session
 from .config import conf
+from .engine.failures import Keep
 from .engine.pool import make_pool
-from .engine.processor import Keep, make_processor
+from .engine.processor import make_processor
 from .engine.states import End, Observer, State, Stats
 from .engine.supervisor import Supervisor
 from .engine.workers import Worker
@@ -29,7 +30,7 @@ from .publisher import publish
 from .service.systemd import Notifier
 from .shortage import shortage
 from .wakeup import WakeupQueue
-from .wiring import addresses, options, topology
+from .wiring import addresses, failure_policy, list_losses, options, topology
 
 if TYPE_CHECKING:
     from .service.monitoring import Monitoring
@@ -95,9 +96,11 @@ class Consumer:
         self.exit_code: int = ExitCode.UNEXPECTED
         brokers, wanted = addresses(), topology(bindings, queues)
         engine_options = options(workers, limit, drain)
-        processor = make_processor(callback, conf["body"], _make_keep)
+        processor = make_processor(callback, conf["body"], _make_keep, failure_policy())
         self._coroutines = processor.coroutines
         monitoring = _make_monitoring(lambda: self.stats)
+        for text in list_losses(wanted):
+            _log.warning("%s", text)
         #: The monitoring server, or nothing; `run` enters it.
         self._monitoring: AbstractContextManager[Any] = monitoring or nullcontext()
         self._supervisor = Supervisor(
@@ -242,12 +245,13 @@ def consume(
 
 def _make_keep() -> Keep | None:
     """Return the function that keeps failed messages; None if none is configured."""
-    folder = conf["failed_messages"]
+    failures = conf["failures"]
+    folder = failures["keep_in"]
     if not folder:
         return None
-    from .recording import FailedMessages  # Most consumers keep none.
+    from .kept import KeptMessages  # Most consumers keep none.
 
-    return FailedMessages(folder, conf["failed_messages_limit"], conf["body"]).keep
+    return KeptMessages(folder, failures["keep"], conf["body"]).keep
 
 
 def _make_monitoring(stats: Callable[[], Stats]) -> Monitoring | None:

@@ -38,10 +38,11 @@ from .callbacks import prepare
 from .config import conf
 from .console import say
 from .engine.coroutines import CoroutineRunner
-from .exceptions import ConnectionException, ExitCode
+from .exceptions import ConnectionException, ExitCode, UnavailableException
+from .kept import KeptMessages
 from .redaction import hide_passwords, redact_value
 from .text import printable
-from .wiring import addresses
+from .wiring import addresses, failure_policy, list_losses
 
 __all__ = ["Row", "advise", "check", "examine"]
 
@@ -91,12 +92,13 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
 
     Raises:
         ValueError: The callback cannot be called.
-        ConfigurationException: A URL or a certificate cannot be used.
+        ConfigurationException: A URL, a certificate or a class of exceptions cannot be used.
         Exception: Whatever the constructor of a callback class raises.
     """
     found = [
         Row("configuration", conf.path, "valid" if os.path.exists(conf.path) else _NO_FILE),
         _look_at_callback(callback),
+        *_look_at_failures(),
         *examine(topology, conf["tls"]),
     ]
     # A URL with a password may stand where a file or a queue should; names may hold anything.
@@ -111,8 +113,11 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
         mark = "!" if row.exit_code else " "
         say(f"{mark} {row.kind:13}  {row.name:{width}}  {row.status}")
     version = next((row.version for row in rows if row.version), ())
-    delay = conf["nack_delay"]["max"]
-    for text in advise(topology, workers, conf["callback_timeout"], delay, version):
+    delay = conf["failures"]["delay"]["max"]
+    for text in (
+        *list_losses(topology),
+        *advise(topology, workers, conf["callback_timeout"], delay, version),
+    ):
         say(f"  advice: {hide_passwords(text)}")
     return next((row.exit_code for row in rows if row.exit_code), ExitCode.OK)
 
@@ -125,6 +130,19 @@ def _look_at_callback(callback: Any) -> Row:
     is_function = hasattr(callback, "__qualname__") and not inspect.isclass(callback)
     name = getattr(callback, "__qualname__", type(callback).__qualname__)
     return Row("callback", name, "imported" if is_function else "constructed")
+
+
+def _look_at_failures() -> Iterator[Row]:
+    """Make ready what [failures] names as a consumer would, and raise the same errors."""
+    failure_policy()
+    folder = conf["failures"]["keep_in"]
+    if folder:
+        try:
+            KeptMessages(folder, conf["failures"]["keep"])
+        except UnavailableException as exc:
+            yield Row("folder", folder, str(exc), exc.exit_code)
+        else:
+            yield Row("folder", folder, "can be written")
 
 
 def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
@@ -367,8 +385,8 @@ def advise(
     yield from _advise_on_prefetch(topology.prefetch_count, workers, callback_timeout)
     if nack_maximum > _ACKNOWLEDGEMENT_TIMEOUT:
         yield (
-            f"nack_delay.max = {nack_maximum:g}: a Nack is held unacknowledged, longer than the "
-            "broker's acknowledgement timeout, by default 30 minutes (1800)"
+            f"failures.delay.max = {nack_maximum:g}: a Nack is held unacknowledged, longer than "
+            "the broker's acknowledgement timeout, by default 30 minutes (1800)"
         )
 
 

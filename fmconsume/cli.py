@@ -47,9 +47,29 @@ let callbacks and message schemas written for fedora-messaging import fmconsume 
 _CHECK = """
 only tell whether the consumer would start, and what it would do at the broker; nothing is
 changed there, but a callback class is constructed and the file of --record made"""
+_RECORD = """
+add each message to this file, as a line of JSON, and acknowledge it, so that it is no longer in its
+queue, unless there is --peek"""
+_PEEK = """
+with --record: put all messages back once the queues are empty or --limit is reached, and
+declare nothing; RabbitMQ marks them as redelivered, and a quorum queue may count that and put
+them back in another order"""
 _REPLAY = """
-call the callback with the messages in this file, made by --record, without a broker; the exit
-status is 1 if one fails"""
+call the callback with the messages in this file, made by --record or kept after a failure, without
+a broker; the exit status is 1 if one fails"""
+_FAILED = """
+list the messages that are kept in this folder, failures.keep_in by default, the newest first: when
+and how often each failed, and of what"""
+_REQUEUE = """
+publish the messages in this file or folder that were set aside to the queues that they came from,
+and remove each file once the broker has confirmed it; a file that cannot be requeued is named and
+stays, and the exit status is 1; --check only tells what would be done"""
+
+#: Options that go only without those that are named here, beyond what argparse knows of.
+_ALONE = {
+    "failed": ("check", "drain", "peek", "replay"),
+    "requeue": ("drain", "peek", "replay"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -68,8 +88,10 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--record",
         metavar="FILE",
-        help="add each message to this file, as a line of JSON",
+        help=_RECORD,
     )
+    add("--failed", metavar="FOLDER", nargs="?", const=True, help=_FAILED)
+    add("--requeue", metavar="FILE-OR-FOLDER", help=_REQUEUE)
     add = result.add_mutually_exclusive_group().add_argument
     add("--check", action="store_true", help=_CHECK)
     add(
@@ -77,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="stop once the queues are empty, but for what the callback returned",
     )
+    add("--peek", action="store_true", help=_PEEK)
     add("--replay", metavar="FILE", help=_REPLAY)
     add = result.add_argument
     add("--config", "--conf", metavar="FILE", help=_CONFIG)
@@ -107,6 +130,12 @@ class _Parser(argparse.ArgumentParser):
         for name, value in vars(parsed).items():
             if value == "" or (isinstance(value, list) and "" in value):
                 self.error(f"argument --{name.replace('_', '-')}: found an empty value")
+        for first, others in _ALONE.items():
+            for other in others:
+                if getattr(parsed, first) and getattr(parsed, other):
+                    self.error(f"argument --{other}: not allowed with argument --{first}")
+        if parsed.peek and not parsed.record:
+            self.error("argument --peek: expected --record, too")
         return parsed
 
     def error(self, message: str) -> NoReturn:
@@ -189,6 +218,10 @@ def _dispatch(args: argparse.Namespace) -> int:
 
         install()
     _configure(args)
+    if args.failed or args.requeue:
+        return _look_after_kept(args)
+    if args.peek:
+        return _peek(args)
     callback = _load_callback(args)
     if args.replay:
         from .recording import replay
@@ -208,6 +241,27 @@ def _dispatch(args: argparse.Namespace) -> int:
             drain=args.drain,
         )
     )
+
+
+def _look_after_kept(args: argparse.Namespace) -> int:
+    from .requeueing import requeue, tell_kept
+
+    if args.failed:
+        return tell_kept(conf["failures"]["keep_in"] if args.failed is True else args.failed)
+    return requeue(args.requeue, _check_limit(args.limit), is_dry=args.check)
+
+
+def _peek(args: argparse.Namespace) -> int:
+    from .peeking import peek
+
+    _, queues = select(args.queue_name, None, None)
+    return peek(args.record, queues, _check_limit(args.limit), conf["body"])
+
+
+def _check_limit(limit: int | None) -> int | None:
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: found {limit}, expected a number of at least 1")
+    return limit
 
 
 def _configure(args: argparse.Namespace) -> None:

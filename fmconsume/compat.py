@@ -61,6 +61,7 @@ def install() -> None:
     sys.modules[_NAME] = package
     sys.modules.update({f"{_NAME}.{name}": module for name, module in modules.items()})
     sys.meta_path.insert(0, _Finder())
+    config.conf.is_fedora_messaging = True
 
 
 class _Alias(ModuleType):

@@ -104,6 +104,8 @@ def _loading(method: Callable[..., Any]) -> Callable[..., Any]:
 class LazyConfig(dict[str, Any]):
     """A dict that reads the configuration file when it is first used in any way."""
 
+    #: It stands in for that of fedora-messaging: compat.py sets it.
+    is_fedora_messaging = False
     #: The file has been read and found good.
     loaded = False
     #: Path of that file, whether it exists or not.

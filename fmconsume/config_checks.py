@@ -36,11 +36,17 @@ DEFAULTS: dict[str, Any] = {
     "consumer_config": {},
     "body": "object",
     "workers": 1,
-    "nack_delay": {"initial": 1.0, "max": 60.0},
     "remember": 20_000,
     "callback_timeout": None,
-    "failed_messages": None,
-    "failed_messages_limit": 1000,
+    "failures": {
+        "on_exception": "halt",
+        "nack_on": [],
+        "drop_on": [],
+        "max_attempts": 0,
+        "delay": {"initial": 1.0, "max": 60.0},
+        "keep_in": None,
+        "keep": 1000,
+    },
     "monitoring": {},
     "publish_exchange": "amq.topic",
     "topic_prefix": "",
@@ -227,6 +233,10 @@ def _check_urls(value: Any, place: _Place) -> Any:
     return (_array(_check_url) if is_list else _check_url)(value, place)
 
 
+def _is_dotted_name(value: object) -> bool:
+    return isinstance(value, str) and all(map(str.isidentifier, value.split(".")))
+
+
 def _is_callback(value: object) -> bool:
     """Tell whether a value reads "package.module:object"; nothing is imported."""
     module, colon, name = str(value).partition(":")
@@ -266,6 +276,26 @@ def _bindings(queues: object) -> _Check:
 
 
 #: All top-level keys but bindings, whose check depends on the queues.
+_CLASSES = _array(_value('the name of an exception class, as "package.Error"', _is_dotted_name))
+_FAILURES = _table(
+    {
+        "on_exception": _choice(["halt", "nack", "drop"]),
+        "nack_on": _CLASSES,
+        "drop_on": _CLASSES,
+        "max_attempts": _integer(0),
+        "delay": _in_turn(
+            _table(
+                dict.fromkeys(("initial", "max"), _value("a number of seconds", _is_duration)),
+                DEFAULTS["failures"]["delay"],
+            ),
+            _value("a max not below initial", lambda delay: delay["max"] >= delay["initial"]),
+        ),
+        "keep_in": _PATH,
+        "keep": _integer(1),
+    },
+    DEFAULTS["failures"],
+)
+
 _CHECKS: dict[str, _Check] = {
     "amqp_url": _check_urls,
     "passive_declares": _BOOLEAN,
@@ -286,19 +316,11 @@ _CHECKS: dict[str, _Check] = {
     "consumer_config": _DICT,
     "body": _choice(["object", "json", "bytes"]),
     "workers": _integer(1),
-    "nack_delay": _in_turn(
-        _table(
-            dict.fromkeys(DEFAULTS["nack_delay"], _value("a number of seconds", _is_duration)),
-            DEFAULTS["nack_delay"],
-        ),
-        _value("a max not below initial", lambda delay: delay["max"] >= delay["initial"]),
-    ),
     "remember": _integer(0),
     "callback_timeout": _or(
         None, _value("a number of seconds above 0", lambda value: value and _is_duration(value))
     ),
-    "failed_messages": _PATH,
-    "failed_messages_limit": _integer(1),
+    "failures": _FAILURES,
     "monitoring": _or(
         {},
         _table(

@@ -10,7 +10,7 @@ import encodings.aliases
 import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from .exceptions import ConfigurationException, ValidationError
+from .exceptions import ConfigurationException, UndecodableError, ValidationError
 from .headers import INFO, SCHEMA, SEVERITIES, SEVERITY, check_headers, to_text
 from .log import get_logger, warn_once
 from .message_classes import base_class, choose_class
@@ -37,32 +37,45 @@ def decode(delivery: Delivery, body_mode: str = "object") -> Message:
             any JSON value and "bytes" for an untouched body, with whatever headers.
 
     Raises:
-        ValidationError: Decoding is impossible, or the message is invalid; one line.
+        UndecodableError: The body or the headers cannot be read; one line.
+        ValidationError: The message is invalid; one line.
         ConfigurationException: A message schema cannot be used, see fmconsume.schema.
     """
     try:
-        return _decode(delivery, body_mode)
+        body, severity = _read(delivery, body_mode)
+    except (ConfigurationException, MemoryError):
+        raise
+    except ValidationError as exc:
+        raise UndecodableError(*exc.args) from exc
+    except Exception as exc:
+        raise UndecodableError(brief(f"{type(exc).__name__}: {exc}")) from exc
+    try:
+        return _make(delivery, body, severity)
     except (ConfigurationException, ValidationError, MemoryError):
         raise
     except Exception as exc:
         raise ValidationError(brief(f"{type(exc).__name__}: {exc}")) from exc
 
 
-def _decode(delivery: Delivery, body_mode: str) -> Message:
+def _read(delivery: Delivery, body_mode: str) -> tuple[Any, int]:
+    """Return the body and the severity."""
     properties = delivery.properties
     body: Any = delivery.body
     flaw = getattr(properties, "flaw", "")
     if flaw:
         where = f"routing key {delivery.routing_key!r}, {len(body)} bytes"
-        raise ValidationError(f"its properties cannot be read: {flaw} ({where})")
+        raise UndecodableError(f"its properties cannot be read: {flaw} ({where})")
     if body_mode != "bytes":
         body = parse_body(body, properties.content_encoding)
-    severity = _accept(delivery, body) if body_mode == "object" else _tolerate(properties)
-    headers: Any = properties.headers
-    cls = choose_class(headers, body)
+    return body, _accept(delivery, body) if body_mode == "object" else _tolerate(properties)
+
+
+def _make(delivery: Delivery, body: Any, severity: int) -> Message:
+    cls = choose_class(delivery.properties.headers, body)  # type: ignore[arg-type]
     message = _construct(cls, delivery, body, severity)
     message.queue = delivery.queue
     message.redelivered = delivery.redelivered
+    message.attempt = delivery.attempt
     message._republished = 0
     if body is None:
         message.body = None  # JSON's null. The constructor makes an empty object of it.

@@ -21,6 +21,7 @@ __all__ = [
     "NACK",
     "REJECT",
     "RETURNS",
+    "SET_ASIDE",
     "Delivery",
     "Frame",
     "Outcome",
@@ -36,12 +37,14 @@ class Verdict(enum.Enum):
     DROP = "dropped"
     #: The callback never saw the message: it did not decode, or failed its schema.
     REJECT = "rejected"
+    #: The callback failed as often as it may: rejected, after it was kept where there is a folder.
+    SET_ASIDE = "set aside"
     #: The callback failed, or a schema is unusable: back to its queue; a delivery limit counts it.
     FAIL = "failed"
 
 
 # Up to Python 3.11, `Verdict.ACK` takes as long as a function call; every message needs one.
-ACK, NACK, DROP, REJECT, FAIL = Verdict
+ACK, NACK, DROP, REJECT, SET_ASIDE, FAIL = Verdict
 #: The verdicts that send a message back to its queue.
 RETURNS = (NACK, FAIL)
 
@@ -59,7 +62,9 @@ class Delivery:
         message_id: As it arrived; a callback may change the properties.
         received: When it arrived, monotonic seconds.
         published: The exchange, properties and headers as they came, without the broker's counts.
-        identity: The number that `memory.identity` gives; 0 is none.
+        fingerprint: The number that `memory.fingerprint` gives. The account sets it.
+        identity: The same, but 0 without a message id. The account sets it.
+        attempt: 1 where no earlier run of this message has ended in a Nack or an exception.
     """
 
     session: int
@@ -72,7 +77,9 @@ class Delivery:
     message_id: str | None
     received: float
     published: tuple[Any, ...] = ()
+    fingerprint: int = 0
     identity: int = 0
+    attempt: int = 1
 
     @property
     def name(self) -> str:
@@ -100,15 +107,19 @@ class Outcome:
         error: The exception that ends the consumer (HaltConsumer, or the callback's own);
             None when it goes on.
         seconds: How long the callback ran; 0 if it was not called.
+        flaw: Why its body or its headers cannot be read; "" where they can.
         target: The delivery that it settles: its own, or a redelivery of the same message. The
             account sets it.
         returns: How often the message went back to its queue before; set by the account, for
             verdicts in RETURNS only.
+        due: When a held message goes back, monotonic seconds. The supervisor sets it.
     """
 
     delivery: Delivery
     verdict: Verdict
     error: BaseException | None = None
     seconds: float = 0.0
+    flaw: str = ""
     target: Delivery = field(init=False, repr=False, compare=False)
     returns: int = field(init=False, default=0, repr=False, compare=False)
+    due: float = field(init=False, default=0.0, repr=False, compare=False)

@@ -10,6 +10,7 @@ from .text import printable
 
 __all__ = [
     "BadDeclaration",
+    "BodiesUnreadable",
     "ConfigurationException",
     "ConnectionException",
     "ConsumeException",
@@ -25,6 +26,7 @@ __all__ = [
     "PublishReturned",
     "PublishTimeout",
     "UnavailableException",
+    "UndecodableError",
     "ValidationError",
 ]
 
@@ -46,6 +48,7 @@ class ExitCode(enum.IntEnum):
     CALLBACK = 13
     HANDSHAKE = 14
     PERMISSION = 15
+    BODIES = 16
 
 
 class FmconsumeError(Exception):
@@ -86,6 +89,10 @@ class ValidationError(FmconsumeError):
         """The first line of the error, fit to be shown."""
         lines = str(self).splitlines() or [""]
         return printable(lines[0]) or type(self).__name__
+
+
+class UndecodableError(ValidationError):
+    """Raised when the body or the headers of a message cannot be read at all."""
 
 
 class ConnectionException(FmconsumeError):
@@ -156,6 +163,12 @@ class ConsumerCanceled(ConsumeException):
     """Raised when the broker cancels the consumer and the queue is gone."""
 
     exit_code = ExitCode.CANCELLED
+
+
+class BodiesUnreadable(ConsumeException):
+    """Raised when none of the first messages decodes, and rejecting them would lose them."""
+
+    exit_code = ExitCode.BODIES
 
 
 class Nack(ConsumeException):

@@ -32,6 +32,7 @@ __all__ = [
     "load_message",
     "loads",
     "only_json",
+    "record_fields",
 ]
 
 #: JSON Schema of a line of dumps(), for those who make such files by other means.
@@ -81,24 +82,29 @@ def dump_line(message: Message) -> str:
     return _dump(message, message.body)
 
 
-def dump_record(message: Message, **more: object) -> bytes:
+def dump_record(message: Message) -> bytes:
     """Turn a message, valid or not, into a line of ASCII for load_delivery.
+
+    Raises:
+        ValidationError, RecursionError: As for `record_fields`.
+    """
+    return json.dumps(record_fields(message)).encode() + b"\n"
+
+
+def record_fields(message: Message) -> dict[str, Any]:
+    """Turn a message, valid or not, into the fields of a line for load_delivery.
 
     A body of bytes becomes base64. NaN and the infinities, which JSON does not have,
     become strings.
-
-    Args:
-        more: Fields to add to the line.
 
     Raises:
         ValidationError: The body is not JSON.
         RecursionError: The message is nested too deep.
     """
-    body = message.body
+    body, more = message.body, {}
     if isinstance(body, bytes):
-        body, more["body_encoding"] = base64.b64encode(body).decode(), "base64"
-    fields = json.loads(_dump(message, body), parse_constant=str)
-    return json.dumps({**fields, **more}).encode() + b"\n"
+        body, more = base64.b64encode(body).decode(), {"body_encoding": "base64"}
+    return {**json.loads(_dump(message, body), parse_constant=str), **more}
 
 
 def _dump(message: Message, body: Any) -> str:

@@ -106,6 +106,7 @@ class Message:
     Attributes:
         queue: Name of the queue that it came from, if it came from one.
         redelivered: The broker has delivered it before, and it may have been processed.
+        attempt: 1, and one more for each earlier run that ended in a Nack or an exception.
 
     Raises:
         TypeError: The class is not registered: no consumer would find it.
@@ -117,6 +118,7 @@ class Message:
     deprecated: bool = False
     queue: str | None = None
     redelivered: bool = False
+    attempt: int = 1
     #: How often it was published after it had been received; None if it was not received.
     _republished: int | None = None
     headers_schema: ClassVar[dict[str, Any]] = HEADERS_SCHEMA

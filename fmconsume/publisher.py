@@ -30,7 +30,7 @@ from .shortage import shortage
 from .text import printable
 from .wiring import addresses
 
-__all__ = ["Publisher", "publish"]
+__all__ = ["Publisher", "publish", "send"]
 
 _log = get_logger(__name__)
 
@@ -80,6 +80,16 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
 
 def _send(message: Message, request: Request) -> None:
     """Send a valid message; `fmconsume.testing.mock_sends` replaces this function."""
+    send(request)
+
+
+def send(request: Request) -> None:
+    """Send what is encoded already, and wait until the broker confirms it. Thread: any.
+
+    Raises:
+        PublishException, ConfigurationException, ConnectionException: As for `publish`.
+        ValidationError: The properties are too large for a frame.
+    """
     _publisher().send(request)
 
 

@@ -5,7 +5,8 @@ Any thread may call.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import pkgutil
+from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any, Optional
 from urllib.parse import urlsplit
@@ -14,12 +15,22 @@ from .broker.addresses import Address, parse_address
 from .broker.topology import Topology
 from .config import LazyConfig, conf
 from .config_checks import DEFAULTS, check_bindings, check_queues
+from .delivery import DROP, FAIL, NACK
+from .engine.failures import FailurePolicy
 from .engine.supervisor import Options
 from .exceptions import ConfigurationException
 from .log import get_logger
 from .redaction import redact
+from .text import describe
 
-__all__ = ["addresses", "options", "select", "topology"]
+__all__ = [
+    "addresses",
+    "failure_policy",
+    "list_losses",
+    "options",
+    "select",
+    "topology",
+]
 
 _log = get_logger(__name__)
 
@@ -213,15 +224,64 @@ def options(workers: int | None, limit: int | None, drain: bool) -> Options:
     _check_number("limit", limit)
     return Options(
         workers=conf["workers"] if workers is None else workers,
-        nack_initial=conf["nack_delay"]["initial"],
-        nack_maximum=conf["nack_delay"]["max"],
+        nack_initial=conf["failures"]["delay"]["initial"],
+        nack_maximum=conf["failures"]["delay"]["max"],
         remember=conf["remember"],
         limit=limit,
         drain=drain,
         callback_timeout=conf["callback_timeout"],
+        is_guarded=not (conf["failures"]["keep_in"] or conf.is_fedora_messaging),
     )
 
 
 def _check_number(name: str, value: int | None) -> None:
     if value is not None and (type(value) is not int or value < 1):
         raise ValueError(f"{name}: found {value!r}, expected a number of at least 1")
+
+
+# -- failures --------------------------------------------------------------------------
+
+_ON_EXCEPTION = {"halt": FAIL, "nack": NACK, "drop": DROP}
+
+
+def failure_policy() -> FailurePolicy:
+    """Return what an exception of the callback leads to.
+
+    Raises:
+        ConfigurationException: A class of exceptions cannot be imported.
+    """
+    failures = conf["failures"]
+    return FailurePolicy(
+        on_exception=_ON_EXCEPTION[failures["on_exception"]],
+        nack_on=tuple(_import_exception("nack_on", name) for name in failures["nack_on"]),
+        drop_on=tuple(_import_exception("drop_on", name) for name in failures["drop_on"]),
+        max_attempts=failures["max_attempts"],
+    )
+
+
+def list_losses(topology: Topology) -> Iterator[str]:
+    """Give a line where a message that is set aside or dropped would be gone."""
+    failures = conf["failures"]
+    is_rejecting = failures["max_attempts"] or failures["drop_on"]
+    if failures["keep_in"] or not (is_rejecting or failures["on_exception"] == "drop"):
+        return
+    unsafe = sorted(topology.queues.keys() - topology.dead_lettering_queues)
+    if unsafe:
+        yield (
+            f"failures.keep_in is not set, and queue {', '.join(map(repr, unsafe))} has no "
+            "x-dead-letter-exchange: unless a policy says otherwise, what is set aside or dropped "
+            "is gone"
+        )
+
+
+def _import_exception(key: str, name: str) -> type[BaseException]:
+    """Import a class of exceptions by its dotted name; one of Python's own has no dot."""
+    try:
+        found = pkgutil.resolve_name(name if "." in name else f"builtins.{name}")
+    except Exception as exc:  # The module may raise anything.
+        raise ConfigurationException(
+            f"failures.{key}: cannot import {name!r}: {describe(exc)}"
+        ) from exc
+    if not (isinstance(found, type) and issubclass(found, BaseException)):
+        raise ConfigurationException(f"failures.{key}: {name!r} is no class of exceptions")
+    return found

@@ -20,6 +20,8 @@ def main(folder: Path) -> None:
     for action in command._actions:
         if str(action.metavar).startswith("FILE"):
             action.complete = shtab.FILE
+        elif action.metavar == "FOLDER":
+            action.complete = shtab.DIRECTORY
     for shell, place in PLACES.items():
         path = folder / place
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,13 +21,16 @@ from .addresses import Address
 from .alarm import Alarm
 from .errors import SessionLost, connect_error, make_parameters
 
-__all__ = ["DEADLINE", "STOP_DEADLINE", "Connection", "connect"]
+__all__ = ["DEADLINE", "SILENT", "STOP_DEADLINE", "Connection", "connect"]
 
 _log = get_logger(__name__)
 
 #: Seconds that the broker gets to answer a request, or to accept acknowledgements; and seconds
 #: for each step of a stop (first the consumers are cancelled, then the connection is closed).
 DEADLINE, STOP_DEADLINE = 30.0, 5.0
+#: Heartbeat intervals after which a line counts as silent. The check comes up to half an interval
+#: later.
+SILENT = 1.4
 #: Seconds between two looks whether the broker answers.
 _LOOK = 5.0
 
@@ -113,9 +116,10 @@ class Connection:
     def within(self, what: str, silence: float = DEADLINE) -> Iterator[None]:
         """Limit how long the pika calls in a `with` block wait for the broker.
 
-        They are given up after `silence` without a byte (STOP_DEADLINE when in a hurry), and after
-        DEADLINE even if bytes come. pika alone waits without a limit, or as long as its heartbeat
-        allows. So a timer in pika's loop looks now and then, and its exception ends pika's wait.
+        They are given up after `silence` without a byte (STOP_DEADLINE when in a hurry, and SILENT
+        heartbeat intervals at most), and after DEADLINE even if bytes come. pika alone waits
+        without a limit, or as long as its heartbeat allows. So a timer in pika's loop looks now and
+        then, and its exception ends pika's wait.
 
         Args:
             what: The request, for the message of the exception.
@@ -127,14 +131,19 @@ class Connection:
         if not self.is_open:
             raise SessionLost("the connection is closed")  # pika has closed its loop, too.
         loop, end = self._inner.ioloop, monotonic() + DEADLINE
-        count, heard = self._inner.bytes_received, monotonic()
+        count = self._inner.bytes_received
+        heard = looked = monotonic()
+        silent = SILENT * self.heartbeat or DEADLINE
+        pause = min(_LOOK, self.heartbeat / 2 or _LOOK)
 
         def look() -> None:
-            nonlocal count, heard
+            nonlocal count, heard, looked
             now = monotonic()
-            if self._inner.bytes_received != count:
+            # After a look that came late, this thread was kept from reading.
+            if self._inner.bytes_received != count or now - looked > 2 * pause:
                 count, heard = self._inner.bytes_received, now
-            patience = STOP_DEADLINE if self.is_in_a_hurry else silence
+            looked = now
+            patience = min(STOP_DEADLINE if self.is_in_a_hurry else silence, silent)
             if now - heard >= patience:
                 raise SessionLost(f"no answer from the broker within {patience:.0f} s: {what}")
             if now >= end:
@@ -142,7 +151,7 @@ class Connection:
             wait()
 
         def wait() -> None:
-            timers.append(loop.call_later(_LOOK, look))
+            timers.append(loop.call_later(pause, look))
 
         timers: list[Any] = []
         wait()
@@ -151,36 +160,36 @@ class Connection:
         finally:
             loop.remove_timeout(timers[-1])
 
-    def close(self, channel: Any = None) -> None:
-        """Close the channel, then the connection.
+    def close(self, *channels: Any) -> None:
+        """Close the channels, then the connection.
 
-        Once the broker has answered the channel's close, it has every frame that was sent before.
+        Once the broker has answered a channel's close, it has every frame that was sent on it.
         A connection that is broken already is only dropped, and so is one that does not answer.
         """
         with suppress(SessionLost), self.within("closing", STOP_DEADLINE):
-            self._close(channel)
+            self._close(*channels)
 
-    def _close(self, channel: Any) -> None:
-        for each in (channel, self._blocking):
+    def _close(self, *channels: Any) -> None:
+        for each in (*channels, self._blocking):
             try:
-                if each is not None and each.is_open:
+                if each.is_open:
                     each.close()
             except SessionLost:  # The time is up.
                 raise
             except Exception as exc:  # The connection is given up, whether or not closing works.
                 _log.debug("closing %s: %r", self.address.name, exc)
 
-    def discard(self, channel: Any = None) -> None:
+    def discard(self, *channels: Any) -> None:
         """Close on another thread, since the line may be dead, and return at once."""
         if self.is_open:
             # Not limited by `within`, which would end pika's wait before pika closes the socket.
             closer = threading.Thread(
-                target=self._close, args=[channel], name="fmconsume-closer", daemon=True
+                target=self._close, args=channels, name="fmconsume-closer", daemon=True
             )
             try:
                 closer.start()
             except RuntimeError:  # No thread can be started. This blocks, but `within` limits it.
-                self.close(channel)
+                self.close(*channels)
 
 
 def connect(address: Address, retry_codes: Container[int] = ()) -> Connection:

@@ -20,14 +20,19 @@ class SessionOpener(threading.Thread):
 
     Args:
         open_session: Gives the session, or raises.
+        prefetch_count: With which it begins, as for `Session.consume`.
         call_when_done: Called on this thread as its last act, when the result is there to `get`.
     """
 
     def __init__(
-        self, open_session: Callable[[], Session], call_when_done: Callable[[], None]
+        self,
+        open_session: Callable[[], Session],
+        prefetch_count: int,
+        call_when_done: Callable[[], None],
     ) -> None:
         super().__init__(name="fmconsume-opener", daemon=True)
         self._open_session = open_session
+        self._prefetch_count = prefetch_count
         self._call_when_done = call_when_done
         #: The session, or why there is none. The thread that gets the session from here owns it.
         self._result: SimpleQueue[Session | Exception] = SimpleQueue()
@@ -50,7 +55,7 @@ class SessionOpener(threading.Thread):
             return exc
         try:
             if not self._is_abandoned:
-                session.consume()
+                session.consume(self._prefetch_count)
         except Exception as exc:
             session.discard()
             return exc

@@ -15,10 +15,12 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, NoFreeChannels
 from pika.spec import Basic
 
 from ..exceptions import PublishForbidden, PublishReturned, ValidationError
+from ..text import printable
 from .addresses import Address
 from .alarm import Alarm
 from .errors import FORBIDDEN, SessionLost, connect_error, make_parameters, reason
 from .request import Request
+from .wire import install
 
 __all__ = ["Owner", "PublishConnection"]
 
@@ -67,6 +69,10 @@ class PublishConnection:
         self._idle: list[Any] = []
         #: Channels that wait for a confirmation, each with its message.
         self._busy: dict[Any, Request] = {}
+        #: Of these the channels whose message no queue takes, each with the broker's reason. The
+        #: confirmation comes all the same, after the return.
+        self._returned: dict[Any, str] = {}
+        install()  # A returned message brings its headers, at some of which pika's reader fails.
         self._connection = pika.SelectConnection(
             make_parameters(address), self._on_open, self._on_open_error, self._on_close, loop
         )
@@ -93,7 +99,8 @@ class PublishConnection:
         channel = self._idle.pop()
         try:
             channel.basic_publish(
-                request.exchange, request.routing_key, request.body, request.properties
+                *(request.exchange, request.routing_key, request.body, request.properties),
+                mandatory=request.mandatory,
             )
         except Exception as exc:
             # The headers have changed since Request checked them. The channel stays idle, since
@@ -136,6 +143,7 @@ class PublishConnection:
 
     def _on_channel(self, channel: Any) -> None:
         channel.add_on_close_callback(self._on_channel_close)
+        channel.add_on_return_callback(self._on_return)
         on_ready = partial(self._on_channel_ready, channel)
         channel.confirm_delivery(partial(self._on_confirm, channel), on_ready)
 
@@ -144,18 +152,22 @@ class PublishConnection:
         self._idle.append(channel)
         self._owner.on_room()
 
+    def _on_return(self, channel: Any, method: Any, properties: Any, body: bytes) -> None:
+        self._returned[channel] = f"no queue takes it: {printable(method.reply_text)}"
+
     def _on_confirm(self, channel: Any, frame: Any) -> None:
         request = self._busy.pop(channel, None)
+        reason = self._returned.pop(channel, "")
         if request is not None:
-            is_taken = isinstance(frame.method, Basic.Ack)
-            request.answer.put(
-                None if is_taken else PublishReturned("the broker refused it (nack)")
-            )
+            if not isinstance(frame.method, Basic.Ack):
+                reason = "the broker refused it (nack)"
+            request.answer.put(PublishReturned(reason) if reason else None)
             self._idle.append(channel)
             self._owner.on_room()
 
     def _on_channel_close(self, channel: Any, error: Any) -> None:
         self._opening.discard(channel)
+        self._returned.pop(channel, None)
         if channel in self._idle:
             self._idle.remove(channel)
         # When the connection ends, pika ends its channels first, with another error. Their

@@ -35,6 +35,7 @@ class Request:
 
     Attributes:
         deadline: Monotonic seconds; it is not sent later.
+        mandatory: It is an error, PublishReturned, if no queue takes it.
         answer: Gets None once the broker has confirmed it, or the exception to raise.
         header_bytes: Size of the frame that holds its properties and headers, which AMQP
             cannot divide.
@@ -48,6 +49,7 @@ class Request:
     body: bytes
     properties: pika.BasicProperties
     deadline: float
+    mandatory: bool = False
     answer: SimpleQueue[Exception | None] = field(default_factory=SimpleQueue)
     header_bytes: int = field(init=False)
 

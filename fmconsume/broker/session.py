@@ -14,22 +14,19 @@ from functools import partial
 from time import monotonic
 from typing import Any, Callable, NoReturn
 
-from pika.exceptions import ChannelClosedByBroker
+from pika.exceptions import ChannelClosedByBroker, NoFreeChannels
 
 from ..delivery import ACK, FAIL, NACK, Delivery, Frame
 from ..exceptions import ConsumerCanceled
 from ..redaction import hide_passwords
 from .addresses import Address
-from .connection import DEADLINE, STOP_DEADLINE, Connection, connect
+from .connection import DEADLINE, SILENT, STOP_DEADLINE, Connection, connect
 from .errors import LOSS, SessionLost, connect_error, is_gone
 from .topology import Topology, ask, declare
 from .wire import expect_no_callbacks, install, ordered
 
 __all__ = ["Session", "open_session"]
 
-#: Heartbeat intervals after which a line counts as silent. The check comes up to half an interval
-#: later.
-_SILENT = 1.4
 #: If this many bytes came, more are probably waiting: pika reads 100 KB at most before it
 #: dispatches, and counts whole frames only. Source: `_MAX_CONSUME_BYTES` in pika 1.3 and 1.4.
 _PIECE = 64 * 1024
@@ -100,8 +97,14 @@ class Session:
         #: The name of the queue by consumer tag.
         self._consumers: dict[str, str] = {}
         self._connection = connection
-        self._channel = channel
+        #: The channel of the present consumers, and the tag that came before its first delivery.
+        self._channel, self._base = channel, 0
+        #: The tag that came last.
+        self._last_tag = 0
+        #: By its last tag, each earlier channel that has outstanding deliveries, with its base.
+        self._old_channels: dict[int, tuple[int, Any]] = {}
         self._names = names
+        self._topology = topology
         self._counting = topology.counting_queues
         self._deliver = deliver
         #: Bytes received until the last one came, and when it came, monotonic seconds.
@@ -124,20 +127,47 @@ class Session:
 
     # -- consuming ---------------------------------------------------------
 
-    def consume(self) -> None:
-        """Start a consumer for each queue; deliveries wait until `wait` is called.
+    def consume(self, prefetch_count: int | None = None) -> None:
+        """Start a consumer for each queue; `wait` delivers what they get.
+
+        Args:
+            prefetch_count: Messages that each may get ahead, 0 is no limit; None takes the
+                topology's.
 
         Raises:
             BadDeclaration, PermissionException: The broker refuses, and would again.
             SessionLost: The session ended meanwhile.
         """
+        count = self._topology.prefetch_count if prefetch_count is None else prefetch_count
+        with ask(self._connection, "channel", f"prefetch {count}"):
+            self._channel.basic_qos(self._topology.prefetch_size, count)
         for name in self._names.values():
             with ask(self._connection, "queue", name):
-                tag = self._channel.basic_consume(name, partial(self._on_message, name))
+                on_message = partial(self._on_message, name, self._base)
+                tag = self._channel.basic_consume(name, on_message)
             self._consumers[tag] = name
 
-    def consume_again(self) -> None:
-        """Replace the consumers, and so get a whole prefetch more.
+    def open_channel(self) -> bool:
+        """Open a channel for the consumers to come; tell whether there was another one.
+
+        The deliveries that are unacknowledged now stay so, on the old channel: `close_channel`
+        closes it. Delivery tags go on counting, though the broker begins at 1 again.
+
+        Raises:
+            SessionLost: The session ended meanwhile.
+        """
+        with LOSS:
+            try:
+                channel = self._connection.open_channel()
+            except NoFreeChannels:
+                return False
+        self._old_channels[self._last_tag] = self._base, self._channel
+        self._channel, self._base = channel, self._last_tag
+        channel.add_on_cancel_callback(self._on_cancel)
+        return True
+
+    def consume_again(self, prefetch_count: int | None = None) -> None:
+        """Replace the consumers by others on the latest channel, and so get a whole prefetch more.
 
         The deliveries that are unacknowledged now stay so. The broker counts them for the old
         consumers, not for the new ones.
@@ -145,14 +175,31 @@ class Session:
         Source: measured on RabbitMQ 3.10 and 4.3; the prefetch counts for each consumer, not for
         the channel.
 
+        Args:
+            prefetch_count: As for `consume`.
+
         Raises:
             As `consume`.
         """
-        before = list(self._channel.consumer_tags)
-        # Before the cancel, since an auto-delete queue is deleted with its last consumer.
-        self.consume()
+        old = [(channel, list(channel.consumer_tags)) for channel in self._channels]
+        # The new ones first, since a queue may be deleted with its last consumer.
+        self.consume(prefetch_count)
         with LOSS, self._connection.within("consuming again"):
-            self._cancel(before)
+            for channel, tags in old:
+                self._cancel(channel, tags)
+
+    def close_channel(self, last_tag: int) -> None:
+        """Close the channel of an earlier grant, once all of it is settled.
+
+        Args:
+            last_tag: The last delivery tag before the next grant.
+
+        Raises:
+            SessionLost: The session ended meanwhile.
+        """
+        _, channel = self._old_channels.pop(last_tag)
+        with LOSS, self._connection.within("closing a channel"):
+            channel.close()
 
     @property
     def name(self) -> str:
@@ -208,11 +255,15 @@ class Session:
         """Call the action after `seconds`, inside a `wait`; never once the session has ended."""
         self._connection.call_later(seconds, action)
 
+    @property
+    def _channels(self) -> list[Any]:
+        return [self._channel, *(channel for _, channel in self._old_channels.values())]
+
     def _check(self) -> None:
         """Raise if connection or channel is closed: pika raises nothing when a channel closes."""
         if not self._connection.is_open:
             raise SessionLost("the connection is closed")
-        if not self._channel.is_open:
+        if not all(channel.is_open for channel in self._channels):
             lost = SessionLost("the broker closed the channel")
             lost.is_by_channel = True
             raise lost
@@ -228,7 +279,7 @@ class Session:
         if count:
             self._bytes_heard += count
             self._heard_at = now
-        elif heartbeat and now - self._heard_at > _SILENT * heartbeat:
+        elif heartbeat and now - self._heard_at > SILENT * heartbeat:
             raise SessionLost(f"nothing heard from the broker for {now - self._heard_at:.0f} s")
         return count
 
@@ -241,15 +292,23 @@ class Session:
         self._sending_since = monotonic()
         with LOSS:
             for tag, verdict, multiple in frames:
+                channel, number = self._locate(tag)
                 if verdict is ACK:
-                    self._channel.basic_ack(tag, multiple)
+                    channel.basic_ack(number, multiple)
                 elif verdict is NACK:
-                    self._channel.basic_nack(tag, multiple, requeue=True)
+                    channel.basic_nack(number, multiple, requeue=True)
                 else:
-                    # RabbitMQ 4.3 counts a basic.reject, but no basic.nack, towards a delivery
-                    # limit.
-                    self._channel.basic_reject(tag, requeue=verdict is FAIL)
+                    # RabbitMQ 4.3 counts this, and no basic.nack, towards a delivery limit.
+                    channel.basic_reject(number, requeue=verdict is FAIL)
         self._sending_since = math.inf
+
+    def _locate(self, tag: int) -> tuple[Any, int]:
+        """Give the channel of a delivery, and the tag that it has there."""
+        if tag > self._base:
+            return self._channel, tag - self._base
+        last = min(each for each in self._old_channels if each >= tag)
+        base, channel = self._old_channels[last]
+        return channel, tag - base
 
     def depths(self) -> dict[str, int]:
         """Ask the broker how many messages are ready in each queue.
@@ -296,9 +355,9 @@ class Session:
             SessionLost: The session ended first, or there was no answer in time.
         """
         with LOSS, self._connection.within("cancelling the consumers", STOP_DEADLINE):
-            self._cancel(list(self._channel.consumer_tags))
+            self._cancel(self._channel, list(self._channel.consumer_tags))
 
-    def _cancel(self, tags: Iterable[str]) -> None:
+    def _cancel(self, channel: Any, tags: Iterable[str]) -> None:
         """Cancel consumers.
 
         For each, pika rejects, one by one, the messages that it holds when it sends the
@@ -306,7 +365,7 @@ class Session:
         """
         for tag in tags:
             self._connection.process_events(0)
-            self._channel.basic_cancel(tag)
+            channel.basic_cancel(tag)
 
     def leave(self) -> None:
         """Make the broker close the channel, by asking for a queue that does not exist.
@@ -325,26 +384,27 @@ class Session:
 
     def close(self) -> None:
         """Close the channel, then the connection, as `Connection.close` does."""
-        self._connection.close(self._channel)
+        self._connection.close(*self._channels)
 
     def discard(self) -> None:
         """Close on another thread, since the line may be dead, and return at once."""
-        self._connection.discard(self._channel)
+        self._connection.discard(*self._channels)
 
     # -- called by pika, inside wait ---------------------------------------
 
     def _on_message(
-        self, queue: str, channel: Any, method: Any, properties: Any, body: bytes
+        self, queue: str, base: int, channel: Any, method: Any, properties: Any, body: bytes
     ) -> None:
         # Before RabbitMQ 4.3, a quorum queue sorts the headers when it adds its count. Sorted
         # always, they are the same in a redelivery.
         published = properties.published
         if queue in self._counting:
             published = ordered(published)
+        self._last_tag = base + method.delivery_tag
         self._deliver(
             Delivery(
                 session=self.number,
-                tag=method.delivery_tag,
+                tag=self._last_tag,
                 queue=queue,
                 routing_key=method.routing_key,
                 redelivered=method.redelivered,

@@ -54,6 +54,12 @@ class Topology(NamedTuple):
         }
 
     @property
+    def dead_lettering_queues(self) -> set[str]:
+        """The queues whose arguments name a dead-letter exchange; a policy may name more."""
+        key = "x-dead-letter-exchange"
+        return {name for name, queue in self.queues.items() if key in queue["arguments"]}
+
+    @property
     def has_single_active_consumer(self) -> bool:
         """Whether a queue has a single active consumer, which gets its messages in order."""
         key = "x-single-active-consumer"
@@ -61,7 +67,7 @@ class Topology(NamedTuple):
 
 
 def declare(connection: Connection, channel: Any, topology: Topology) -> dict[str, str]:
-    """Declare exchanges and queues, bind them and set the prefetch.
+    """Declare exchanges and queues, and bind them.
 
     Returns:
         The actual name of each queue by its configured name.
@@ -81,8 +87,6 @@ def declare(connection: Connection, channel: Any, topology: Topology) -> dict[st
             names[name] = declare_queue(channel, name, queue, passive=passive).queue
     for binding in topology.bindings:
         _bind(connection, channel, names[binding["queue"]], binding)
-    with ask(connection, "channel", f"prefetch {topology.prefetch_count}"):
-        channel.basic_qos(topology.prefetch_size, topology.prefetch_count)
     return names
 
 

@@ -30,15 +30,19 @@ from ..headers import DELIVERY_COUNTERS
 
 __all__ = [
     "Deliver",
+    "EncodedProperties",
     "Properties",
+    "encode_published",
     "expect_no_callbacks",
     "install",
     "ordered",
     "published",
+    "salvage",
     "writable",
 ]
 
 _unpack_size = Struct(">I").unpack_from
+_pack_size = Struct(">I").pack
 _unpack_tag = Struct(">QB").unpack_from
 _CUT = "they are cut short"
 #: The time zone of the times that pika gives: UTC since 1.4, None before.
@@ -108,6 +112,7 @@ class Properties(spec.BasicProperties):
         published: The properties and headers in bytes, as they came, without the counters that
             a quorum queue adds; () where they cannot be read.
         flaw: Why the properties cannot be read, and so are all None; "" if they can.
+        raw: Their bytes, where they cannot be read.
     """
 
     # Values of the class, so that `_decode` sets only the properties that are on the wire: this
@@ -117,6 +122,7 @@ class Properties(spec.BasicProperties):
     type = user_id = app_id = cluster_id = None
     published: tuple[Any, ...] = ()
     flaw = ""
+    raw = b""
 
     def __init__(self, **properties: Any) -> None:
         if properties:
@@ -136,7 +142,7 @@ class Properties(spec.BasicProperties):
             self._decode(encoded, offset)
         except (ArithmeticError, LookupError, ValueError, struct.error) as exc:
             vars(self).clear()
-            self.flaw = str(exc)
+            self.flaw, self.raw = str(exc) or type(exc).__name__, encoded[offset:]
         return self
 
     def _decode(self, encoded: bytes, offset: int) -> None:
@@ -174,8 +180,26 @@ class Properties(spec.BasicProperties):
         return pieces
 
 
+class EncodedProperties(Properties):
+    """Properties that are written as these bytes, whatever they hold.
+
+    Args:
+        encoded: As they are on the wire, the flags first.
+    """
+
+    def __init__(self, encoded: bytes) -> None:
+        super().__init__()
+        self._encoded = encoded
+
+    def encode(self) -> list[bytes]:
+        """Give the bytes."""
+        return [self._encoded]
+
+
 def writable(properties: spec.BasicProperties) -> Properties:
     """Give a copy of the properties, which this module's `encode` writes."""
+    if isinstance(properties, EncodedProperties):
+        return properties
     return Properties(**_values(properties))
 
 
@@ -190,6 +214,48 @@ def published(properties: spec.BasicProperties) -> tuple[Any, ...]:
     except Exception:  # For a value that AMQP does not have, pika raises many kinds.
         return ()
     return Properties().decode(encoded).published
+
+
+def encode_published(published: tuple[Any, ...]) -> bytes:
+    """Give the bytes of the properties again, without the counters and without empty headers.
+
+    Args:
+        published: `Properties.published` where they can be read, with anything before it.
+    """
+    flags, fixed, table = published[-3:]
+    flags &= ~1  # No further words of flags follow.
+    if not table:
+        return b"".join([struct.pack(">H", flags), fixed])
+    at = 0
+    for name in ("content_type", "content_encoding"):  # They come before the headers.
+        if flags & _FLAGS[name]:
+            at += 1 + fixed[at]
+    head, rest = fixed[:at], fixed[at:]
+    return b"".join(
+        [struct.pack(">H", flags | _HEADERS), head, _pack_size(len(table)), table, rest]
+    )
+
+
+def salvage(properties: spec.BasicProperties) -> tuple[bytes, list[str]]:
+    """Encode what can be encoded of properties that came from elsewhere than the wire.
+
+    Returns:
+        The bytes, and the names of the properties and headers that are left out.
+    """
+    found, lost = {}, []
+    for name, value in _values(properties).items():
+        if name == "headers" and isinstance(value, dict):
+            found[name] = {key: each for key, each in value.items() if _is_encodable({key: each})}
+            lost += [str(key) for key in value if key not in found[name]]
+        elif published(Properties(**{name: value})):
+            found[name] = value
+        else:
+            lost.append(name)
+    return encode_published(published(Properties(**found))), lost
+
+
+def _is_encodable(headers: dict[Any, Any]) -> bool:
+    return bool(published(Properties(headers=headers)))
 
 
 def _values(properties: spec.BasicProperties) -> dict[str, Any]:

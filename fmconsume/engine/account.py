@@ -30,7 +30,7 @@ from collections.abc import Container, Iterable, Sequence
 
 from ..delivery import NACK, RETURNS, Delivery, Frame, Outcome, Verdict
 from .ledger import Ledger
-from .memory import RecentVerdicts, delivery_count, identity
+from .memory import RecentVerdicts, delivery_count, fingerprint
 
 __all__ = ["DeliveryAccount"]
 
@@ -65,9 +65,24 @@ class DeliveryAccount:
         self._flushed: list[Outcome] = []
         self._memory = RecentVerdicts(remember)
 
+        #: Held outcomes without a verdict, by tag.
+        self._postponed: dict[int, Outcome] = {}
+        #: The tag that came last.
+        self._last = 0
+        #: The last tag before the present grant of the broker's.
+        self._grant = 0
+        #: Outstanding deliveries of earlier grants on the same channel, thus in the same ledger.
+        self._stale = 0
+        #: The ledgers of earlier grants, in which something is outstanding, each with its last tag.
+        self._old_ledgers: dict[int, Ledger] = {}
+        #: Held verdicts of earlier grants.
+        self._old_held = 0
+        #: Acknowledgements of the present grant that took a frame each, because of a held verdict.
+        self.parted = 0
+
     def __len__(self) -> int:
         """Give how many deliveries the broker waits to see settled."""
-        return len(self._ledger)
+        return len(self._ledger) + sum(map(len, self._old_ledgers.values()))
 
     @property
     def in_hand(self) -> int:
@@ -83,6 +98,32 @@ class DeliveryAccount:
     def held(self) -> int:
         """How many verdicts are held back."""
         return len(self._held)
+
+    @property
+    def grants(self) -> int:
+        """How many earlier channels there are on which something is, or was, outstanding."""
+        return len(self._old_ledgers)
+
+    @property
+    def fresh(self) -> int:
+        """How many deliveries of the present grant the broker waits to see settled."""
+        return len(self._ledger) - self._stale
+
+    @property
+    def fresh_held(self) -> int:
+        """How many of those are held back."""
+        return len(self._held) - self._old_held
+
+    @property
+    def oldest_held(self) -> Delivery | None:
+        """The delivery whose verdict has been held back longest."""
+        return next((outcome.target for outcome in self._held.values()), None)
+
+    @property
+    def next_due(self) -> float:
+        """When the next held message goes back, monotonic seconds; 0 where none is held."""
+        dues = (outcome.due for outcome in self._held.values() if outcome.due)
+        return min(dues, default=0.0)
 
     @property
     def oldest_outstanding(self) -> Delivery | None:
@@ -101,7 +142,7 @@ class DeliveryAccount:
     def begin(self, session: int) -> None:
         """Start the account of a new session."""
         self._session = session
-        self._ledger = Ledger()
+        self._start_afresh()
 
     def lose(self, unstarted: Iterable[Delivery]) -> None:
         """Forget a session; the broker returns to its queues all that it has not seen settled.
@@ -112,22 +153,44 @@ class DeliveryAccount:
             unstarted: Deliveries that no worker had begun.
         """
         self._session = _NO_SESSION
-        self._ledger = Ledger()
+        self._start_afresh()
         self.forget_unstarted(unstarted)
         self._verdicts.clear()
         self._held.clear()
+        self._postponed.clear()
         self._adopted.clear()
         for delivery in self._in_hand:
+            self._note_earlier_returns(delivery)
             self._memory.note_unfinished(delivery.identity)
             if delivery.identity:
                 self._orphans.setdefault(delivery.identity, {})[delivery] = None
+
+    def begin_grant(self, *, is_on_new_channel: bool = True) -> None:
+        """Note that what comes from now on belongs to another grant: the session consumes again."""
+        if is_on_new_channel:
+            self._old_ledgers[self._last] = self._ledger
+            self._ledger = Ledger()
+        self._stale = len(self._ledger)
+        self._grant, self._old_held, self.parted = self._last, len(self._held), 0
+
+    def end_grants(self) -> list[int]:
+        """Forget the earlier channels of which all is settled; give the last tag of each."""
+        ended = [last for last, ledger in self._old_ledgers.items() if not len(ledger)]
+        for last in ended:
+            del self._old_ledgers[last]
+        return ended
 
     # -- deliveries --------------------------------------------------------
 
     def receive(self, delivery: Delivery) -> bool:
         """Add a delivery; tell whether it has to run."""
         self._ledger.deliver(delivery.tag)
-        delivery.identity = identity(delivery)
+        self._last = delivery.tag
+        number = delivery.fingerprint = fingerprint(delivery)
+        delivery.identity = number if delivery.message_id else 0
+        if delivery.redelivered:
+            self._remember_concluded()
+            delivery.attempt = 1 + max(self._memory.take_returns(number), self._count_of(delivery))
         # A message that was not delivered before is new, even where an equal one is remembered.
         if delivery.redelivered and delivery.identity and self._is_known(delivery):
             return False
@@ -139,22 +202,63 @@ class DeliveryAccount:
 
         A verdict that returns the message is held until its release.
         """
-        delivery = outcome.delivery
-        del self._in_hand[delivery]
-        target = outcome.target = self._adopted.pop(delivery, delivery)
-        if self._orphans:
-            self._disown(target)
+        target = outcome.target = self._settle_in_hand(outcome.delivery)
         if target.session == self._session:
             if outcome.verdict in RETURNS:
-                self._held[target.tag] = outcome
+                self._hold(outcome)
             else:
                 self._verdicts[target.tag] = outcome.verdict
         self._concluded.append(outcome)
 
+    def _settle_in_hand(self, delivery: Delivery) -> Delivery:
+        """Remove a delivery from those in hand, and give the one that its outcome settles."""
+        del self._in_hand[delivery]
+        target = self._adopted.pop(delivery, delivery)
+        if self._orphans:
+            self._disown(target)
+        return target
+
+    def _hold(self, outcome: Outcome) -> None:
+        self._held[outcome.target.tag] = outcome
+        self._old_held += outcome.target.tag <= self._grant
+
+    def postpone(self, outcome: Outcome) -> None:
+        """Hold a delivery in hand until `end_postponement`; what ends the session returns it."""
+        outcome.verdict = NACK
+        target = outcome.target = self._settle_in_hand(outcome.delivery)
+        if target.session == self._session:
+            self._hold(outcome)
+            self._postponed[target.tag] = outcome
+
+    def end_postponement(self, verdict: Verdict) -> None:
+        """Give all that is postponed the same verdict, and send it with the next frames."""
+        postponed, self._postponed = self._postponed, {}
+        for tag, outcome in postponed.items():
+            outcome.verdict = verdict
+            self.release(tag)
+            self._concluded.append(outcome)
+
     def take_frames(self) -> list[Frame]:
         """Give the frames that have to be sent now; the account counts them as sent."""
         verdicts, self._verdicts = self._verdicts, {}
-        return self._ledger.settle(verdicts) if verdicts else []
+        frames = self._settle_old(verdicts) if self._old_ledgers else []
+        if verdicts:
+            if self._stale:
+                self._stale -= sum(tag <= self._grant for tag in verdicts)
+            fresh = self._ledger.settle(verdicts)
+            if self.fresh_held:
+                self.parted += len(fresh)
+            frames += fresh
+        return frames
+
+    def _settle_old(self, verdicts: dict[int, Verdict]) -> list[Frame]:
+        """Give the frames for earlier grants, and remove their verdicts from these."""
+        frames = []
+        for ledger in self._old_ledgers.values():
+            tags = [tag for tag in verdicts if tag in ledger]
+            if tags:
+                frames += ledger.settle({tag: verdicts.pop(tag) for tag in tags})
+        return frames
 
     def flush(self) -> list[Outcome]:
         """Put the concluded outcomes into the memory, and give each outcome once, oldest first.
@@ -170,6 +274,7 @@ class DeliveryAccount:
         self._remember_concluded()
         for delivery in unstarted:
             del self._in_hand[delivery]
+            self._note_earlier_returns(delivery)
             self._memory.note_returned(delivery.identity)
 
     def return_unstarted(self, unstarted: Sequence[Delivery]) -> None:
@@ -181,11 +286,17 @@ class DeliveryAccount:
         """Send a held verdict with the next frames; do nothing if it is not held any more."""
         if tag in self._held:
             self._verdicts[tag] = self._held.pop(tag).verdict
+            self._old_held -= tag <= self._grant
 
     def release_all(self) -> None:
         """Send every held verdict with the next frames."""
         for tag in list(self._held):
             self.release(tag)
+
+    def _start_afresh(self) -> None:
+        self._ledger = Ledger()
+        self._old_ledgers.clear()
+        self._last = self._grant = self._stale = self._old_held = self.parted = 0
 
     # -- the memory --------------------------------------------------------
 
@@ -195,19 +306,21 @@ class DeliveryAccount:
             key = outcome.delivery.identity
             if outcome.verdict in RETURNS:
                 self._memory.note_returned(key)
-                outcome.returns = self._count_return(outcome.target)
+                attempt = max(outcome.delivery.attempt, outcome.target.attempt)
+                outcome.returns = attempt - 1
+                self._memory.note_returns(outcome.target.fingerprint, attempt)
             else:
                 self._memory.note_finished(key, outcome.verdict, outcome.target.session)
             self._flushed.append(outcome)
 
-    def _count_return(self, delivery: Delivery) -> int:
-        """Count a message's return to its queue; give how often it was returned before.
+    def _note_earlier_returns(self, delivery: Delivery) -> None:
+        """Note the returns that a message had before this delivery, which ends without one."""
+        if delivery.attempt > 1:
+            self._memory.note_returns(delivery.fingerprint, delivery.attempt - 1)
 
-        The count of a quorum queue is used where it is greater than ours.
-        """
-        ours = self._memory.count_return(delivery.identity)
-        theirs = delivery_count(delivery) if delivery.queue in self._counting else 0
-        return max(ours, theirs)
+    def _count_of(self, delivery: Delivery) -> int:
+        """Give how often a quorum queue says that a message came back; 0 for other queues."""
+        return delivery_count(delivery) if delivery.queue in self._counting else 0
 
     def _is_known(self, delivery: Delivery) -> bool:
         """Let an orphan adopt a redelivery, or settle it from the memory; tell whether one did.

@@ -25,6 +25,9 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __contains__(self, tag: object) -> bool:
+        return tag in self._open
+
     def deliver(self, tag: int) -> None:
         """Add the tag of a delivery; tags arrive in ascending order."""
         self._open.add(tag)

@@ -2,31 +2,31 @@
 
 Pure: no pika, no threads, no clock. The supervisor owns it.
 
-A message is known by its identity, a number for everything that was published with it. Two
+A message is known by its identity: its fingerprint, a number for everything that was published with
+it, or 0 where it has no message id. Two
 messages that were published alike have the same identity, and nobody can tell them apart.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from ..delivery import Delivery, Verdict
 from ..headers import DELIVERY_COUNTERS
 
-__all__ = ["RecentVerdicts", "delivery_count", "identity"]
+__all__ = ["RecentVerdicts", "delivery_count", "fingerprint"]
 
 
-def identity(delivery: Delivery) -> int:
-    """Give a number that stands for everything published with a message; 0 without a message id.
+def fingerprint(delivery: Delivery) -> int:
+    """Give a number that stands for everything published with a message.
 
     That is queue, exchange, routing key, body, all properties and all headers but the broker's
     delivery counters. A message that went through a dead-letter exchange has other headers, so
     that it is another message.
     Each process hashes differently, so that nobody can make up two messages with the same number.
     """
-    if not delivery.message_id:
-        return 0
     return hash((delivery.queue, delivery.routing_key, delivery.body, *delivery.published)) or 1
 
 
@@ -40,6 +40,12 @@ def delivery_count(delivery: Delivery) -> int:
     # isinstance, since pika gives long integers in a class of their own.
     counts = [headers.get(name) for name in DELIVERY_COUNTERS] if delivery.redelivered else []
     return max((n for n in counts if isinstance(n, int) and type(n) is not bool), default=0)
+
+
+#: Messages whose returns are counted at most.
+_COUNTED = 20_000
+#: Of equal messages, returns of this many are counted.
+_COUNTED_EQUAL = 1000
 
 
 class _Finished(NamedTuple):
@@ -73,15 +79,14 @@ class RecentVerdicts:
         self._usual = _Finished(Verdict.ACK, 0)
         #: Identities of messages that went back to the broker unfinished, the latest at the end.
         self._back_in_queue: OrderedDict[int, None] = OrderedDict()
-        #: How often each message was returned, the one returned last at the end.
-        self._return_counts: OrderedDict[int, int] = OrderedDict()
+        #: How often each returned message was returned, by fingerprint: a heap, since equal ones
+        #: have a number each. The one returned last is at the end.
+        self._return_counts: OrderedDict[int, list[int]] = OrderedDict()
 
     def note_finished(self, key: int, verdict: Verdict, session: int) -> None:
         """Remember a message that must not run again if a later session gets it."""
         if not (self._size and key):
             return
-        if self._return_counts:
-            self._return_counts.pop(key, None)
         if key in self._finished or key in self._several or key in self._back_in_queue:
             self._note_several(key)
             self._several[key] += 1
@@ -119,15 +124,28 @@ class RecentVerdicts:
         self._finished[key] = self._share(finished.verdict, session)
         return finished.verdict
 
-    def count_return(self, key: int) -> int:
-        """Count a message's return to its queue; give the number of earlier ones."""
-        if not (self._size and key):
-            return 0
-        earlier = self._return_counts.pop(key, 0)
-        self._return_counts[key] = earlier + 1
-        if len(self._return_counts) > self._size:
+    def note_returns(self, number: int, count: int) -> None:
+        """Note how often a message was returned, now that it goes back to its queue."""
+        counts = self._return_counts.setdefault(number, [])
+        self._return_counts.move_to_end(number)
+        if len(counts) < _COUNTED_EQUAL:
+            heappush(counts, count)
+        if len(self._return_counts) > _COUNTED:
             self._return_counts.popitem(last=False)
-        return earlier
+
+    def take_returns(self, number: int) -> int:
+        """Give how often a redelivered message was returned; forget it until the next return.
+
+        Of equal messages none can be told from the others. Then it is the smallest number: each
+        comes once, and none counts as returned more often than it was.
+        """
+        counts = self._return_counts.get(number)
+        if counts is None:
+            return 0
+        count = heappop(counts)
+        if not counts:
+            del self._return_counts[number]
+        return count
 
     def _share(self, verdict: Verdict, session: int) -> _Finished:
         """Give one object for all messages in a row that have the same verdict and session."""

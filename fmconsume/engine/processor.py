@@ -8,23 +8,36 @@ from __future__ import annotations
 import inspect
 from collections.abc import Awaitable
 from functools import partial
+from pathlib import Path
 from time import monotonic
 from typing import Any, Callable
 
 from ..callbacks import find_function, prepare
-from ..delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome
-from ..exceptions import Drop, HaltConsumer, Nack, ValidationError
+from ..delivery import (
+    ACK,
+    DROP,
+    FAIL,
+    NACK,
+    REJECT,
+    RETURNS,
+    SET_ASIDE,
+    Delivery,
+    Outcome,
+    Verdict,
+)
+from ..exceptions import Drop, HaltConsumer, Nack, UndecodableError, ValidationError
 from ..log import get_logger
 from ..message import Message, decode
 from ..text import brief, describe
 from .coroutines import CoroutineRunner, refuse_generator
+from .failures import HALT, FailurePolicy, Keep
 
-__all__ = ["Keep", "Processor", "make_processor"]
+__all__ = ["Processor", "make_processor"]
 
 _log = get_logger(__name__)
 
-#: Keeps a delivery on which the callback failed, with the exception.
-Keep = Callable[[Delivery, BaseException], None]
+#: What becomes of a message on which the callback failed.
+_FATES = {NACK: "put back", FAIL: "put back", DROP: "dropped"}
 
 
 class Processor:
@@ -35,8 +48,9 @@ class Processor:
     Args:
         callback: Gets each Message.
         decode: Makes a Message of a Delivery, or raises ValidationError.
-        keep: Gets each delivery on which the callback failed.
+        keep: Keeps each message that fails or is set aside; None keeps none.
         coroutines: Awaits an awaitable that the callback returns; None makes a new runner.
+        policy: Says what an exception leads to.
     """
 
     def __init__(
@@ -45,6 +59,7 @@ class Processor:
         decode: Callable[[Delivery], Message],
         keep: Keep | None = None,
         coroutines: CoroutineRunner | None = None,
+        policy: FailurePolicy = HALT,
     ) -> None:
         self.coroutines = coroutines or CoroutineRunner()
         #: The awaitable that the callback returned, while it is awaited. Set by the worker, read by
@@ -53,10 +68,11 @@ class Processor:
         self._callback = callback
         self._decode = decode
         self._keep = keep
+        self._policy = policy
 
     def copy(self) -> Processor:
         """Make an equal processor for another worker. Thread: any."""
-        return Processor(self._callback, self._decode, self._keep, self.coroutines)
+        return Processor(self._callback, self._decode, self._keep, self.coroutines, self._policy)
 
     @property
     def has_coroutine_function(self) -> bool:
@@ -127,45 +143,104 @@ class Processor:
         try:
             return self._decode(delivery)
         except ValidationError as exc:
-            _log.warning("%s rejected: %s", delivery.name, exc.summary)
-            return Outcome(delivery=delivery, verdict=REJECT)
+            verdict = self._reject(delivery, exc)
+            flaw = exc.summary if isinstance(exc, UndecodableError) else ""
+            return Outcome(delivery=delivery, verdict=verdict, flaw=flaw)
         except BaseException as exc:
             _log.error("%s could not be decoded, put back: %s", delivery.name, describe(exc))
             return Outcome(delivery=delivery, verdict=FAIL, error=exc)
 
+    def _reject(self, delivery: Delivery, exc: ValidationError) -> Verdict:
+        kept = self._keep_aside(delivery, exc.summary)
+        if kept is None:
+            return NACK
+        what = "does not decode" if isinstance(exc, UndecodableError) else "rejected"
+        _log.warning("%s %s%s: %s", delivery.name, what, kept, exc.summary)
+        return REJECT
+
     def _judge(self, delivery: Delivery, exc: BaseException, started: float) -> Outcome:
         """Make the outcome for an exception of the callback's."""
-        verdict = NACK
         error: BaseException | None = None
-        if isinstance(exc, Nack):
-            _log.info("%s returned to its queue by the callback", delivery.name)
-        elif isinstance(exc, Drop):
-            _log.warning("%s dropped by the callback", delivery.name)
-            verdict = DROP
-        elif isinstance(exc, HaltConsumer):
+        if isinstance(exc, HaltConsumer):
             _log.info("%s halted the consumer: %s", delivery.name, brief(str(exc)))
             verdict, error = (NACK if exc.requeue else ACK), exc
         else:
-            # SystemExit too: a callback that calls sys.exit() did not finish its message.
-            _log.error("the callback failed on %s, put back", delivery.name, exc_info=exc)
-            self._keep_failed(delivery, exc)
-            verdict, error = FAIL, exc
+            verdict = self._policy.judge(exc)
+            if verdict in RETURNS and self._policy.is_last(delivery.attempt):
+                verdict = self._set_aside(delivery, exc)
+            elif verdict is DROP and not self._policy.is_expected(exc):
+                verdict = self._drop_failed(delivery, exc)
+            else:
+                self._tell_failure(delivery, exc, verdict)
+            error = exc if verdict is FAIL else None
         return Outcome(
             delivery=delivery, verdict=verdict, error=error, seconds=monotonic() - started
         )
 
-    def _keep_failed(self, delivery: Delivery, error: BaseException) -> None:
+    def _set_aside(self, delivery: Delivery, exc: BaseException) -> Verdict:
+        """Keep a message that has failed as often as it may; held where it cannot be kept."""
+        kept = self._keep_aside(delivery, exc)
+        if kept is None:
+            return NACK
+        attempt = self._policy.describe(delivery.attempt)
+        _log.error("%s set aside%s%s: %s", delivery.name, kept, attempt, describe(exc))
+        return SET_ASIDE
+
+    def _drop_failed(self, delivery: Delivery, exc: BaseException) -> Verdict:
+        """Keep a message that an exception drops; held where it cannot be kept."""
+        kept = self._keep_aside(delivery, exc)
+        if kept is None:
+            return NACK
+        text = "the callback failed on %s, dropped%s%s"
+        attempt = self._policy.describe(delivery.attempt)
+        _log.error(text, delivery.name, kept, attempt, exc_info=exc)
+        return DROP
+
+    def _tell_failure(self, delivery: Delivery, exc: BaseException, verdict: Verdict) -> None:
+        name, attempt = delivery.name, self._policy.describe(delivery.attempt)
+        if isinstance(exc, Nack):
+            _log.info("%s returned to its queue by the callback%s", name, attempt)
+        elif isinstance(exc, Drop):
+            _log.warning("%s dropped by the callback", name)
+        elif self._policy.is_expected(exc):
+            text = "the callback failed on %s, %s%s: %s"
+            _log.warning(text, name, _FATES[verdict], attempt, describe(exc))
+        else:
+            # SystemExit too: a callback that calls sys.exit() did not finish its message.
+            text = "the callback failed on %s, %s%s"
+            _log.error(text, name, _FATES[verdict], attempt, exc_info=exc)
+            if verdict is FAIL:
+                self._keep_in_folder(delivery, exc, is_set_aside=False)
+
+    def _keep_aside(self, delivery: Delivery, error: BaseException | str) -> str | None:
+        """Keep a message that will be rejected.
+
+        Returns:
+            Where, for the log, "" without a folder; None where it must not be rejected, since
+            there is a folder and it cannot be kept.
+        """
+        if self._keep is None:
+            return ""
+        path = self._keep_in_folder(delivery, error, is_set_aside=True)
+        return None if path is None else f", kept as {path}"
+
+    def _keep_in_folder(
+        self, delivery: Delivery, error: BaseException | str, *, is_set_aside: bool
+    ) -> Path | None:
         if self._keep is not None:
             try:
-                self._keep(delivery, error)
+                return self._keep(delivery, error, is_set_aside=is_set_aside)
             except Exception as exc:
-                _log.error("%s could not be kept: %s", delivery.name, describe(exc))
+                fate = ", so that it is put back" if is_set_aside else ""
+                _log.error("%s could not be kept%s: %s", delivery.name, fate, describe(exc))
+        return None
 
 
 def make_processor(
     callback: Callable[..., Any],
     body_mode: str = "object",
     make_keep: Callable[[], Keep | None] = lambda: None,
+    policy: FailurePolicy = HALT,
 ) -> Processor:
     """Make the processor for a callback as the user gave it. Thread: any.
 
@@ -173,10 +248,12 @@ def make_processor(
         callback: A function, an object or a class, coroutine or not.
         body_mode: "object", "json" or "bytes", as for `decode`.
         make_keep: Makes `keep` for the Processor, once the callback is ready.
+        policy: As for Processor.
 
     Raises:
         ValueError, Exception: As for `callbacks.instantiate`, or from `make_keep`.
     """
     coroutines = CoroutineRunner()
     ready = prepare(callback, coroutines)
-    return Processor(ready, partial(decode, body_mode=body_mode), make_keep(), coroutines)
+    decode_body = partial(decode, body_mode=body_mode)
+    return Processor(ready, decode_body, make_keep(), coroutines, policy)

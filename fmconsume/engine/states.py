@@ -10,7 +10,7 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
-from ..delivery import ACK, DROP, NACK, REJECT, Outcome, Verdict
+from ..delivery import ACK, DROP, NACK, REJECT, SET_ASIDE, Outcome, Verdict
 
 __all__ = ["End", "Observer", "Phase", "Snapshot", "State", "Stats"]
 
@@ -92,6 +92,7 @@ class Stats:
             the consumer stopped.
         dropped: The callback raised Drop.
         rejected: The body did not decode, or failed its schema.
+        set_aside: The callback failed as often as `failures.max_attempts` allows.
         failed: The callback, or decoding, raised something else.
         deduplicated: Redeliveries of a message that had run already or still ran, and did not
             run again.
@@ -104,6 +105,7 @@ class Stats:
     requeued: int = 0
     dropped: int = 0
     rejected: int = 0
+    set_aside: int = 0
     failed: int = 0
     deduplicated: int = 0
     abandoned: int = 0
@@ -121,12 +123,14 @@ class Stats:
             self.dropped += number
         elif verdict is REJECT:
             self.rejected += number
+        elif verdict is SET_ASIDE:
+            self.set_aside += number
         else:
             self.failed += number
 
     def __str__(self) -> str:
-        counts = [f"{name} {count}" for name, count in dataclasses.asdict(self).items() if count]
-        return ", ".join(counts) or "nothing received"
+        counts = {name.replace("_", " "): count for name, count in vars(self).items() if count}
+        return ", ".join(f"{name} {count}" for name, count in counts.items()) or "nothing received"
 
 
 class Snapshot(NamedTuple):
@@ -136,6 +140,7 @@ class Snapshot(NamedTuple):
         running: Callbacks running now.
         prefetched: Deliveries that wait for a worker.
         held: Nacks held back.
+        oldest_held: Seconds since the oldest of them came; 0 without any.
         overdue: Callbacks past `callback_timeout`.
         dead_workers: Workers that ended although consuming goes on.
         broker: User, host, port and virtual host of the connection; "" without one.
@@ -149,6 +154,7 @@ class Snapshot(NamedTuple):
     overdue: int = 0
     dead_workers: int = 0
     broker: str = ""
+    oldest_held: float = 0.0
 
 
 class Observer:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Sequence
-from time import monotonic
+from time import localtime, monotonic, strftime, time
 
 from ..broker.session import Session
 from ..delivery import Delivery, Outcome
@@ -16,6 +16,7 @@ from ..log import get_logger
 from ..text import printable
 from .account import DeliveryAccount
 from .intake import Intake
+from .prefetch import MOST_HELD, Prefetch
 from .states import Observer, Phase, Snapshot, State, Stats
 from .workers import Worker
 
@@ -35,7 +36,6 @@ class Status:
     """Keeps the state of the engine, and tells the log and the observers.
 
     Args:
-        prefetch_count: Messages; 0 is no limit.
         callback_timeout: Seconds; None is no limit.
     """
 
@@ -47,14 +47,14 @@ class Status:
         account: DeliveryAccount,
         intake: Intake,
         workers: Sequence[Worker],
-        prefetch_count: int = 0,
+        prefetch: Prefetch,
         callback_timeout: float | None = None,
     ) -> None:
         self._observers = observers
         self._stats = stats
         self._account = account
         self._workers = workers
-        self._prefetch_count = prefetch_count
+        self._prefetch = prefetch
         self._callback_timeout = callback_timeout
         self._intake = intake
         #: Replaced whole at each change. Set here, read by any thread.
@@ -103,7 +103,7 @@ class Status:
             self.enter(*self._flow(session, now))
             self._tell_depths(session, now)
         for observer in self._observers:
-            observer.on_tick(self._snapshot(session))
+            observer.on_tick(self._snapshot(session, now))
 
     def _flow(self, session: Session, now: float) -> State:
         """Give the state of a session that consumes: why messages flow, or why they do not."""
@@ -113,10 +113,23 @@ class Status:
             return State(Phase.BLOCKED, text)
         if oldest is not None and now - oldest.received > _SLOW:
             return State(Phase.BUSY, f"{oldest.name} is in hand for {now - oldest.received:.0f} s")
-        if 0 < self._prefetch_count <= self._account.held:
-            text = f"all {self._prefetch_count} prefetched messages are Nacks held back"
-            return State(Phase.PREFETCH_FULL, text)
-        return State(Phase.CONSUMING, f"consuming from {session.name}")
+        if self._prefetch.is_used_up:
+            return State(Phase.PREFETCH_FULL, self._describe_full(now))
+        return State(Phase.CONSUMING, f"consuming from {session.name}{self._describe_held(now)}")
+
+    def _describe_full(self, now: float) -> str:
+        why = f"{MOST_HELD:,} and more may not be held"
+        if self._prefetch.is_fixed:
+            why = "to ask for more would let another consumer take over, as only one is active"
+        return f"all that was prefetched is held back, and {why}{self._describe_held(now)}"
+
+    def _describe_held(self, now: float) -> str:
+        """Say how many messages are held and when the next goes back; nothing without any."""
+        held, due = self._account.held, self._account.next_due
+        if not held:
+            return ""
+        clock = strftime("%H:%M:%S", localtime(time() + due - now)) if due else "the end"
+        return f"; {held} messages are held back, the next until {clock}"
 
     def _log_overdue(self, now: float) -> None:
         """Log once the stack of each callback that is past callback_timeout."""
@@ -141,7 +154,8 @@ class Status:
             for observer in curious:
                 observer.on_depths(depths)
 
-    def _snapshot(self, session: Session | None) -> Snapshot:
+    def _snapshot(self, session: Session | None, now: float) -> Snapshot:
+        oldest = self._account.oldest_held
         return Snapshot(
             state=self.state,
             stats=dataclasses.replace(self._stats),
@@ -151,4 +165,5 @@ class Status:
             overdue=len(self._overdue),
             dead_workers=sum(not worker.is_alive() for worker in self._workers),
             broker=session.address.name if session else "",
+            oldest_held=now - oldest.received if oldest else 0.0,
         )

@@ -22,6 +22,7 @@ from ..broker.session import Session
 from ..broker.topology import Topology
 from ..delivery import NACK, RETURNS, Delivery, Outcome
 from ..exceptions import (
+    BodiesUnreadable,
     ConsumerCanceled,
     ExitCode,
     FmconsumeError,
@@ -30,9 +31,11 @@ from ..exceptions import (
 from ..log import get_logger
 from ..shortage import shortage
 from .account import DeliveryAccount
+from .bodies import BodyGuard
 from .drain import Drain
 from .intake import Intake
 from .mailbox import Item, Mailbox
+from .prefetch import MOST_HELD, Prefetch
 from .states import End, Observer, Phase, State, Stats
 from .status import Status
 from .workers import Pool, Post
@@ -66,6 +69,7 @@ class Options(NamedTuple):
         limit: Deliveries to work on before stopping; None is no limit.
         drain: Stop once the queues are empty but for messages that were returned.
         callback_timeout: Seconds after which a running callback is logged; None is never.
+        is_guarded: Nothing keeps the messages that are rejected because they do not decode.
     """
 
     workers: int = 1
@@ -75,6 +79,7 @@ class Options(NamedTuple):
     limit: int | None = None
     drain: bool = False
     callback_timeout: float | None = None
+    is_guarded: bool = False
 
 
 class Supervisor(threading.Thread):
@@ -122,18 +127,20 @@ class Supervisor(threading.Thread):
         #: How many sessions there have been.
         self._sessions = 0
         self._account = DeliveryAccount(options.remember, topology.counting_queues)
+        self._prefetch = Prefetch(self._account, topology, options.workers)
+        self._guard = BodyGuard(self._account, topology, options.is_guarded)
         self._status = Status(
             observers=observers,
             stats=self.stats,
             account=self._account,
             intake=self._intake,
             workers=self.workers,
-            prefetch_count=topology.prefetch_count,
+            prefetch=self._prefetch,
             callback_timeout=options.callback_timeout,
         )
         #: Longest sleep, seconds.
         self._sleep = min(_DRAIN_SLEEP if options.drain else _SLEEP, self._status.interval)
-        self._drain = Drain(self._account, topology) if options.drain else None
+        self._drain = Drain(self._account, self._prefetch) if options.drain else None
         #: `stats.deduplicated` when this session began; None once the difference is logged.
         self._deduplicated_before: int | None = None
         #: The end that has come; None before. Set once; only an abandonment, or a failure of this
@@ -243,7 +250,9 @@ class Supervisor(threading.Thread):
             number=self._sessions + 1,
             retry_codes=self._retry_codes,
         )
-        opener = SessionOpener(open_session, lambda: self.mailbox.post(_nothing))
+        opener = SessionOpener(
+            open_session, self._prefetch.first, lambda: self.mailbox.post(_nothing)
+        )
         try:
             opener.start()
         except RuntimeError as exc:
@@ -267,8 +276,7 @@ class Supervisor(threading.Thread):
     def _serve(self, session: Session) -> None:
         """Consume until the end, then wind down; raises SessionLost."""
         self._sessions = session.number
-        if self._drain is not None:
-            self._drain.begin()
+        self._prefetch.begin()
         self.stats.reconnections = self._sessions - 1
         self._account.begin(session.number)
         self._session = session
@@ -360,13 +368,15 @@ class Supervisor(threading.Thread):
         """Settle the outcomes in the mailbox; then, while the broker works on, count them."""
         for item in self.mailbox.collect():
             self._accept(item)
+        if self._ending is None:
+            self._prefetch.ask(session)
         self._settle(session)
         self._follow_up()
         self._settle(session)  # `_follow_up` has released the Nacks that have no delay.
         self._status.tick(session if self._ending is None else None)
 
     def _settle(self, session: Session) -> None:
-        """Send the verdicts that are due; after the end has come, only once `_is_leaving`."""
+        """Send the verdicts that are due; after the end has come, only once that is allowed."""
         if self._ending is not None and not self._may_settle_at_last:
             return
         frames = self._account.take_frames()
@@ -407,7 +417,7 @@ class Supervisor(threading.Thread):
             return str(loss)
         cure = f"lower qos.prefetch_count ({self._topology.prefetch_count})"
         if self._account.is_held(oldest):
-            cure = f"lower nack_delay.max ({self._options.nack_maximum:g} s)"
+            cure = f"lower failures.delay.max ({self._options.nack_maximum:g} s)"
         return (
             f"{loss}; {oldest.name} is unacknowledged for {monotonic() - oldest.received:.0f} s: "
             "if that is longer than RabbitMQ's consumer_timeout (30 minutes by default), raise "
@@ -434,7 +444,9 @@ class Supervisor(threading.Thread):
         if not isinstance(item, Outcome):
             item()
             return
-        self._account.conclude(item)
+        if not self._is_held_by_guard(item):
+            self._account.conclude(item)
+        self._prefetch.note_run()
         error = item.error
         if error is not None:
             self._end(error, _callback_exit_code(error))
@@ -442,6 +454,15 @@ class Supervisor(threading.Thread):
             self._remaining -= 1
             if self._remaining == 0:
                 self._end(None, ExitCode.OK)
+
+    def _is_held_by_guard(self, outcome: Outcome) -> bool:
+        if self._guard.is_open:
+            return False
+        try:
+            return self._guard.holds(outcome)
+        except BodiesUnreadable as exc:
+            self._end(exc, exc.exit_code)
+            return True
 
     def _follow_up(self) -> None:
         """Count the concluded outcomes, tell the observers, and hold Nacks back."""
@@ -470,14 +491,23 @@ class Supervisor(threading.Thread):
         if self._ending is None:
             # A drain holds each Nack until its end, so that no message comes again meanwhile.
             if not options.drain:
+                outcome.due = monotonic() + delay
                 session.call_later(delay, release) if delay else release()
+                self._release_surplus()
         elif self._may_settle_at_last and not self._topology.has_single_active_consumer:
             release()
+
+    def _release_surplus(self) -> None:
+        """Return the oldest held message where more are held than may be."""
+        oldest = self._account.oldest_held
+        if oldest is not None and self._account.held > MOST_HELD + self._topology.prefetch_count:
+            self._account.release(oldest.tag)
 
     def _end(self, error: BaseException | None, exit_code: int) -> None:
         """Begin to stop, for this reason unless there was one before."""
         if self._ending is None:
             self._ending = End(error, exit_code)
+            self._guard.give_up()
 
     def _abandon(self, end: End) -> None:
         """Stop without waiting for callbacks."""

@@ -12,7 +12,7 @@ from collections import Counter
 from time import monotonic, time
 from typing import Callable, NamedTuple
 
-from ..delivery import Outcome, Verdict
+from ..delivery import FAIL, NACK, SET_ASIDE, Outcome, Verdict
 from ..engine.states import Observer, Phase, Snapshot, State, Stats
 from ..text import printable
 from .journal import PlainFormatter
@@ -28,6 +28,8 @@ STEP, STEPS = 5, 120
 _SILENCE = 60.0
 #: RabbitMQ begins the queue names that it chooses with this; no client may declare such a name.
 _SERVER_NAMED = "amq.gen-"
+#: The verdicts on a run that ended in a Nack or in an exception.
+_FAILURES = (NACK, SET_ASIDE, FAIL)
 #: How many slow callbacks, and how many log entries, are remembered.
 _SLOW, _ENTRIES = 8, 20
 #: Characters to which a log entry is cut.
@@ -58,6 +60,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.verdicts = dict.fromkeys(Verdict, 0)
+        #: Runs that ended in a Nack or in an exception.
+        self.failed_attempts = 0
         #: Callbacks by duration: a count for each of BOUNDS, and one for longer callbacks.
         self.buckets = [0] * (len(BOUNDS) + 1)
         #: How long all callbacks ran together, seconds.
@@ -69,6 +73,7 @@ class Tally:
         if outcome.seconds:  # Zero: the callback was not called.
             self.buckets[bisect_left(BOUNDS, outcome.seconds)] += 1
             self.seconds += outcome.seconds
+            self.failed_attempts += outcome.verdict in _FAILURES
 
 
 class History(Observer):

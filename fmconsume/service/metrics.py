@@ -82,6 +82,8 @@ def _gauges(history: History) -> Iterable[Metric]:
     yield _gauge("overdue_callbacks", "Callbacks past callback_timeout", snapshot.overdue)
     yield _gauge("prefetched", "Deliveries that wait for a worker", snapshot.prefetched)
     yield _gauge("held_nacks", "Nacks that are held back", snapshot.held)
+    text = "Time since the Nack that is held longest was delivered; 0 without any"
+    yield _gauge("oldest_held_seconds", text, snapshot.oldest_held)
     yield _gauge("queue_messages_ready", "Messages in the queue", history.depths, "queue")
     if history.delivered is not None:
         text = "Time since the last delivery"
@@ -105,14 +107,18 @@ def _tallies(tallies: Mapping[str, Tally]) -> Iterable[Metric]:
 
     text = "What became of deliveries"
     deliveries = CounterMetricFamily("fmconsume_deliveries", text, labels=["queue", "outcome"])
+    text = "Runs that ended in a Nack or in an exception"
+    failures = CounterMetricFamily("fmconsume_failed_attempts", text, labels=["queue"])
     durations = HistogramMetricFamily(
         "fmconsume_callback_seconds", "How long callbacks ran", labels=["queue"]
     )
     for queue, tally in tallies.items():
         for verdict, count in tally.verdicts.items():
             deliveries.add_metric([queue, verdict.value], count)
+        failures.add_metric([queue], tally.failed_attempts)
         bounds = [*map(str, map(float, BOUNDS)), "+Inf"]
         buckets = list(zip(bounds, accumulate(tally.buckets)))
         durations.add_metric([queue], buckets, tally.seconds)
     yield deliveries
+    yield failures
     yield durations

@@ -160,7 +160,7 @@ def _ready(monitoring: Monitoring, request: Request) -> Answer:
         "received": stats.received,
         "processed": stats.acknowledged,
         "dropped": stats.dropped,
-        "rejected": stats.rejected + stats.requeued,
+        "rejected": stats.rejected + stats.requeued + stats.set_aside,
         "failed": stats.failed,
     }
     is_consuming = history.is_consuming

@@ -13,6 +13,7 @@ from itertools import starmap
 from math import floor, log10
 from time import localtime, monotonic, strftime
 
+from ..delivery import FAIL, SET_ASIDE, Verdict
 from ..engine.states import Phase
 from ..text import printable
 from ..version import __version__
@@ -22,8 +23,10 @@ __all__ = ["POLICY", "render"]
 
 #: Seconds between two refreshes.
 _REFRESH = 3
-#: Values that are shown in red.
-_BAD = ("failed", "ERROR", "CRITICAL")
+#: The verdicts whose counts are shown in red above 0.
+_ALARMS = (SET_ASIDE, FAIL)
+#: Texts that are shown in red.
+_BAD = (SET_ASIDE.value, FAIL.value, "ERROR", "CRITICAL")
 #: Size of the chart in its own units.
 _WIDTH, _HEIGHT = 720, 120
 
@@ -34,7 +37,7 @@ _STYLE = """
   --paper: #1d2226; --ground: #14181b; --good: #4cc38a; --care: #f0a04b; --bad: #f2776d; } }
 body { margin: 0; background: var(--ground); color: var(--ink);
   font: 15px/1.45 system-ui, sans-serif; }
-main { max-width: 60rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
+main { max-width: 70rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
 h1 { margin: 0; font-size: 1.7rem; }
 h1::before { content: ""; display: inline-block; width: .7em; height: .7em; margin-right: .45em;
   border-radius: 50%; background: var(--care); }
@@ -49,19 +52,27 @@ dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr));
 dt { font-size: .85rem; } dd { margin: 0; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
 .bad, .bad dd { color: var(--bad); }
 table { width: 100%; border-collapse: collapse; }
-th { font-weight: normal; font-size: .85rem; }
 th, td { padding: .3rem 1.2rem .3rem 0; text-align: left; vertical-align: top;
   white-space: nowrap; unicode-bidi: isolate; }
+th { font-weight: normal; font-size: .85rem; vertical-align: bottom; white-space: normal; }
 th:last-child, td:last-child { padding-right: 0; }
 tr + tr td { border-top: 1px solid var(--line); }
 .number { text-align: right; font-variant-numeric: tabular-nums; }
 .text { min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; }
-svg text { fill: var(--dim); font-size: 11px; }
+svg { display: block; width: 100%; height: auto; overflow: visible; }
+svg text { fill: var(--dim); font-size: 11px; dominant-baseline: hanging; }
 svg .middle { text-anchor: middle; } svg .end { text-anchor: end; }
 .grid { stroke: var(--line); } .curve { fill: none; stroke: var(--good); stroke-width: 1.5; }
 pre { margin: .3rem 0; white-space: pre-wrap; font-size: .8rem; }
 #stale { display: none; } .stale #stale { display: block; } .stale main { opacity: .4; }
+@media (max-width: 45rem) {
+  svg { margin-bottom: .7rem; } svg text { font-size: 22px; }
+  tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .4rem .9rem;
+    padding: .6rem 0; }
+  tr:first-child { display: none; } tr + tr + tr { border-top: 1px solid var(--line); }
+  tr + tr td { padding: 0; border: 0; } td.number { text-align: left; }
+  td::before { content: attr(data-head); display: block; color: var(--dim); font-size: .85rem; }
+  .text { grid-column: 1 / -1; } }
 """
 
 _SCRIPT = f"""
@@ -153,24 +164,26 @@ def _numbers(history: History) -> str:
         "Last delivery": _ago(history.delivered),
         "Per second": f"{_last_minute(history):.1f}",
         "Running": snapshot.running,
-        "Overdue": snapshot.overdue,
+        "Overdue": _Alarm(snapshot.overdue),
         "Prefetched": snapshot.prefetched,
         "Nacks held": snapshot.held,
+        "Oldest held": _duration(snapshot.oldest_held) if snapshot.held else "-",
         "Reconnections": stats.reconnections,
         "Received": stats.received,
         "Acknowledged": stats.acknowledged,
         "Requeued": stats.requeued,
         "Dropped": stats.dropped,
         "Rejected": stats.rejected,
-        "Failed": stats.failed,
+        "Set aside": _Alarm(stats.set_aside),
+        "Failed": _Alarm(stats.failed),
+        "Failed attempts": sum(tally.failed_attempts for tally in history.tallies.values()),
         "Deduplicated": stats.deduplicated,
     }
     return f"<dl>{''.join(starmap(_pair, numbers.items()))}</dl>"
 
 
 def _pair(name: str, value: object) -> str:
-    kind = "bad" if value and name in ("Overdue", "Failed") else ""
-    return f'<div class="{kind}"><dt>{name}</dt><dd>{_text(value)}</dd></div>'
+    return f'<div class="{_color(value)}"><dt>{name}</dt><dd>{_text(value)}</dd></div>'
 
 
 # -- the rate --------------------------------------------------------------
@@ -202,10 +215,10 @@ def _chart(history: History) -> str:
 <svg viewBox="0 -2 {_WIDTH} {_HEIGHT + 20}" role="img" aria-label="The rate over time">
 <path class="grid" d="M0 0H{_WIDTH}M0 {middle}H{_WIDTH}M0 {_HEIGHT}H{_WIDTH}"/>
 <polyline class="curve" points="{points}"/>
-<text y="12">{top:g}</text><text y="{middle + 12}">{top / 2:g}</text>
-<text y="{_HEIGHT + 14}">{minutes:g} minutes ago</text>
-<text class="middle" x="{_WIDTH / 2}" y="{_HEIGHT + 14}">{minutes / 2:g}</text>
-<text class="end" x="{_WIDTH}" y="{_HEIGHT + 14}">now</text>
+<text y="4">{top:g}</text><text y="{middle + 4}">{top / 2:g}</text>
+<text y="{_HEIGHT + 6}">{minutes:g} minutes ago</text>
+<text class="middle" x="{_WIDTH / 2}" y="{_HEIGHT + 6}">{minutes / 2:g}</text>
+<text class="end" x="{_WIDTH}" y="{_HEIGHT + 6}">now</text>
 </svg>"""
 
 
@@ -224,10 +237,14 @@ def _queues(history: History) -> str:
         tally = history.tallies.get(name) or Tally()
         ran = sum(tally.buckets)
         mean = _duration(tally.seconds / ran) if ran else "-"
-        rows.append(
-            [printable(name), history.depths.get(name, "-"), *tally.verdicts.values(), mean]
-        )
-    head = "*Queue #Ready #Acknowledged #Requeued #Dropped #Rejected #Failed #Mean_time"
+        counts = [
+            _Alarm(count) if verdict in _ALARMS else count
+            for verdict, count in tally.verdicts.items()
+        ]
+        ready = history.depths.get(name, "-")
+        rows.append([printable(name), ready, *counts, tally.failed_attempts, mean])
+    verdicts = " ".join(f"#{verdict.value.capitalize().replace(' ', '_')}" for verdict in Verdict)
+    head = f"*Queue #Ready {verdicts} #Failed_attempts #Mean_time"
     return _table("Queues", head, rows)
 
 
@@ -257,23 +274,32 @@ def _table(title: str, head: str, rows: Sequence[Sequence[object]]) -> str:
     columns = head.split()
     kinds = [{"#": "number", "*": "text"}.get(column[0], "") for column in columns]
     names = [column.strip("#*").replace("_", " ") for column in columns]
-    lines = [_row("th", kinds, names), *(_row("td", kinds, row) for row in rows)]
-    return f"<h2>{title}</h2>\n<table>\n{''.join(lines)}</table>"
+    heads = [f'<th class="{kind}">{name}</th>' for kind, name in zip(kinds, names)]
+    lines = [heads, *(map(_cell, kinds, names, row) for row in rows)]
+    body = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)
+    return f"<h2>{title}</h2>\n<table>\n{body}\n</table>"
 
 
-def _row(tag: str, kinds: Iterable[str], values: Iterable[object]) -> str:
-    cells = []
-    for kind, value in zip(kinds, values):
-        kind += " bad" * (value in _BAD)
-        cells.append(f'<{tag} class="{kind}">{_cell(_text(value))}</{tag}>')
-    return f"<tr>{''.join(cells)}</tr>\n"
+def _cell(kind: str, name: str, value: object) -> str:
+    """Draw a cell; it has the column's name for narrow screens, where each row is a block."""
+    style = " ".join(filter(None, (kind, _color(value))))
+    return f'<td class="{style}" data-head="{name}">{_fold(_text(value))}</td>'
+
+
+class _Alarm(int):
+    """A count that is shown in red above 0."""
+
+
+def _color(value: object) -> str:
+    """Give the class of a value that is shown in red; "" for others."""
+    return "bad" if value in _BAD or (isinstance(value, _Alarm) and value) else ""
 
 
 def _text(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _cell(text: str) -> str:
+def _fold(text: str) -> str:
     """Escape a text, and hide all lines but the first until somebody clicks."""
     first, _, rest = text.partition("\n")
     if not rest:

@@ -15,7 +15,7 @@ from typing import Callable, NamedTuple
 
 from tests.integration.broker import Broker
 
-from . import endings, in_process, processes, soak
+from . import endings, in_process, poison, processes, soak
 from .scene import Row
 
 __all__ = ["main"]
@@ -47,6 +47,14 @@ def faults(folder: Path, broker: Broker, scale: float, rng: random.Random) -> It
         yield Fault("reset", lambda b=both: in_process.reset(broker, times(100), *b))
         yield Fault("equal", lambda b=both: in_process.reset_equal(broker, times(20), *b))
         yield Fault("republished", lambda b=both: in_process.republished(broker, times(20), *b))
+        for cause in poison.KINDS:
+            for kind in ("classic", "quorum"):
+                yield Fault(
+                    "poison",
+                    lambda w=workers, c=cause, k=kind: poison.poison(
+                        broker, fresh(), c, times(10), w, rng, k
+                    ),
+                )
         yield Fault("silent", lambda b=both: in_process.stall(broker, times(5), *b))
         yield Fault("slow", lambda b=both: in_process.slow(broker, times(5), *b))
         yield Fault(

@@ -16,7 +16,18 @@ from fmconsume.config import DEFAULTS, conf
 from fmconsume.message import Message
 from tests.waiting import wait_until
 
-__all__ = ["Gate", "Running", "configured", "durable", "numbered", "write_config"]
+from .broker import Broker
+
+__all__ = [
+    "Gate",
+    "Running",
+    "configured",
+    "durable",
+    "failures",
+    "numbered",
+    "warm_up",
+    "write_config",
+]
 
 
 class Running(threading.Thread):
@@ -66,8 +77,19 @@ class Running(threading.Thread):
         self.result()
 
 
+def failures(**settings: Any) -> dict[str, Any]:
+    """Give the table [failures] with some settings, and the defaults of the others."""
+    return {**DEFAULTS["failures"], **settings}
+
+
+def warm_up(broker: Broker, queue: str) -> None:
+    """Let a consumer with one worker run a message, so that it gets its whole prefetch."""
+    broker.publish(queue, [{"warm": True}])
+    wait_until(lambda: broker.depth(queue) == (0, 0))
+
+
 class Gate:
-    """A callback that holds every message until `open` is set."""
+    """A callback that holds every message until `open` is set, but for those of `warm_up`."""
 
     def __init__(self) -> None:
         self.seen: list[Any] = []  # the "n" of each body, noted on arrival
@@ -75,6 +97,8 @@ class Gate:
         self.open = threading.Event()
 
     def __call__(self, message: Message) -> None:
+        if message.body.get("warm"):
+            return
         self.seen.append(message.body["n"])
         self.entered.set()
         assert self.open.wait(30)
@@ -122,7 +146,7 @@ def write_config(
         top: Keys outside any table, with strings, numbers and lists.
     """
     settings = durable(queues) if isinstance(queues, str) else queues or {}
-    lines = [f"{key} = {json.dumps(value)}" for key, value in {"amqp_url": url, **top}.items()]
+    lines = [f"{key} = {_toml(value)}" for key, value in {"amqp_url": url, **top}.items()]
     for name, queue in settings.items():
         lines.append(f"[queues.{json.dumps(name)}]")
         lines += [f"{key} = {_toml(value)}" for key, value in queue.items()]

@@ -12,7 +12,7 @@ import pytest
 from fmconsume.exceptions import Drop, HaltConsumer, Nack
 from tests.waiting import wait_until
 
-from .running import numbered
+from .running import failures, numbered
 
 
 class _Taker:
@@ -159,7 +159,7 @@ def test_callback_coroutine_with_verdicts(broker, queue, run_consumer):
 
     nack_delay = {"initial": 0.01, "max": 1.0}
     broker.publish(queue, numbered(2))
-    running = run_consumer(callback, queue, nack_delay=nack_delay)
+    running = run_consumer(callback, queue, failures=failures(delay=nack_delay))
     wait_until(lambda: running.consumer.stats.acknowledged == 1)
     broker.publish(queue, [{"n": 2}])
     with pytest.raises(HaltConsumer):

@@ -28,7 +28,7 @@ def run_consumer_of_fedora(broker, queue, tmp_path, run_command):
     def start(name, *args, target="", alias=True):
         tables = (
             f'[consumer_config]\nprefix = "seen"\ntarget = "{target}"\n'
-            "[nack_delay]\ninitial = 0.1\nmax = 0.1"
+            "[failures.delay]\ninitial = 0.1\nmax = 0.1"
         )
         config = write_config(tmp_path / "config.toml", broker.url(), queue, tables)
         option = ["--as-fedora-messaging"] if alias else []

@@ -23,6 +23,10 @@ def return_the_first(message):
         raise Nack
     sys.stdout.write(f"{message.body['n']}\n")
 
+def return_each_fourth(message):
+    if message.body["n"] % 4 == 0:
+        raise Nack
+
 def feed(message):
     n = message.body["n"]
     if n:
@@ -40,7 +44,7 @@ def drain(tmp_path, run_command):
     (tmp_path / "callbacks.py").write_text(_CALLBACKS)
 
     def start(broker, queues, callback, *args):
-        tables = "[nack_delay]\ninitial = 0.1\nmax = 0.1"
+        tables = "[failures.delay]\ninitial = 0.1\nmax = 0.1"
         config = write_config(tmp_path / "config.toml", broker.url(), queues, tables)
         options = ("--config", config, "--callback", f"callbacks:{callback}", "--drain")
         return run_command(*options, *args, cwd=tmp_path)
@@ -95,6 +99,15 @@ def test_drain_returned_messages(broker, new_queue, drain, arguments):
     assert numbers(command) == [23, 24]
     assert "drained; 23 messages that were returned are left" in command.logged()
     wait_until(lambda: broker.depth(queue) == Depth(23, 0))
+
+
+def test_drain_good_among_many_bad(broker, queue, drain):
+    """It ends, however many are returned and wherever they are."""
+    broker.publish(queue, numbered(2400))
+    command = drain(broker, queue, "return_each_fourth")
+    assert command.wait(60) == 0, command.logged()
+    assert "acknowledged 1800" in command.logged()
+    wait_until(lambda: broker.depth(queue) == Depth(600, 0))
 
 
 def test_drain_auto_delete(broker, drain):

@@ -11,6 +11,7 @@ from fmconsume.exceptions import Nack
 from tests.waiting import wait_until
 
 from .broker import Depth
+from .running import failures, warm_up
 
 _PREFETCH = 10
 _EQUAL = {"message_id": "the-same", "headers": {"color": "red"}, "timestamp": 1}
@@ -83,9 +84,10 @@ def test_equal_returned_by_another(broker, queue, run_consumer):
 
 def test_equal_prefetched_by_an_instance_that_stops(broker, queue, run_consumer, gate):
     """A copy that waited unseen in another instance runs when that one is stopped."""
-    _publish(broker, queue, 2)
     other = run_consumer(gate, queue, qos={"prefetch_count": 2, "prefetch_size": 0})
-    wait_until(lambda: other.consumer.stats.received == 2)
+    warm_up(broker, queue)
+    _publish(broker, queue, 2)
+    wait_until(lambda: other.consumer.stats.received == 3)
     runs = []
     running = run_consumer(runs.append, queue)
     _publish(broker, queue)
@@ -142,7 +144,10 @@ def test_equal_one_returned_one_finished(broker, proxy, queue, run_consumer):
 
     _publish(broker, queue, 2)
     running = run_consumer(
-        callback, queue, amqp_url=proxy.url(), nack_delay={"initial": 60.0, "max": 60.0}
+        callback,
+        queue,
+        amqp_url=proxy.url(),
+        failures=failures(delay={"initial": 60.0, "max": 60.0}),
     )
     wait_until(lambda: running.consumer.stats.requeued == 1)
     proxy.cut()

@@ -11,7 +11,7 @@ import pytest
 from tests.waiting import wait_until
 
 from .broker import Depth, free_port
-from .running import numbered, write_config
+from .running import failures, numbered, write_config
 
 _CALLBACKS = """
 from fmconsume import Drop, Nack
@@ -130,7 +130,7 @@ def test_failed_message_is_kept(broker, queue, folder, run_command):
         broker.url(),
         queue,
         callback="callbacks:fail_once",
-        failed_messages=str(kept),
+        failures=failures(keep_in=str(kept)),
     )
     broker.publish(queue, numbered(3))
     for _ in range(2):  # As it would be started again and again.
@@ -156,7 +156,7 @@ def test_failed_message_cannot_be_kept(broker, queue, folder, run_command):
         broker.url(),
         queue,
         callback="callbacks:fail_once",
-        failed_messages=str(kept),
+        failures=failures(keep_in=str(kept)),
     )
     (folder / "callbacks.py").write_text(
         f"{_CALLBACKS}\nimport os\nfull = fail_once\n"

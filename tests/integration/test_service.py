@@ -40,7 +40,7 @@ def take(message):
 
 def hang(message):
     print("took", message.body["n"], flush=True)
-    while not os.path.exists("release"):
+    while message.body["n"] and not os.path.exists("release"):
         time.sleep(0.01)
 
 async def look_up_the_owner():
@@ -48,7 +48,8 @@ async def look_up_the_owner():
         await asyncio.sleep(0.01)
 
 async def hang_async(message):
-    await look_up_the_owner()
+    if message.body["n"]:
+        await look_up_the_owner()
 """
 
 
@@ -111,7 +112,7 @@ def serve(broker, queue, folder, port, run_command):
     """Start the command, with monitoring; keys of the configuration as `write_config` has them."""
 
     def start(callback="take", url=None, env=None, queues=queue, **config):
-        tables = f"[monitoring]\nport = {port}\n[nack_delay]\ninitial = 0.01\nmax = 0.01"
+        tables = f"[monitoring]\nport = {port}\n[failures.delay]\ninitial = 0.01\nmax = 0.01"
         path = write_config(folder / "my.toml", url or broker.url(), queues, tables, **config)
         arguments = ("--config", path, "--callback", f"callbacks:{callback}")
         return run_command(*arguments, cwd=folder, env=env)
@@ -194,12 +195,12 @@ def test_watchdog_withheld_while_a_callback_hangs(
         environment = {**manager.environment, "WATCHDOG_USEC": "1000000"}
         command = serve(callback, env=environment, callback_timeout=0.2)
         manager.wait_for("WATCHDOG=1")
-        broker.publish(queue, numbered(1))
+        broker.publish(queue, numbered(2))  # The first ends, so that the prefetch is whole.
         logged = command.wait_for("past callback_timeout: fmconsume-worker-1 works on message ")
         assert line in logged
         before = len(manager.heard())
         broker.publish(queue, numbered(1))
-        seen = manager.wait_for("received 2", before)
+        seen = manager.wait_for("received 3", before)
         assert "WATCHDOG=1" not in manager.heard()[before:seen]
         (folder / "release").touch()
         assert manager.wait_for("WATCHDOG=1", seen)
@@ -234,9 +235,9 @@ def test_journal_priorities(broker, queue, folder):
     lines = (folder / "journal").read_text().splitlines()
     assert done.returncode == 13
     assert lines[0].startswith("<6>[fmconsume.engine.")
-    rejected = next(line for line in lines if "rejected" in line)
+    rejected = next(line for line in lines if "does not decode" in line)
     assert rejected.startswith(
-        f"<4>[fmconsume.engine.processor WARNING] message torn from queue {queue!r} rejected: "
+        f"<4>[fmconsume.engine.processor WARNING] message torn from queue {queue!r} does not "
     )
     traceback = lines.index("<3>  Traceback (most recent call last):")
     assert queue in lines[traceback - 1]
@@ -256,8 +257,8 @@ def test_ready_while_consuming(proxy, broker, queue, folder, serve, ask):
     assert ask("/live")[0] == 200
     proxy.resume()
     wait_until(lambda: ask("/ready")[0] == 200)
-    broker.publish(queue, numbered(1))
-    wait_until(lambda: "took 0" in command.printed())
+    broker.publish(queue, [{"n": 1}])
+    wait_until(lambda: "took 1" in command.printed())
     consumed = json.loads(ask("/ready")[1])["consumed"]
     assert consumed == {"received": 1, "processed": 0, "dropped": 0, "rejected": 0, "failed": 0}
     command.send_signal(signal.SIGTERM)
@@ -288,6 +289,7 @@ def test_metrics_agree_with_the_broker(broker, new_queue, serve, ask):
 
     expected = {"fmconsume_received_total": 61, "acknowledged": 40, "requeued": 10}
     assert count() == {**expected, "dropped": 10, "rejected": 1}
+    assert f'fmconsume_failed_attempts_total{{queue="{queue}"}} 10.0' in ask("/metrics")[1]
     depth = f'fmconsume_queue_messages_ready{{queue="{queue}"}} 0.0'
     wait_until(lambda: depth in ask("/metrics")[1])
     consumed = json.loads(ask("/ready")[1])["consumed"]
@@ -312,11 +314,11 @@ def test_page_of_the_command(broker, queue, serve, ask):
     """The status page shows the queue, the broker and what became of the messages."""
     broker.publish(queue, [*numbered(1), b"no json"])
     command = serve()
-    command.wait_for("rejected")
-    wait_until(lambda: f'<td class="text">{queue}</td>' in ask("/")[1])
+    command.wait_for("does not decode")
+    wait_until(lambda: f'<td class="text" data-head="Queue">{queue}</td>' in ask("/")[1])
     page = ask("/")[1]
     assert f"consuming from {queue} at amqp://guest@{LOOPBACK}:{broker.port}" in page
-    assert "rejected: JSONDecodeError" in page
+    assert "does not decode: JSONDecodeError" in page
     assert "guest:guest" not in page
 
 

@@ -17,7 +17,7 @@ from fmconsume.exceptions import HaltConsumer
 from tests.waiting import wait_until
 
 from .broker import Depth, free_port
-from .running import Gate, configured, durable, numbered, write_config
+from .running import Gate, configured, durable, numbered, warm_up, write_config
 
 _SIGNALS = [signal.SIGTERM, signal.SIGINT]
 
@@ -78,8 +78,9 @@ def _redelivered(received):
 def test_stop_lets_running_callbacks_finish(broker, queue, run_consumer, gate):
     """On a stop the running callback is acknowledged, and the prefetched ones never run."""
     running = run_consumer(gate, queue)
+    warm_up(broker, queue)
     broker.publish(queue, numbered(5))
-    wait_until(lambda: running.consumer.stats.received == 5)
+    wait_until(lambda: running.consumer.stats.received == 6)
     running.consumer.stop()
     wait_until(lambda: broker.ready(queue) == 4)  # while the callback still runs
     gate.open.set()
@@ -95,7 +96,7 @@ def test_stop_lets_every_worker_finish(broker, queue, run_consumer, gate):
     """On a stop the running callbacks of all workers are acknowledged."""
     running = run_consumer(gate, queue, workers=3)
     broker.publish(queue, numbered(8))
-    wait_until(lambda: len(gate.seen) == 3 and running.consumer.stats.received == 8)
+    wait_until(lambda: len(gate.seen) == 3)
     running.consumer.stop()
     wait_until(lambda: broker.ready(queue) == 5)
     gate.open.set()
@@ -230,7 +231,8 @@ def test_stop_after_the_connection_was_lost(broker, proxy, queue, run_consumer, 
     gate.open.set()
     running.result(timeout=5)
     assert gate.seen == [0]
-    assert _redelivered(broker.drain(queue)) == [True, True]
+    # The one that was not run was not even delivered.
+    assert _redelivered(broker.drain(queue)) == [True, False]
 
 
 def test_stop_leaves_other_consumers_alone(broker, new_queue, run_consumer):
@@ -313,7 +315,7 @@ def test_command_stopped_by_a_second_signal(broker, queue, start_command, number
     assert command.wait(10) == 128 + number
     assert "Traceback" not in command.logged()
     wait_until(lambda: broker.ready(queue) == 2)
-    assert _redelivered(broker.drain(queue)) == [True, True]
+    assert _redelivered(broker.drain(queue)) == [True, False]
 
 
 def test_run_raises_keyboard_interrupt_on_a_second_signal(broker, queue, tmp_path):

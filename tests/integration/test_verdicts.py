@@ -12,7 +12,7 @@ from fmconsume.exceptions import ConsumeException, Drop, HaltConsumer, Nack
 from tests.waiting import wait_until
 
 from .broker import Depth
-from .running import durable, numbered
+from .running import durable, failures, numbered
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_verdict_nack(broker, queue, run_consumer, make):
         if message.body["n"] == 0 and not message.redelivered:
             raise make(message)
 
-    running = run_consumer(callback, queue, nack_delay={"initial": 0.05, "max": 1.0})
+    running = run_consumer(callback, queue, failures=failures(delay={"initial": 0.05, "max": 1.0}))
     broker.publish(queue, numbered(2))
     wait_until(lambda: len(seen) == 3)
     running.stop()
@@ -67,7 +67,7 @@ def test_verdict_nack(broker, queue, run_consumer, make):
 
 
 def test_verdict_nack_without_a_delay(broker, queue, run_consumer):
-    """With nack_delay.initial = 0 a message comes back at once."""
+    """With failures.delay.initial = 0 a message comes back at once."""
     times = []
 
     def callback(message):
@@ -75,7 +75,7 @@ def test_verdict_nack_without_a_delay(broker, queue, run_consumer):
         if len(times) < 50:
             raise Nack
 
-    running = run_consumer(callback, queue, nack_delay={"initial": 0.0, "max": 60.0})
+    running = run_consumer(callback, queue, failures=failures(delay={"initial": 0.0, "max": 60.0}))
     broker.publish(queue, [{}])
     wait_until(lambda: running.consumer.stats.acknowledged == 1)
     assert times[-1] - times[0] < 5
@@ -90,7 +90,7 @@ def test_verdict_nack_backs_off(broker, queue, run_consumer):
         times.append(time.monotonic())
         raise Nack
 
-    run_consumer(callback, queue, nack_delay={"initial": 0.1, "max": 0.4})
+    run_consumer(callback, queue, failures=failures(delay={"initial": 0.1, "max": 0.4}))
     broker.publish(queue, [{}])
     wait_until(lambda: len(times) >= 5)
     delays = [later - earlier for earlier, later in zip(times, times[1:])]
@@ -107,7 +107,7 @@ def test_verdict_nack_is_held_until_a_stop(broker, queue, run_consumer):
         if message.body["n"] == 0:
             raise Nack
 
-    running = run_consumer(callback, queue, nack_delay={"initial": 60.0, "max": 60.0})
+    running = run_consumer(callback, queue, failures=failures(delay={"initial": 60.0, "max": 60.0}))
     broker.publish(queue, numbered(3))
     wait_until(lambda: running.consumer.stats.acknowledged == 2)
     wait_until(lambda: broker.depth(queue) == Depth(0, 1))

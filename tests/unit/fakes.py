@@ -12,11 +12,15 @@ from typing import Any, TypeVar
 from hypothesis import strategies as st
 from pika.spec import BasicProperties
 
+from fmconsume.broker.topology import Topology
 from fmconsume.broker.wire import published
 from fmconsume.config import DEFAULTS, LazyConfig, conf
 from fmconsume.delivery import Delivery
 
 T = TypeVar("T")
+
+#: One queue that is there already.
+PLAIN = Topology({}, {"fruit": {"arguments": {}}}, [], False, 10, 0)
 
 #: Seconds after which a rendezvous has failed; nothing waits that long in a good run.
 TIMEOUT = 10.0
@@ -62,8 +66,9 @@ def make_delivery(
 @contextmanager
 def restored_configuration() -> Iterator[LazyConfig]:
     """Let a test load and change the configuration of the process, and put it back."""
-    names = ("loaded", "path", "absolute_path", "as_loaded", "_mark")
+    names = ("loaded", "path", "absolute_path", "as_loaded", "_mark", "is_fedora_messaging")
     before, attributes = dict.copy(conf), {name: getattr(conf, name) for name in names}
+    conf.is_fedora_messaging = False
     try:
         yield conf
     finally:

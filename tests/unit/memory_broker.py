@@ -85,11 +85,17 @@ class MemorySession:
 
     # -- for the supervisor ------------------------------------------------
 
-    def consume(self) -> None:
-        pass
+    def consume(self, prefetch_count: int | None = None) -> None:
+        self.prefetch_count = prefetch_count
 
-    def consume_again(self) -> None:
-        self.calls.put("consume again")
+    def open_channel(self) -> bool:
+        return True
+
+    def consume_again(self, prefetch_count: int | None = None) -> None:
+        self.calls.put(f"consume again {prefetch_count}")
+
+    def close_channel(self, last_tag: int) -> None:
+        self.calls.put(f"close channel {last_tag}")
 
     def start_ticking(self, seconds: float) -> None:
         self.tick_seconds = seconds

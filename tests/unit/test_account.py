@@ -62,6 +62,8 @@ class World:
         assert not Counter(message.id for message in self.gone) - self.runs
         assert self.account.in_hand == len(self.inbox) + len(self.running)
         assert len(self.account) == len(self.open)
+        fresh = [tag for tag in self.open if tag > self.mark]
+        assert self.account.fresh == len(fresh) >= self.account.fresh_held >= 0
 
     def some(self, things: list[Any]) -> list[Any]:
         """Choose some, in any order."""
@@ -72,6 +74,8 @@ class World:
     def begin(self) -> None:
         """Open a session; tags start at 1 again."""
         self.session, self.tag, self.is_cut = self.session + 1, 0, False
+        #: The tags before the first of each channel, and before the first of the latest grant.
+        self.grants, self.mark = [0], 0
         self.account.begin(self.session)
 
     def lose(self) -> None:
@@ -198,12 +202,33 @@ class World:
         """Send all that can be sent; it arrives unless the line is cut."""
         for frame in self.account.take_frames():
             assert frame.tag in self.open, "a tag of another session, or one settled before"
-            covered = [t for t in self.open if t == frame.tag or (frame.multiple and t < frame.tag)]
+            covered = [t for t in self.open if self._covers(frame, t)]
             for tag in covered:
                 message = self.open.pop(tag)
                 if not self.is_cut:
                     del self.out[tag]
                     (self.ready if frame.verdict in RETURNS else self.gone).append(message)
+
+    def _covers(self, frame: Frame, tag: int) -> bool:
+        """Tell whether a frame settles a tag: many only on one channel."""
+        same = [begin for begin in self.grants if begin < frame.tag][-1] < tag
+        return tag == frame.tag or (frame.multiple and same and tag < frame.tag)
+
+    def consume_again(self) -> None:
+        """Get another grant; those of which all is settled are forgotten."""
+        if self.tag > self.grants[-1]:
+            self.account.begin_grant()
+            self.grants.append(self.tag)
+            self.mark = self.tag
+        for last in self.account.end_grants():
+            begin = max(each for each in self.grants if each < last)
+            assert not [tag for tag in self.open if begin < tag <= last]
+            assert last in self.grants
+
+    def consume_again_on_this_channel(self) -> None:
+        """Get another grant, without another channel."""
+        self.account.begin_grant(is_on_new_channel=False)
+        self.mark = self.tag
 
     def stop(self) -> None:
         """Stop gracefully from wherever this is: everything outstanding gets settled."""
@@ -222,6 +247,7 @@ ACTIONS = [
     *(World.lose, World.send_in_vain, World.hand_to_another, World.come_from_another),
     *(World.deliver, World.deliver, World.deliver, World.start, World.conclude),
     *(World.work, World.work, World.send, World.release, World.release_all, World.take_back),
+    *(World.consume_again, World.consume_again_on_this_channel),
 ]
 
 
@@ -507,10 +533,35 @@ def test_flush_counts_returns() -> None:
     assert count_returns(make_delivery(redelivered=True, headers=headers)) == 5
     account = open_session()
     for tag in (1, 2, 3):
-        delivery = make_delivery(1, tag)
+        delivery = make_delivery(1, tag, redelivered=tag > 1)
         account.receive(delivery)
         finish(account, delivery, Verdict.NACK)
     assert [outcome.returns for outcome in account.flush()] == [0, 1, 2]
+
+
+def test_flush_counts_returns_of_equal_messages() -> None:
+    """Equal messages without an id each have their own count."""
+    account = open_session()
+    for tag in range(1, 7):
+        delivery = make_delivery(1, tag, message_id=None, redelivered=tag > 3)
+        account.receive(delivery)
+        finish(account, delivery, Verdict.NACK)
+    assert [outcome.returns for outcome in account.flush()] == [0, 0, 0, 1, 1, 1]
+
+
+def test_lose_keeps_counts_of_returns() -> None:
+    """A message that is lost before its next attempt ends has its earlier ones still."""
+    account = open_session()
+    for tag in (1, 2):
+        delivery = make_delivery(1, tag, redelivered=tag > 1)
+        account.receive(delivery)
+        if tag == 1:
+            finish(account, delivery, Verdict.NACK)
+    account.lose([delivery])
+    account.begin(2)
+    again = make_delivery(2, 1, redelivered=True)
+    account.receive(again)
+    assert again.attempt == 2
 
 
 def test_flush_malformed_count() -> None:
@@ -558,6 +609,26 @@ def test_oldest_outstanding() -> None:
     finish(account, orphan, Verdict.NACK)
     assert account.oldest_outstanding is again
     assert account.is_held(again)
+
+
+def test_oldest_held() -> None:
+    """Of the verdicts that are held, the first one names the delivery that it settles."""
+    account = open_session()
+    orphan = make_delivery(1, 1)
+    account.receive(orphan)
+    account.lose([])
+    account.begin(2)
+    again, fresh = make_delivery(2, 1, redelivered=True), make_delivery(2, 2, message_id="plum")
+    for delivery in (again, fresh):
+        account.receive(delivery)
+    assert account.oldest_held is None
+    finish(account, orphan, Verdict.NACK)
+    finish(account, fresh, Verdict.NACK)
+    assert account.oldest_held is again
+    account.release(again.tag)
+    assert account.oldest_held is fresh
+    account.release(fresh.tag)
+    assert account.oldest_held is None
 
 
 def test_lose_settles_nothing() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from fmconsume import api, config
 from fmconsume.api import Consumer, consume
-from fmconsume.config import LazyConfig
+from fmconsume.config import DEFAULTS, LazyConfig
 from fmconsume.engine import processor as processor_module
 from fmconsume.engine.coroutines import CoroutineRunner
 from fmconsume.engine.states import End, Phase, State, Stats
@@ -216,7 +216,7 @@ def test_consumer_configured(stage: Stage, conf: LazyConfig) -> None:
     """Without arguments the configuration is used."""
     conf["amqp_url"] = ["amqp://a:b@far", "amqp://a:b@near"]
     conf["workers"] = 3
-    conf["nack_delay"] = {"initial": 2.0, "max": 9.0}
+    conf["failures"] = {**DEFAULTS["failures"], "delay": {"initial": 2.0, "max": 9.0}}
     Consumer(callback)
     supervisor = stage.supervisor
     assert [address.parameters().host for address in supervisor.addresses] == ["far", "near"]
@@ -470,8 +470,8 @@ def test_run_twice(stage: Stage) -> None:
 def test_consumer_no_folder(stage: Stage, conf: LazyConfig, tmp_path: Path) -> None:
     """A folder for failed messages that is not to be had may be there later."""
     (tmp_path / "file").touch()
-    conf["failed_messages"] = str(tmp_path / "file" / "failed")
-    with pytest.raises(UnavailableException, match=r"failed_messages .*Not a directory"):
+    conf["failures"] = {**DEFAULTS["failures"], "keep_in": str(tmp_path / "file" / "failed")}
+    with pytest.raises(UnavailableException, match=r"failures.keep_in .*Not a directory"):
         Consumer(callback)
     with pytest.raises(ValueError, match="expected a function"):
         Consumer(17)  # type: ignore[arg-type]

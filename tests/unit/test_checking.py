@@ -146,6 +146,23 @@ def test_check_prints_table(conf: LazyConfig, capsys: pytest.CaptureFixture[str]
     assert rows[1].split() == ["callback", "print", "imported"]
 
 
+def test_check_looks_at_failures(
+    conf: LazyConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """What [failures] names is made ready as at the start of a consumer."""
+    (tmp_path / "file").touch()
+    for name, status in (("folder", "can be written"), ("file", "File exists")):
+        conf["failures"] = {**DEFAULTS["failures"], "keep_in": str(tmp_path / name)}
+        code = check(print, make_topology(), workers=1)
+        (row,) = [line for line in capsys.readouterr().out.splitlines() if "folder " in line]
+        assert row.endswith(status)
+        assert row.startswith("!") == (name == "file")
+    assert code == ExitCode.TEMPORARY
+    conf["failures"] = {**DEFAULTS["failures"], "nack_on": ["nowhere.Nope"]}
+    with pytest.raises(ConfigurationException, match=r"nowhere\.Nope"):
+        check(print, make_topology(), workers=1)
+
+
 def test_check_defaults(conf: LazyConfig, capsys: pytest.CaptureFixture[str]) -> None:
     """There is no advice on the defaults, and a file that is not there is not called valid."""
     conf.path = "/nowhere/config.toml"
@@ -284,7 +301,7 @@ def test_advise_transient_queue(
 def test_advise_nack_delay(nack_maximum: float, count: int) -> None:
     """A Nack that is held for longer than the broker waits is worth a word."""
     advice = list(advise(make_topology(), 1, 10, nack_maximum))
-    assert [text.startswith("nack_delay.max = 3600: ") for text in advice] == [True] * count
+    assert [text.startswith("failures.delay.max = 3600: ") for text in advice] == [True] * count
 
 
 def test_advise_exclusive_with_workers() -> None:

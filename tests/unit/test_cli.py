@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import pytest
 
-from fmconsume import cli, config
+from fmconsume import cli, config, requeueing
 from fmconsume.cli import main
 from fmconsume.config import LazyConfig
 from fmconsume.exceptions import (
@@ -162,6 +162,14 @@ def test_main_bad_configuration(
         (["--workers", "two"], "--workers: invalid int value: 'two'"),
         (["--log-level", "loud"], "--log-level: invalid choice: 'loud'"),
         ([*CALLBACK, "--callback-file", "a.py:b"], "not allowed with argument --callback"),
+        (["--failed", "--requeue", "a"], "--requeue: not allowed with argument --failed"),
+        (["--failed", "--check"], "--check: not allowed with argument --failed"),
+        (["--requeue", "a", "--drain"], "--drain: not allowed with argument --requeue"),
+        (["--requeue", "a", "--replay", "b"], "--replay: not allowed with argument --requeue"),
+        ([*CALLBACK, "--peek"], "--peek: expected --record, too"),
+        (["--record", "a", "--peek", "--drain"], "--drain: not allowed with argument --peek"),
+        (["--failed", "--peek"], "--peek: not allowed with argument --failed"),
+        (["--failed", ""], "--failed: found an empty value"),
     ],
 )
 def test_main_wrong_options(
@@ -249,6 +257,52 @@ def test_main_selects(consumers: list[FakeConsumer]) -> None:
     assert list(consumers[0].queues) == ["nuts"]
     binding = {"queue": "nuts", "exchange": "fair", "routing_keys": ["a", "b.#"]}
     assert [dict(each) for each in consumers[0].bindings] == [binding]
+
+
+def test_main_failed(
+    write: Callable[[str, str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--failed looks into the folder that it names, else into the configured one."""
+    write("my.toml", "failures.keep_in = 'configured'\n")
+    assert main(["--failed"]) == 0
+    assert main(["--config", "my.toml", "--failed"]) == 0
+    assert main(["--config", "my.toml", "--failed", "named"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" ")[2] for line in lines] == ["set", "configured", "named"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--limit", "3"], ["--limit", "3", "--check"]])
+def test_main_requeue(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    """--requeue needs no callback, and knows --limit and --check."""
+    calls: list[Any] = []
+
+    def requeue(place: str, limit: int | None, *, is_dry: bool) -> int:
+        calls.append((place, limit, is_dry))
+        return 1
+
+    monkeypatch.setattr(requeueing, "requeue", requeue)
+    assert main(["--requeue", "folder", *arguments]) == 1
+    assert calls == [("folder", 3 if arguments else None, "--check" in arguments)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--requeue", "absent"], "cannot read 'absent': No such file or directory"),
+        (["--requeue", ".", "--limit", "0"], "limit: found 0, expected a number of at least 1"),
+        (
+            ["--record", "a", "--peek", "--limit", "-1"],
+            "limit: found -1, expected a number of at least 1",
+        ),
+        (["--record", "a", "--peek"], "--peek: found a queue without a name: give --queue-name"),
+    ],
+)
+def test_main_requeue_usage(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
+) -> None:
+    """What --requeue and --peek cannot do ends with exit code 2 and one line on standard error."""
+    assert main(arguments) == 2
+    assert capsys.readouterr().err == f"fmconsume: {text}\n"
 
 
 # -- how it ends ----------------------------------------------------------------

@@ -42,7 +42,11 @@ def problems(text: str) -> list[str]:
     ("text", "key", "value"),
     [
         ("[qos]\nprefetch_count = 1", "qos", {"prefetch_count": 1, "prefetch_size": 0}),
-        ("[nack_delay]\ninitial = 0", "nack_delay", {"initial": 0, "max": 60.0}),
+        (
+            "[failures.delay]\ninitial = 0",
+            "failures",
+            {**DEFAULTS["failures"], "delay": {"initial": 0, "max": 60.0}},
+        ),
         (
             "[tls]\nca_cert = 'x'",
             "tls",
@@ -80,7 +84,7 @@ def problems(text: str) -> list[str]:
             "amqp_url",
             "amqps://h/?ssl_options={'cafile': '/nowhere'}",
         ),
-        ("failed_messages = ''", "failed_messages", None),
+        ("[failures]\nkeep_in = ''", "failures", DEFAULTS["failures"]),
         ("callback = 'a.b:C.d'", "callback", "a.b:C.d"),
         ("callback_timeout = 1", "callback_timeout", 1),
         ("publish_priority = 255", "publish_priority", 255),
@@ -198,19 +202,29 @@ WRONG = {
     "publish_exchange = 1": "publish_exchange: found 1, expected a string",
     "topic_prefix = false": "topic_prefix: found False, expected a string",
     "publish_priority = 256": "publish_priority: found 256, expected an integer from 0 to 255",
-    "nack_delay.initial = -1": "nack_delay.initial: found -1, expected a number of seconds",
-    "nack_delay.max = inf": "nack_delay.max: found inf, expected a number of seconds",
-    "nack_delay.max = nan": "nack_delay.max: found nan, expected a number of seconds",
-    "nack_delay.max = true": "nack_delay.max: found True, expected a number of seconds",
-    "nack_delay.max = 0.5": "nack_delay: found a table, expected a max not below initial",
+    "failures.delay.initial = -1": "failures.delay.initial: found -1, expected a number of seconds",
+    "failures.delay.max = inf": "failures.delay.max: found inf, expected a number of seconds",
+    "failures.delay.max = nan": "failures.delay.max: found nan, expected a number of seconds",
+    "failures.delay.max = true": "failures.delay.max: found True, expected a number of seconds",
+    "failures.delay.max = 0.5": "failures.delay: found a table, expected a max not below initial",
     "callback_timeout = 0": "callback_timeout: found 0, expected a number of seconds above 0",
     "callback_timeout = '1'": "callback_timeout: found '1', expected a number of seconds above 0",
     "body = 'jason'": (
         r"body: found 'jason', expected 'object' or 'json' or 'bytes'; did you mean 'json'\?"
     ),
     "body = []": "body: found an empty list, expected 'object' or 'json' or 'bytes'",
-    "failed_messages = 1": "failed_messages: found 1, expected a string",
-    "failed_messages_limit = 0": "failed_messages_limit: found 0, expected an integer of 1 or more",
+    "failures.keep_in = 1": "failures.keep_in: found 1, expected a string",
+    "failures.keep = 0": "failures.keep: found 0, expected an integer of 1 or more",
+    "failures.max_attempts = -1": (
+        "failures.max_attempts: found -1, expected an integer of 0 or more"
+    ),
+    "failures.on_exception = 'stop'": (
+        "failures.on_exception: found 'stop', expected 'halt' or 'nack' or 'drop'"
+    ),
+    "failures.nack_on = ['1x']": (
+        r"failures.nack_on\[0\]: found '1x', expected the name of an exception class, as "
+        '"package.Error"'
+    ),
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Outcome, Verdict
+from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, SET_ASIDE, Outcome, Verdict
 from fmconsume.engine.states import Phase, Snapshot, State, Stats
 from fmconsume.exceptions import HaltConsumer
 from fmconsume.service import history as history_module
@@ -58,6 +58,7 @@ def make_snapshot(received: int = 0, broker: str = "") -> Snapshot:
         (NACK, None, "requeued"),
         (DROP, None, "dropped"),
         (REJECT, None, "rejected"),
+        (SET_ASIDE, None, "set aside"),
         (FAIL, ValueError("no"), "failed"),
         (ACK, HaltConsumer(), "acknowledged"),
         (NACK, HaltConsumer(requeue=True), "requeued"),
@@ -72,6 +73,23 @@ def test_on_outcome_counts(
     assert set(history.tallies) == {"fruit", "nuts"}
     counts = history.tallies["nuts"].verdicts
     assert {key.value: count for key, count in counts.items() if count} == {name: 1}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "seconds", "count"),
+    [
+        *((verdict, 0.1, 1) for verdict in (NACK, SET_ASIDE, FAIL)),
+        *((verdict, 0.1, 0) for verdict in (ACK, DROP, REJECT)),
+        # The consumer was stopped, the body did not decode, or an earlier process was killed.
+        *((verdict, 0.0, 0) for verdict in (NACK, SET_ASIDE, FAIL)),
+    ],
+)
+def test_on_outcome_failed_attempts(
+    history: History, verdict: Verdict, seconds: float, count: int
+) -> None:
+    """A run that ended in a Nack or an exception is a failed attempt; no run is none."""
+    history.on_outcome(make_outcome(verdict, seconds=seconds))
+    assert history.tallies["fruit"].failed_attempts == count
 
 
 @pytest.mark.parametrize(

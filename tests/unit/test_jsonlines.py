@@ -185,8 +185,8 @@ def test_load_delivery(body: Any, delivered: bytes) -> None:
     """A record becomes a delivery again, with all that is known of the message, valid or not."""
     message = decode(deliver(headers=named(5), message_id="m-2", priority=7), "bytes")
     message.body = body
-    record = dump_record(message, comment="ž")
-    assert json.loads(record.decode("ascii"))["comment"] == "ž"
+    record = dump_record(message)
+    assert record.isascii()
     delivery = load_delivery(record, 3)
     assert (delivery.tag, delivery.queue, delivery.routing_key) == (3, "a queue", "a.topic")
     assert (delivery.message_id, delivery.properties.priority) == ("m-2", 7)

@@ -21,7 +21,7 @@ FLOORS = (
     "broker/",
     "engine/",
     "service/ wiring",
-    "publisher recording checking",
+    "publisher recording checking kept requeueing peeking",
     "api testing",
     "compat __init__",
     "cli __main__",

@@ -13,7 +13,8 @@ from pika import BasicProperties
 
 from fmconsume.broker.wire import Properties, published
 from fmconsume.delivery import Delivery, Verdict
-from fmconsume.engine.memory import RecentVerdicts, identity
+from fmconsume.engine import memory as memory_module
+from fmconsume.engine.memory import RecentVerdicts, fingerprint
 
 from .fakes import make_delivery
 
@@ -45,7 +46,7 @@ def with_properties(**properties: Any) -> Delivery:
 )
 def test_identity_other_message(change: dict[str, Any]) -> None:
     """A message that differs in any part of what was published is another one."""
-    assert identity(make_delivery()) != identity(make_delivery(**change))
+    assert fingerprint(make_delivery()) != fingerprint(make_delivery(**change))
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_identity_other_message(change: dict[str, Any]) -> None:
 )
 def test_identity_other_properties(change: dict[str, Any]) -> None:
     """All properties are part of a message's identity."""
-    assert identity(with_properties()) != identity(with_properties(**change))
+    assert fingerprint(with_properties()) != fingerprint(with_properties(**change))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +74,7 @@ def test_identity_other_properties(change: dict[str, Any]) -> None:
 )
 def test_identity_headers_that_hash_alike(one: Any, other: Any) -> None:
     """Values that Python calls equal, or hashes alike, make different messages."""
-    assert identity(make_delivery(headers={"n": one})) != identity(
+    assert fingerprint(make_delivery(headers={"n": one})) != fingerprint(
         make_delivery(headers={"n": other})
     )
 
@@ -101,14 +102,8 @@ def test_identity_redelivered(headers: dict[str, Any], count: int) -> None:
         encoded = b"".join(properties.encode())
         delivery = make_delivery(redelivered=each is counted)
         delivery.published = Properties().decode(encoded).published
-        found.append(identity(delivery))
+        found.append(fingerprint(delivery))
     assert found[0] == found[1] != 0
-
-
-@pytest.mark.parametrize("message_id", [None, ""])
-def test_identity_without_message_id(message_id: str | None) -> None:
-    """A message without an id has no identity."""
-    assert identity(make_delivery(message_id=message_id)) == 0
 
 
 # -- finished ---------------------------------------------------------------------------
@@ -186,7 +181,7 @@ def test_meet() -> None:
     assert memory.recall(8, 2) is ACK
 
 
-def test_finish_without_identity() -> None:
+def test_finish_without_fingerprint() -> None:
     """A message without an identity is not remembered."""
     memory = RecentVerdicts(10)
     memory.note_finished(0, ACK, 1)
@@ -201,7 +196,6 @@ def test_finish_turned_off() -> None:
     memory.note_finished(7, ACK, 1)
     memory.note_returned(7)
     assert memory.recall(7, 2) is None
-    assert [memory.count_return(7) for _ in range(2)] == [0, 0]
 
 
 @given(size=st.integers(1, 20), keys=st.lists(st.integers(1, 8), max_size=60))
@@ -238,10 +232,10 @@ def test_size_bounds_everything(size: int, steps: list[tuple[str, int]]) -> None
     """No part of the memory grows beyond its size, and none fails when it forgets."""
     memory = RecentVerdicts(size)
     for session, (name, key) in enumerate(steps):
-        memory.count_return(key)
+        memory.note_returns(key, 1)
         arguments = {"note_finished": (key, ACK, session), "recall": (key, session)}
         getattr(memory, name)(*arguments.get(name, (key,)))
-    for store in (memory._order, memory._back_in_queue, memory._return_counts):
+    for store in (memory._order, memory._back_in_queue):
         assert len(store) <= size
     assert memory._finished.keys().isdisjoint(memory._several)
     assert {*memory._finished, *memory._several} == set(memory._order)
@@ -250,24 +244,27 @@ def test_size_bounds_everything(size: int, steps: list[tuple[str, int]]) -> None
 # -- returns ----------------------------------------------------------------------------
 
 
-def test_count_return_beyond_size() -> None:
+def test_returns_beyond_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """The message whose return is longest ago is counted afresh."""
-    memory = RecentVerdicts(2)
-    for key in (1, 2, 1, 3):
-        memory.count_return(key)
-    assert [memory.count_return(1), memory.count_return(2)] == [2, 0]
+    monkeypatch.setattr(memory_module, "_COUNTED", 2)
+    memory = RecentVerdicts(0)
+    for key, count in [(1, 1), (2, 1), (1, 2), (3, 1)]:
+        memory.note_returns(key, count)
+    assert [memory.take_returns(key) for key in (1, 2, 3)] == [1, 0, 1]
 
 
-def test_count_return_after_finish() -> None:
-    """A message that was finished meanwhile is counted afresh."""
+def test_returns_are_taken_once() -> None:
+    """What comes again takes its count along, and leaves it behind when it is returned."""
     memory = RecentVerdicts(10)
-    memory.count_return(7)
-    memory.note_finished(7, ACK, 1)
-    assert memory.count_return(7) == 0
+    memory.note_returns(7, 3)
+    assert [memory.take_returns(7) for _ in range(2)] == [3, 0]
+    assert memory.take_returns(8) == 0
 
 
-def test_count_return_counts() -> None:
-    """Each return of a message counts the ones before it."""
+def test_returns_of_equal_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of several equal messages has a count; the smallest is given, and many have an end."""
+    monkeypatch.setattr(memory_module, "_COUNTED_EQUAL", 3)
     memory = RecentVerdicts(10)
-    assert [memory.count_return(7) for _ in range(3)] == [0, 1, 2]
-    assert memory.count_return(8) == 0
+    for count in (2, 1, 1, 5):
+        memory.note_returns(7, count)
+    assert [memory.take_returns(7) for _ in range(4)] == [1, 1, 2, 0]

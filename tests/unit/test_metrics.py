@@ -13,7 +13,7 @@ from fmconsume.engine.states import Phase, Snapshot, State, Stats
 from fmconsume.service import metrics as metrics_module
 from fmconsume.service.history import History
 
-from .test_history import DROP, make_outcome
+from .test_history import DROP, NACK, SET_ASIDE, make_outcome
 
 Samples = dict[tuple[str, ...], float]
 
@@ -35,7 +35,7 @@ def history() -> History:
     stats = Stats(received=7, deduplicated=2, reconnections=1)
     history = History(lambda: stats)
     history.on_state(State(Phase.BUSY, "apple is in hand for 61 s"))
-    history.on_tick(Snapshot(history.state, stats, 3, 4, 5, 1, 0, "far"))
+    history.on_tick(Snapshot(history.state, stats, 3, 4, 5, 1, 0, "far", 62.5))
     history.on_depths({"fruit": 9})
     for seconds in (0.004, 0.2, 0.3, 7000):
         history.on_outcome(make_outcome(seconds=seconds))
@@ -52,6 +52,16 @@ def test_write_counters(history: History) -> None:
     assert samples["fmconsume_deliveries_total", "acknowledged", "fruit"] == 4
     assert samples["fmconsume_deliveries_total", "failed", "fruit"] == 0
     assert samples["fmconsume_deliveries_total", "dropped", 'nu"ts\n'] == 1
+
+
+def test_write_failed_attempts(history: History) -> None:
+    """Failed attempts are counted by queue, the last one of a message set aside among them."""
+    for verdict in (NACK, NACK, SET_ASIDE):
+        history.on_outcome(make_outcome(verdict))
+    samples = read(history)
+    assert samples["fmconsume_deliveries_total", "set aside", "fruit"] == 1
+    assert samples["fmconsume_failed_attempts_total", "fruit"] == 3
+    assert samples["fmconsume_failed_attempts_total", 'nu"ts\n'] == 0
 
 
 def test_write_histogram(history: History) -> None:
@@ -76,6 +86,7 @@ def test_write_gauges(history: History) -> None:
     assert samples["fmconsume_running_callbacks",] == 3
     assert samples["fmconsume_prefetched",] == 4
     assert samples["fmconsume_held_nacks",] == 5
+    assert samples["fmconsume_oldest_held_seconds",] == 62.5
     assert samples["fmconsume_overdue_callbacks",] == 1
     assert samples["fmconsume_queue_messages_ready", "fruit"] == 9
     assert 0 <= samples["fmconsume_last_delivery_age_seconds",] < 60
@@ -85,6 +96,7 @@ def test_write_gauges(history: History) -> None:
 def test_write_nothing_yet() -> None:
     """Before the first delivery it has no age, and nothing fails."""
     samples = read(History(Stats))
+    assert samples["fmconsume_oldest_held_seconds",] == 0
     assert ("fmconsume_last_delivery_age_seconds",) not in samples
     assert samples["fmconsume_consuming",] == 0
     assert samples["fmconsume_state", "connecting"] == 1

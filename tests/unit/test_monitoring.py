@@ -19,7 +19,9 @@ from fmconsume.service.server import Request
 from tests.waiting import wait_until
 
 CONSUMING = State(Phase.CONSUMING, "consuming from fruit")
-STATS = Stats(received=21, acknowledged=10, requeued=1, dropped=2, rejected=3, failed=4)
+STATS = Stats(
+    received=26, acknowledged=10, requeued=1, dropped=2, rejected=3, set_aside=6, failed=4
+)
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def test_ready(server: Monitoring) -> None:
     assert json.loads(body) == {
         "consuming": True,
         "state": "consuming from fruit",
-        "consumed": {"received": 21, "processed": 10, "dropped": 2, "rejected": 4, "failed": 4},
+        "consumed": {"received": 26, "processed": 10, "dropped": 2, "rejected": 10, "failed": 4},
     }
     server.history.on_state(State(Phase.BUSY, "apple is in hand for 61 s"))
     assert ask(server, "/ready")[0] == 200
@@ -123,7 +125,7 @@ def test_metrics(server: Monitoring) -> None:
     status, headers, body = ask(server, "/metrics", Accept="text/plain")
     assert status == 200
     assert headers["Content-Type"].startswith("text/plain")
-    assert "fmconsume_received_total 21.0" in body
+    assert "fmconsume_received_total 26.0" in body
 
 
 def test_metrics_without_the_library(server: Monitoring, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ class FakeSession:
             raise
         return self
 
-    def consume(self) -> None:
+    def consume(self, prefetch_count: int | None = None) -> None:
         """Pretend to consume."""
         self._step("consume")
 
@@ -57,7 +57,7 @@ class FakeSession:
 
 def make_opener(session: FakeSession, call_when_done: Callable[[], None]) -> SessionOpener:
     """Make an opener of a session."""
-    return SessionOpener(session.open, call_when_done)  # type: ignore[arg-type]
+    return SessionOpener(session.open, 3, call_when_done)  # type: ignore[arg-type]
 
 
 def test_get_success() -> None:
@@ -90,7 +90,7 @@ def test_get_unexpected_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     """Any exception reaches get: a refusal, or a bug."""
     for error in (BadDeclaration("queue", "q", "no"), KeyError("q")):
         session = FakeSession(lambda name: None)
-        monkeypatch.setattr(session, "consume", lambda error=error: raise_error(error))
+        monkeypatch.setattr(session, "consume", lambda count, error=error: raise_error(error))
         opener = make_opener(session, lambda: None)
         opener.run()
         with pytest.raises(type(error)):

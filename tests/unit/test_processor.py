@@ -5,19 +5,22 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Callable
 
 import pytest
 
-from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Outcome, Verdict
+from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, SET_ASIDE, Delivery, Outcome, Verdict
 from fmconsume.engine import processor as processor_module
+from fmconsume.engine.failures import FailurePolicy
 from fmconsume.engine.processor import Processor
 from fmconsume.exceptions import (
     ConfigurationException,
     Drop,
     HaltConsumer,
     Nack,
+    UndecodableError,
     ValidationError,
 )
 
@@ -272,3 +275,105 @@ def test_process_logs_undecodable(
     assert record.levelno == level
     assert all(part in record.getMessage() for part in ("apple", "'basket'", "it is a list"))
     assert "and more" not in record.getMessage()
+
+
+# -- what [failures] says ---------------------------------------------------------------
+
+
+class Folder:
+    """Keeps in memory what a processor keeps, or fails to."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.kept: list[tuple[Any, Any, bool]] = []
+
+    def keep(self, delivery: Delivery, error: BaseException | str, *, is_set_aside: bool) -> Path:
+        """Keep a message."""
+        if self.error is not None:
+            raise self.error
+        self.kept.append((delivery, error, is_set_aside))
+        return Path("/kept/apple")
+
+
+def judge(error: BaseException, folder: Folder | None, attempt: int = 1, **policy: Any) -> Outcome:
+    """Run a callback that raises, under a policy."""
+    delivery = make_delivery()
+    delivery.attempt = attempt
+    keep = folder.keep if folder else None
+    rules = FailurePolicy(**policy)
+    return Processor(raising(error), decode_body, keep, policy=rules).process(delivery)
+
+
+@pytest.mark.parametrize(
+    ("on_exception", "verdict"), [(FAIL, FAIL), (NACK, NACK), (DROP, DROP)], ids=str
+)
+def test_process_on_exception(on_exception: Verdict, verdict: Verdict) -> None:
+    """Only a failure that halts ends the consumer; what halts or is dropped is kept."""
+    error, folder = RuntimeError("no"), Folder()
+    outcome = judge(error, folder, on_exception=on_exception)
+    is_halt = verdict is FAIL
+    assert (outcome.verdict, outcome.error) == (verdict, error if is_halt else None)
+    kept = [] if verdict is NACK else [(error, verdict is DROP)]
+    assert [(each[1], each[2]) for each in folder.kept] == kept
+
+
+def test_process_expected(caplog: pytest.LogCaptureFixture) -> None:
+    """An exception that is named is no surprise: one line, and no traceback."""
+    outcome = judge(ConnectionError("away"), None, nack_on=(OSError,))
+    assert (outcome.verdict, outcome.error) == (NACK, None)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().endswith("put back: ConnectionError: away")
+    assert record.exc_info is None
+
+
+@pytest.mark.parametrize("error", [Nack(), RuntimeError("no")], ids=repr)
+def test_process_last_attempt(error: Exception, caplog: pytest.LogCaptureFixture) -> None:
+    """After the last attempt a message is kept and set aside, and the consumer goes on."""
+    folder = Folder()
+    assert judge(error, folder, 2, max_attempts=3).verdict in (NACK, FAIL)
+    folder.kept.clear()
+    caplog.clear()
+    outcome = judge(error, folder, 3, max_attempts=3)
+    assert (outcome.verdict, outcome.error) == (SET_ASIDE, None)
+    assert [(each[1], each[2]) for each in folder.kept] == [(error, True)]
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    for part in ("apple", "set aside", "/kept/apple", "attempt 3 of 3"):
+        assert part in record.getMessage()
+
+
+def test_process_last_attempt_without_folder() -> None:
+    """Without a folder the dead-letter exchange has to do."""
+    assert judge(Nack(), None, 3, max_attempts=3).verdict is SET_ASIDE
+
+
+def test_process_last_attempt_disk_full(caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot be kept is not rejected: it goes back to its queue."""
+    folder = Folder(OSError(28, "No space left on device"))
+    outcome = judge(RuntimeError("no"), folder, 3, max_attempts=3)
+    assert (outcome.verdict, outcome.error) == (NACK, None)
+    assert "could not be kept, so that it is put back: OSError" in caplog.text
+
+
+def test_process_halt_is_no_failure() -> None:
+    """A callback that halts the consumer did not fail, however often it was tried."""
+    outcome = judge(HaltConsumer(3, requeue=True), Folder(), 9, max_attempts=3)
+    assert (outcome.verdict, outcome.seconds > 0) == (NACK, True)
+    assert isinstance(outcome.error, HaltConsumer)
+
+
+@pytest.mark.parametrize("error", [UndecodableError("no JSON"), ValidationError("no id")])
+def test_process_rejected_is_kept(error: ValidationError) -> None:
+    """What the callback never sees is kept before it is rejected; a flaw is told."""
+
+    def decode(delivery: Delivery) -> Any:
+        raise error
+
+    folder = Folder()
+    outcome = Processor(refuse_to_wait, decode, folder.keep).process(make_delivery())
+    assert outcome.verdict is REJECT
+    assert outcome.flaw == ("no JSON" if isinstance(error, UndecodableError) else "")
+    assert [(each[1], each[2]) for each in folder.kept] == [(str(error), True)]
+    folder.error = OSError(28, "No space left on device")
+    assert Processor(refuse_to_wait, decode, folder.keep).process(make_delivery()).verdict is NACK

@@ -18,6 +18,7 @@ from pika.exceptions import (
     ConnectionBlockedTimeout,
     ConnectionClosedByBroker,
     ConnectionWrongStateError,
+    NoFreeChannels,
     ShortStringTooLong,
     StreamLostError,
 )
@@ -146,6 +147,8 @@ class FakeConnection:
         self.now = 0.0
         self.fake_channel = FakeChannel()
         self.fake_channel.before = self._stay_silent
+        #: Given before it.
+        self.next_channels: list[FakeChannel] = []
         self.failure: Exception | None = None
         self.wakes = 0
         self.waits: list[float | None] = []
@@ -173,7 +176,7 @@ class FakeConnection:
     def channel(self) -> FakeChannel:
         self._fail()
         self._stay_silent("channel")
-        return self.fake_channel
+        return self.next_channels.pop(0) if self.next_channels else self.fake_channel
 
     def add_on_connection_blocked_callback(self, callback: Callable[..., None]) -> None:
         self.on_blocked = callback
@@ -487,20 +490,110 @@ def test_settle_line_full(
     assert now[0] <= 1030.0
 
 
-def test_consume_again(session: Session, channel: FakeChannel) -> None:
-    """Every consumer is replaced by a new one on the same channel."""
-    session.consume()
+@pytest.fixture
+def second(connection: FakeConnection) -> FakeChannel:
+    """Give the channel on which a session consumes again."""
+    result = FakeChannel()
+    result.before = connection.fake_channel.before
+    return result
+
+
+def give(channel: FakeChannel, tag: int) -> None:
+    """Deliver a message on a channel."""
+    method = SimpleNamespace(delivery_tag=tag, routing_key="a", redelivered=False, exchange="")
+    channel.on_message["fruit"](channel, method, Properties(), b"{}")
+
+
+def test_consume_again(
+    connection: FakeConnection, channel: FakeChannel, second: FakeChannel
+) -> None:
+    """New consumers on a channel of their own take the place of the old ones; tags go on."""
+    got: list[Delivery] = []
+    session = open_session(ADDRESS, TOPOLOGY, got.append)
+    session.consume(3)
+    for tag in (1, 2, 3):
+        give(channel, tag)
     channel.calls.clear()
-    session.consume_again()
-    assert [call[0] for call in channel.calls] == ["basic_consume"] * 2 + ["basic_cancel"] * 2
+    connection.next_channels = [second]
+    assert session.open_channel()
+    session.consume_again(10)
+    assert [call[0] for call in second.calls] == ["basic_qos", *["basic_consume"] * 2]
+    assert [call[0] for call in channel.calls] == ["basic_cancel"] * 2
     assert session.is_consuming
+    give(second, 1)
+    give(second, 2)
+    assert [delivery.tag for delivery in got] == [1, 2, 3, 4, 5]
+    for each in (channel, second):
+        each.calls.clear()
+    session.settle([Frame(5, Verdict.ACK, True), Frame(2, Verdict.NACK, False)])
+    assert second.calls == [("basic_ack", 2, True)]
+    assert channel.calls == [("basic_nack", 2, False, True)]
+
+
+def test_consume_again_without_another_channel(
+    connection: FakeConnection,
+    channel: FakeChannel,
+    session: Session,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where there may be no more channels, the same one takes the new consumers."""
+
+    def refuse() -> FakeChannel:
+        raise NoFreeChannels
+
+    session.consume(3)
+    give(channel, 1)
+    channel.calls.clear()
+    monkeypatch.setattr(session, "_connection", SimpleNamespace(open_channel=refuse))
+    assert not session.open_channel()
+    monkeypatch.undo()
+    session.consume_again(10)
+    names = [call[0] for call in channel.calls]
+    assert names == ["basic_qos", *["basic_consume"] * 2, *["basic_cancel"] * 2]
+    channel.calls.clear()
+    session.settle([Frame(1, Verdict.ACK, True)])
+    assert channel.calls == [("basic_ack", 1, True)]
+
+
+def test_close_channel(
+    connection: FakeConnection, channel: FakeChannel, second: FakeChannel
+) -> None:
+    """An old channel is closed on demand; until then its end is that of the session."""
+    session = open_session(ADDRESS, TOPOLOGY, ignore)
+    session.consume(3)
+    give(channel, 1)
+    connection.next_channels = [second]
+    assert session.open_channel()
+    session.consume_again(10)
+    session.wait(0)
+    session.close_channel(1)
+    assert channel.calls[-1] == ("close",)
+    session.wait(0)
+    second.is_open = False
+    with pytest.raises(SessionLost, match="the broker closed the channel"):
+        session.wait(0)
+
+
+def test_wait_old_channel_closed(
+    connection: FakeConnection, channel: FakeChannel, second: FakeChannel
+) -> None:
+    """A broker that closes an old channel has taken back what was outstanding there."""
+    session = open_session(ADDRESS, TOPOLOGY, ignore)
+    session.consume(3)
+    give(channel, 1)
+    connection.next_channels = [second]
+    assert session.open_channel()
+    session.consume_again(10)
+    channel.is_open = False
+    with pytest.raises(SessionLost, match="the broker closed the channel"):
+        session.wait(0)
 
 
 # -- making it ---------------------------------------------------------------
 
 
 def test_open_declares_topology(connection: FakeConnection, channel: FakeChannel) -> None:
-    """Exchanges, queues, bindings and prefetch are declared in this order, as configured."""
+    """Exchanges, queues and bindings are declared in this order, as configured."""
     open_session(ADDRESS, TOPOLOGY, ignore)
     common = {"durable": True, "auto_delete": False, "arguments": {"x": 1}}
     assert channel.calls == [
@@ -510,7 +603,6 @@ def test_open_declares_topology(connection: FakeConnection, channel: FakeChannel
         ("queue_bind", "fruit", "market", "a.#", None),
         ("queue_bind", "fruit", "market", "b.#", {"x-match": "any"}),
         ("queue_bind", "amq.gen-1", "market", "#", None),
-        ("basic_qos", 0, 10),
     ]
 
 
@@ -535,7 +627,6 @@ def test_open_declares_one_queue_passively(
         ("exchange_declare", "exchange 'market'"),
         ("queue_declare", "queue 'fruit'"),
         ("queue_bind", "binding 'market -> fruit (a.#)'"),
-        ("basic_qos", "channel 'prefetch 10'"),
     ],
 )
 def test_open_refused(
@@ -558,6 +649,25 @@ def test_consume_registers(session: Session, channel: FakeChannel) -> None:
     assert channel.consumer_tags == ["tag of fruit", "tag of amq.gen-1"]
     assert session.is_consuming
     assert session.name == f"fruit, amq.gen-1 at {ADDRESS.name}"
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 10), (3, 3), (0, 0)])
+def test_consume_prefetch(
+    session: Session, channel: FakeChannel, asked: int | None, expected: int
+) -> None:
+    """Each time the consumers get the prefetch that is asked for, or the configured one."""
+    session.consume(asked)
+    session.consume_again(asked)
+    assert [call for call in channel.calls if call[0] == "basic_qos"] == [
+        ("basic_qos", 0, expected)
+    ] * 2
+
+
+def test_consume_prefetch_refused(session: Session, channel: FakeChannel) -> None:
+    """A refusal of the prefetch names it."""
+    channel.failures["basic_qos"] = ChannelClosedByBroker(406, "PRECONDITION_FAILED")
+    with pytest.raises(BadDeclaration, match="channel 'prefetch 10'"):
+        session.consume()
 
 
 def test_consume_refused(session: Session, channel: FakeChannel) -> None:

@@ -6,20 +6,38 @@ from queue import SimpleQueue
 
 import pytest
 
+from fmconsume.delivery import NACK, Outcome
 from fmconsume.engine import status as status_module
 from fmconsume.engine.account import DeliveryAccount
 from fmconsume.engine.intake import Intake
+from fmconsume.engine.prefetch import Prefetch
 from fmconsume.engine.states import Observer, Snapshot, Stats
 from fmconsume.engine.status import Status
 
+from .fakes import PLAIN, make_delivery
+
 
 class Looker(Observer):
-    """Counts the ticks."""
+    """Counts the ticks, and keeps the last snapshot."""
 
     ticks = 0
+    snapshot: Snapshot
 
     def on_tick(self, snapshot: Snapshot) -> None:
         self.ticks += 1
+        self.snapshot = snapshot
+
+
+def make_status(looker: Looker, account: DeliveryAccount) -> Status:
+    """Make the status of an engine without workers."""
+    return Status(
+        observers=[looker],
+        stats=Stats(),
+        account=account,
+        intake=Intake(SimpleQueue(), None),
+        workers=[],
+        prefetch=Prefetch(account, PLAIN, 1),
+    )
 
 
 @pytest.mark.parametrize(
@@ -37,14 +55,27 @@ def test_tick_times(
     """A turn that comes a little early is a tick nevertheless, but not every turn is one."""
     looker = Looker()
     looker.interval = interval
-    status = Status(
-        observers=[looker],
-        stats=Stats(),
-        account=DeliveryAccount(0),
-        intake=Intake(SimpleQueue(), None),
-        workers=[],
-    )
+    status = make_status(looker, DeliveryAccount(0))
     for now in times:
         monkeypatch.setattr(status_module, "monotonic", lambda now=now: 1000.0 + now)
         status.tick(None)
     assert looker.ticks == ticks
+
+
+def test_tick_oldest_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The snapshot tells how many Nacks are held, and when the first of them was delivered."""
+    looker, account = Looker(), DeliveryAccount(0)
+    status = make_status(looker, account)
+    account.begin(1)
+    now = 1000.0
+    monkeypatch.setattr(status_module, "monotonic", lambda: now)
+    status.tick(None)
+    assert (looker.snapshot.held, looker.snapshot.oldest_held) == (0, 0.0)
+    for tag, received in ((1, 990.0), (2, 995.0)):
+        delivery = make_delivery(1, tag)
+        delivery.received = received
+        account.receive(delivery)
+        account.conclude(Outcome(delivery, NACK))
+    now = 1007.5
+    status.tick(None)
+    assert (looker.snapshot.held, looker.snapshot.oldest_held) == (2, 17.5)

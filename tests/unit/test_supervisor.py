@@ -19,6 +19,7 @@ from fmconsume.broker.topology import Topology
 from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Frame, Outcome, Verdict
 from fmconsume.engine import drain as drain_module
 from fmconsume.engine import mailbox as mailbox_module
+from fmconsume.engine import prefetch as prefetch_module
 from fmconsume.engine import supervisor as supervisor_module
 from fmconsume.engine.pool import make_pool
 from fmconsume.engine.processor import Processor
@@ -36,10 +37,9 @@ from fmconsume.exceptions import (
     ValidationError,
 )
 
-from .fakes import TIMEOUT, get_soon, make_delivery, wait_soon
+from .fakes import PLAIN, TIMEOUT, get_soon, make_delivery, wait_soon
 from .memory_broker import MemoryBroker, MemorySession
 
-PLAIN = Topology({}, {"fruit": {"arguments": {}}}, [], False, 10, 0)
 SINGLE = PLAIN._replace(queues={"fruit": {"arguments": {"x-single-active-consumer": True}}})
 QUORUM = PLAIN._replace(queues={"fruit": {"arguments": {"x-queue-type": "quorum"}}})
 FAR, NEAR = (
@@ -70,14 +70,15 @@ class Bench:
         decode: Callable[[Delivery], Any] = lambda delivery: delivery.properties.message_id,
         delay: float = 0.0,
         workers: int = 1,
+        ahead: int = 10,
         observers: tuple[Observer, ...] = (),
         **options: Any,
     ) -> MemorySession:
-        """Start, and give the first session."""
+        """Start, and give the first session; less than ten `ahead` make it start slowly."""
         self.supervisor = Supervisor(
             addresses=addresses,
             topology=topology,
-            options=Options(**options),
+            options=Options(workers=ahead, **options),
             open_session=self.broker.open_session,
             make_pool=lambda post: make_pool(
                 Processor(callback, decode), workers, partial(self._post, post)
@@ -711,7 +712,7 @@ def test_drain_returned(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     session = bench.start(callback, drain=True, nack_initial=0.0)
     session.ready = 1
     session.deliver_soon(*names[:10])
-    session.expect("consume again")
+    session.expect("consume again 10")
     session.deliver_soon(names[10], "pear")
     session.expect(Frame(12, ACK, False))
     session.ready = 0
@@ -723,7 +724,8 @@ def test_drain_returned(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
 
 def test_drain_returned_too_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A drain ends as one that failed where more is returned than it can hold."""
-    monkeypatch.setattr(drain_module, "_MOST_HELD", 10)
+    monkeypatch.setattr(drain_module, "MOST_HELD", 10)
+    monkeypatch.setattr(prefetch_module, "MOST_HELD", 0)
     session = bench.start(nack_all, drain=True)
     session.ready = 1000
     session.deliver_soon(*map(str, range(10)))

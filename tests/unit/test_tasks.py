@@ -7,6 +7,7 @@ import contextvars
 import logging
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import SimpleNamespace
 from typing import Any, Callable
@@ -43,12 +44,14 @@ class Staff:
         decode: Callable[[Delivery], Any] = decode_body,
     ) -> None:
         """Make workers and start them."""
-        self.kept: list[BaseException] = []
-        processor = Processor(
-            callback, decode, lambda delivery, error: self.kept.append(error), self.coroutines
-        )
+        self.kept: list[BaseException | str] = []
+        processor = Processor(callback, decode, self._keep, self.coroutines)
         self.pool = make_tasks(processor, count, self.outcomes.put)
         self.pool.start()
+
+    def _keep(self, delivery: Delivery, error: BaseException | str, *, is_set_aside: bool) -> Path:
+        self.kept.append(error)
+        return Path("kept")
 
     def put(self, *tags: int) -> None:
         """Put deliveries into the inbox."""

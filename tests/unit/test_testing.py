@@ -17,7 +17,7 @@ from fmconsume import Drop, HaltConsumer, Message, Nack, api, publish
 from fmconsume.exceptions import ValidationError
 from fmconsume.testing import DeliverResult, Verdict, deliver, mock_sends
 
-ACK, NACK, DROP, REJECT, FAIL = Verdict
+ACK, NACK, DROP, REJECT, SET_ASIDE, FAIL = Verdict
 
 
 class Ripe(Message):

@@ -18,6 +18,7 @@ from fmconsume.broker.errors import reason
 from fmconsume.delivery import Delivery
 from fmconsume.engine.account import DeliveryAccount
 from fmconsume.engine.intake import Intake
+from fmconsume.engine.prefetch import Prefetch
 from fmconsume.engine.processor import Processor
 from fmconsume.engine.states import Stats
 from fmconsume.engine.status import Status
@@ -25,7 +26,7 @@ from fmconsume.exceptions import BadDeclaration, PermissionException, Validation
 from fmconsume.message import decode
 from fmconsume.text import brief, describe, printable, printable_lines
 
-from .fakes import make_delivery
+from .fakes import PLAIN, make_delivery
 
 #: What publishers may choose, and what they would choose to do harm.
 NAMES = st.text() | st.sampled_from(
@@ -171,6 +172,7 @@ def test_no_state_is_forged(message_id: str, queue: str) -> None:
         account=account,
         intake=Intake(SimpleQueue(), None),
         workers=[],
+        prefetch=Prefetch(account, PLAIN, 1),
     )
     account.begin(1)
     account.receive(make_delivery(message_id=message_id, queue=queue))

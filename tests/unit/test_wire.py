@@ -22,11 +22,15 @@ from pika.data import decode_value
 
 from fmconsume.broker.wire import (
     Deliver,
+    EncodedProperties,
     Properties,
+    encode_published,
     expect_no_callbacks,
     install,
     ordered,
     published,
+    salvage,
+    writable,
 )
 from tests import fuzz_wire
 
@@ -240,10 +244,11 @@ def test_decode_more_flags() -> None:
     ],
 )
 def test_decode_flaw(encoded: bytes, flaw: str) -> None:
-    """What cannot be read has a flaw, and nothing else."""
+    """What cannot be read has a flaw and its bytes, and nothing else."""
     properties = read(encoded)
     assert flaw in properties.flaw
-    assert set(vars(properties)) == {"flaw"}
+    assert properties.raw == encoded
+    assert set(vars(properties)) == {"flaw", "raw"}
     assert properties == pika.BasicProperties()
 
 
@@ -352,3 +357,40 @@ def test_expect_no_callbacks() -> None:
 def test_decode_fuzz() -> None:
     """Whatever bytes come, they are read or are a flaw; `python -m tests.fuzz_wire` has more."""
     assert "none raised" in fuzz_wire.main(3000)
+
+
+@given(PROPERTIES, st.booleans())
+def test_encode_published(values: dict[str, Any], has_count: bool) -> None:
+    """Properties that were on the wire can be written again to the byte, but for the counts."""
+    values = {name: value for name, value in values.items() if value != {}}
+    counts = {"x-delivery-count": 3} if has_count else {}
+    headers = {**values.get("headers", {}), **counts}
+    sent = Properties(**{**values, **({"headers": headers} if headers else {})})
+    found = read(encode(sent))
+    assert encode_published(("exchange", *found.published)) == encode(Properties(**values))
+
+
+def test_encode_published_further_flags() -> None:
+    """Further words of flags, to which AMQP gives no meaning, are left out."""
+    found = read(b"\x80\x01\x00\x00\x04text")
+    assert encode_published(found.published) == b"\x80\x00\x04text"
+
+
+@given(PROPERTIES)
+def test_salvage(values: dict[str, Any]) -> None:
+    """Of properties that can be encoded nothing is lost."""
+    values = {name: value for name, value in values.items() if value != {}}
+    assert salvage(pika.BasicProperties(**values)) == (encode(Properties(**values)), [])
+
+
+@pytest.mark.parametrize("name", ["headers", "priority", "message_id"])
+def test_salvage_names_what_is_lost(name: str) -> None:
+    """What cannot be encoded is named, and left out."""
+    properties = pika.BasicProperties(**{"app_id": "a", name: object()})
+    assert salvage(properties) == (encode(Properties(app_id="a")), [name])
+
+
+def test_encoded_properties() -> None:
+    """Bytes are written as they are, also by what makes a copy."""
+    raw = in_header(b"?")
+    assert encode(EncodedProperties(raw)) == encode(writable(EncodedProperties(raw))) == raw

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable
@@ -12,8 +14,10 @@ import pytest
 from fmconsume import config
 from fmconsume.broker.addresses import Address
 from fmconsume.config import DEFAULTS, LazyConfig
+from fmconsume.delivery import DROP
 from fmconsume.engine.supervisor import Options
-from fmconsume.wiring import addresses, options, select, topology
+from fmconsume.exceptions import ConfigurationException
+from fmconsume.wiring import addresses, failure_policy, options, select, topology
 
 from .fakes import restored_configuration
 
@@ -170,14 +174,59 @@ def test_topology_changed_by_program(conf: LazyConfig) -> None:
 
 def test_options_configured(write: Callable[[str, str], str], conf: LazyConfig) -> None:
     """Each option comes from its key."""
-    text = "workers = 3\nremember = 7\ncallback_timeout = 9\nnack_delay = {initial = 2, max = 5}"
+    text = (
+        "workers = 3\nremember = 7\ncallback_timeout = 9\nfailures.delay = {initial = 2, max = 5}"
+    )
     conf.load_config(write("options.toml", text))
-    assert options(None, None, False) == Options(3, 2, 5, 7, None, False, 9)
+    assert options(None, None, False) == Options(3, 2, 5, 7, None, False, 9, True)
 
 
 def test_options_arguments(conf: LazyConfig) -> None:
     """Arguments go before the configuration; without a file the engine's own defaults hold."""
-    assert options(2, 4, True) == Options(workers=2, limit=4, drain=True)
+    assert options(2, 4, True) == Options(workers=2, limit=4, drain=True, is_guarded=True)
+
+
+def test_options_guarded(conf: LazyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody has to be careful with what does not decode where it is kept, or as there."""
+    conf["failures"] = {**DEFAULTS["failures"], "keep_in": "folder"}
+    assert not options(None, None, False).is_guarded
+    conf["failures"] = DEFAULTS["failures"]
+    monkeypatch.setattr(conf, "is_fedora_messaging", True)
+    assert not options(None, None, False).is_guarded
+
+
+class Overloaded(Exception):
+    """Raised by nobody; it has a name."""
+
+
+def test_failure_policy_configured(conf: LazyConfig) -> None:
+    """Each part comes from its key; classes are imported by their names."""
+    conf["failures"] = {
+        **DEFAULTS["failures"],
+        "on_exception": "drop",
+        "nack_on": [f"{__name__}.Overloaded", "TimeoutError"],
+        "drop_on": ["json.JSONDecodeError"],
+        "max_attempts": 5,
+    }
+    expected = (DROP, (Overloaded, TimeoutError), (json.JSONDecodeError,), 5)
+    assert failure_policy() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("nowhere.Error", "cannot import 'nowhere.Error': ModuleNotFoundError"),
+        ("json.Error", "cannot import 'json.Error': AttributeError"),
+        ("Error", "cannot import 'Error': AttributeError"),
+        ("json.dumps", "'json.dumps' is no class of exceptions"),
+        ("json.JSONDecoder", "'json.JSONDecoder' is no class of exceptions"),
+    ],
+)
+def test_failure_policy_wrong(conf: LazyConfig, name: str, told: str) -> None:
+    """A name that means no class of exceptions is told at the start, with its key."""
+    conf["failures"] = {**DEFAULTS["failures"], "nack_on": [name]}
+    with pytest.raises(ConfigurationException, match=f"^failures.nack_on: {re.escape(told)}"):
+        failure_policy()
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
