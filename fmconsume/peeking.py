@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from time import monotonic
 from typing import Any
 
 from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedByBroker
 
 from .broker.connection import Connection, connect
 from .broker.errors import FORBIDDEN, SessionLost, reason
+from .broker.session import make_delivery
 from .broker.wire import install
 from .console import say
 from .delivery import Delivery
@@ -101,25 +101,11 @@ def _take(connection: Connection, channel: Any, names: list[str]) -> Iterator[De
                 raise _refused(name, exc) from exc
             if method is None:
                 break
-            yield _deliver(name, method, properties, body)
+            parts = name, method, properties, body, properties.published
+            yield make_delivery(1, method.delivery_tag, *parts)
 
 
 def _refused(queue: str, exc: Any) -> Exception:
     if exc.reply_code == FORBIDDEN:
         return PermissionException("queue", queue, exc.reply_text)
     return UnavailableException(f"cannot look into queue {queue!r}: {reason(exc)}")
-
-
-def _deliver(queue: str, method: Any, properties: Any, body: bytes) -> Delivery:
-    return Delivery(
-        session=1,
-        tag=method.delivery_tag,
-        queue=queue,
-        routing_key=method.routing_key,
-        redelivered=method.redelivered,
-        properties=properties,
-        body=body,
-        message_id=properties.message_id,
-        received=monotonic(),
-        published=(method.exchange, *properties.published),
-    )

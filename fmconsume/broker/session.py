@@ -25,7 +25,7 @@ from .errors import LOSS, SessionLost, connect_error, is_gone
 from .topology import Topology, ask, declare
 from .wire import expect_no_callbacks, install, ordered
 
-__all__ = ["Session", "open_session"]
+__all__ = ["Session", "make_delivery", "open_session"]
 
 #: If this many bytes came, more are probably waiting: pika reads 100 KB at most before it
 #: dispatches, and counts whole frames only. Source: `_MAX_CONSUME_BYTES` in pika 1.3 and 1.4.
@@ -401,23 +401,39 @@ class Session:
         if queue in self._counting:
             published = ordered(published)
         self._last_tag = base + method.delivery_tag
-        self._deliver(
-            Delivery(
-                session=self.number,
-                tag=self._last_tag,
-                queue=queue,
-                routing_key=method.routing_key,
-                redelivered=method.redelivered,
-                properties=properties,
-                body=body,
-                message_id=properties.message_id,
-                received=monotonic(),
-                published=(method.exchange, *published),
-            )
-        )
+        numbers = self.number, self._last_tag
+        self._deliver(make_delivery(*numbers, queue, method, properties, body, published))
 
     def _on_cancel(self, frame: Any) -> None:
         self._cancelled = self._consumers.get(frame.method.consumer_tag)
+
+
+def make_delivery(
+    session: int,
+    tag: int,
+    queue: str,
+    method: Any,
+    properties: Any,
+    body: bytes,
+    published: tuple[Any, ...],
+) -> Delivery:
+    """Make a Delivery of what pika gives for a basic.deliver, or for a basic.get-ok.
+
+    Args:
+        published: As the properties have it, or `ordered`.
+    """
+    return Delivery(
+        session=session,
+        tag=tag,
+        queue=queue,
+        routing_key=method.routing_key,
+        redelivered=method.redelivered,
+        properties=properties,
+        body=body,
+        message_id=properties.message_id,
+        received=monotonic(),
+        published=(method.exchange, *published),
+    )
 
 
 def _nothing() -> None:

@@ -165,40 +165,34 @@ class Processor:
             _log.info("%s halted the consumer: %s", delivery.name, brief(str(exc)))
             verdict, error = (NACK if exc.requeue else ACK), exc
         else:
-            verdict = self._policy.judge(exc)
-            if verdict in RETURNS and self._policy.is_last(delivery.attempt):
-                verdict = self._set_aside(delivery, exc)
-            elif verdict is DROP and not self._policy.is_expected(exc):
-                verdict = self._drop_failed(delivery, exc)
-            else:
-                self._tell_failure(delivery, exc, verdict)
+            verdict = self._keep_what_goes(delivery, exc, self._policy.judge(exc))
             error = exc if verdict is FAIL else None
         return Outcome(
             delivery=delivery, verdict=verdict, error=error, seconds=monotonic() - started
         )
 
-    def _set_aside(self, delivery: Delivery, exc: BaseException) -> Verdict:
-        """Keep a message that has failed as often as it may; held where it cannot be kept."""
-        kept = self._keep_aside(delivery, exc)
-        if kept is None:
-            return NACK
-        attempt = self._policy.describe(delivery.attempt)
-        _log.error("%s set aside%s%s: %s", delivery.name, kept, attempt, describe(exc))
-        return SET_ASIDE
+    def _keep_what_goes(self, delivery: Delivery, exc: BaseException, verdict: Verdict) -> Verdict:
+        """Keep what is set aside, or dropped by an exception; it returns where it cannot be kept.
 
-    def _drop_failed(self, delivery: Delivery, exc: BaseException) -> Verdict:
-        """Keep a message that an exception drops; held where it cannot be kept."""
-        kept = self._keep_aside(delivery, exc)
-        if kept is None:
-            return NACK
-        text = "the callback failed on %s, dropped%s%s"
-        attempt = self._policy.describe(delivery.attempt)
-        _log.error(text, delivery.name, kept, attempt, exc_info=exc)
-        return DROP
+        Returns:
+            The verdict; the log tells it.
+        """
+        if verdict in RETURNS and self._policy.is_last(delivery.attempt):
+            verdict = SET_ASIDE
+        kept: str | None = ""
+        if verdict is SET_ASIDE or (verdict is DROP and not self._policy.is_expected(exc)):
+            kept = self._keep_aside(delivery, exc)
+            verdict = NACK if kept is None else verdict
+        self._tell_failure(delivery, exc, verdict, kept or "")
+        return verdict
 
-    def _tell_failure(self, delivery: Delivery, exc: BaseException, verdict: Verdict) -> None:
+    def _tell_failure(
+        self, delivery: Delivery, exc: BaseException, verdict: Verdict, kept: str
+    ) -> None:
         name, attempt = delivery.name, self._policy.describe(delivery.attempt)
-        if isinstance(exc, Nack):
+        if verdict is SET_ASIDE:
+            _log.error("%s set aside%s%s: %s", name, kept, attempt, describe(exc))
+        elif isinstance(exc, Nack):
             _log.info("%s returned to its queue by the callback%s", name, attempt)
         elif isinstance(exc, Drop):
             _log.warning("%s dropped by the callback", name)
@@ -207,8 +201,8 @@ class Processor:
             _log.warning(text, name, _FATES[verdict], attempt, describe(exc))
         else:
             # SystemExit too: a callback that calls sys.exit() did not finish its message.
-            text = "the callback failed on %s, %s%s"
-            _log.error(text, name, _FATES[verdict], attempt, exc_info=exc)
+            text = "the callback failed on %s, %s%s%s"
+            _log.error(text, name, _FATES[verdict], kept, attempt, exc_info=exc)
             if verdict is FAIL:
                 self._keep_in_folder(delivery, exc, is_set_aside=False)
 

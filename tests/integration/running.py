@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import pika
+
 from fmconsume.api import Consumer
 from fmconsume.config import DEFAULTS, conf
 from fmconsume.message import Message
@@ -86,6 +88,17 @@ def warm_up(broker: Broker, queue: str) -> None:
     """Let a consumer with one worker run a message, so that it gets its whole prefetch."""
     broker.publish(queue, [{"warm": True}])
     wait_until(lambda: broker.depth(queue) == (0, 0))
+
+
+class RawProperties(pika.BasicProperties):
+    """Properties that go out as these bytes."""
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__()
+        self._raw = raw
+
+    def encode(self) -> list[bytes]:
+        return [self._raw]
 
 
 class Gate:

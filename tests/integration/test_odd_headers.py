@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import struct
 
-import pika
 import pytest
 
 from tests.waiting import wait_until
 
 from .broker import Depth
-
-
-class _Raw(pika.BasicProperties):
-    """Properties that go out as these bytes."""
-
-    def __init__(self, raw):
-        super().__init__()
-        self._raw = raw
-
-    def encode(self):
-        return [self._raw]
+from .running import RawProperties
 
 
 def _publish(broker, queue, value):
@@ -29,7 +18,7 @@ def _publish(broker, queue, value):
     raw = b"\x20\x80" + struct.pack(">I", len(table)) + table + b"\x05apple"
     with broker.channel() as channel:
         channel.confirm_delivery()
-        channel.basic_publish("", queue, b'{"n": 0}', _Raw(raw))
+        channel.basic_publish("", queue, b'{"n": 0}', RawProperties(raw))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import struct
 import uuid
 
-import pika
 import pytest
 
 from fmconsume.broker.wire import Properties, encode_published, install
@@ -15,18 +14,7 @@ from fmconsume.kept import KeptMessages, parse_kept
 from tests.waiting import wait_until
 
 from .broker import Depth, free_port
-from .running import write_config
-
-
-class _Raw(pika.BasicProperties):
-    """Properties that go out as these bytes."""
-
-    def __init__(self, raw):
-        super().__init__()
-        self._raw = raw
-
-    def encode(self):
-        return [self._raw]
+from .running import RawProperties, write_config
 
 
 def _table(*entries):
@@ -110,7 +98,7 @@ def _received(broker, queue):
 def _publish(broker, queue, raw, body):
     with broker.channel() as channel:
         channel.confirm_delivery()
-        channel.basic_publish("", queue, body, _Raw(raw))
+        channel.basic_publish("", queue, body, RawProperties(raw))
 
 
 @pytest.fixture
