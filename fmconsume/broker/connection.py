@@ -21,7 +21,7 @@ from .addresses import Address
 from .alarm import Alarm
 from .errors import SessionLost, connect_error, make_parameters
 
-__all__ = ["DEADLINE", "SILENT", "STOP_DEADLINE", "Connection", "connect"]
+__all__ = ["DEADLINE", "STOP_DEADLINE", "Connection", "connect"]
 
 _log = get_logger(__name__)
 
@@ -30,7 +30,7 @@ _log = get_logger(__name__)
 DEADLINE, STOP_DEADLINE = 30.0, 5.0
 #: Heartbeat intervals after which a line counts as silent. The check comes up to half an interval
 #: later.
-SILENT = 1.4
+_SILENT = 1.4
 #: Seconds between two looks whether the broker answers.
 _LOOK = 5.0
 
@@ -63,16 +63,13 @@ class Connection:
         self.is_in_a_hurry = False
         self._blocking = blocking
         self._inner = inner
+        #: Bytes received until the last one came, and when it came, monotonic seconds.
+        self._bytes_heard, self._heard_at = 0, monotonic()
 
     @property
     def is_open(self) -> bool:
         """Whether the connection is open."""
         return bool(self._blocking.is_open)
-
-    @property
-    def bytes_received(self) -> int:
-        """How many bytes the broker has sent so far."""
-        return int(self._inner.bytes_received)
 
     @property
     def callbacks(self) -> CallbackManager:
@@ -112,14 +109,31 @@ class Connection:
         with suppress(ConnectionWrongStateError):
             self._blocking.add_callback_threadsafe(_nothing)
 
+    def listen(self) -> int:
+        """Give how many bytes came since the last call; raise if the line is silent.
+
+        A silent line is noticed within two heartbeat intervals; pika needs two and 10 s more.
+        Source: RabbitMQ sends a frame at least every half interval.
+
+        Raises:
+            SessionLost: Nothing came for too long.
+        """
+        now, count = monotonic(), int(self._inner.bytes_received) - self._bytes_heard
+        if count:
+            self._bytes_heard += count
+            self._heard_at = now
+        elif self.heartbeat and now - self._heard_at > _SILENT * self.heartbeat:
+            raise SessionLost(f"nothing heard from the broker for {now - self._heard_at:.0f} s")
+        return count
+
     @contextmanager
     def within(self, what: str, silence: float = DEADLINE) -> Iterator[None]:
         """Limit how long the pika calls in a `with` block wait for the broker.
 
-        They are given up after `silence` without a byte (STOP_DEADLINE when in a hurry, and SILENT
-        heartbeat intervals at most), and after DEADLINE even if bytes come. pika alone waits
-        without a limit, or as long as its heartbeat allows. So a timer in pika's loop looks now and
-        then, and its exception ends pika's wait.
+        They are given up after `silence` without a byte (STOP_DEADLINE when in a hurry), once the
+        line is silent, and after DEADLINE even if bytes come. pika alone waits without a limit, or
+        as long as its heartbeat allows. So a timer in pika's loop looks now and then, and its
+        exception ends pika's wait.
 
         Args:
             what: The request, for the message of the exception.
@@ -130,25 +144,19 @@ class Connection:
         """
         if not self.is_open:
             raise SessionLost("the connection is closed")  # pika has closed its loop, too.
-        loop, end = self._inner.ioloop, monotonic() + DEADLINE
-        count = self._inner.bytes_received
-        heard = looked = monotonic()
-        silent = SILENT * self.heartbeat or DEADLINE
+        loop, began = self._inner.ioloop, monotonic()
         pause = min(_LOOK, self.heartbeat / 2 or _LOOK)
 
         def look() -> None:
-            nonlocal count, heard, looked
+            self.listen()
             now = monotonic()
-            # After a look that came late, this thread was kept from reading.
-            if self._inner.bytes_received != count or now - looked > 2 * pause:
-                count, heard = self._inner.bytes_received, now
-            looked = now
-            patience = min(STOP_DEADLINE if self.is_in_a_hurry else silence, silent)
-            if now - heard >= patience:
-                raise SessionLost(f"no answer from the broker within {patience:.0f} s: {what}")
-            if now >= end:
-                raise SessionLost(f"no answer from the broker within {DEADLINE:.0f} s: {what}")
-            wait()
+            patience = STOP_DEADLINE if self.is_in_a_hurry else silence
+            if now - began >= DEADLINE:
+                patience = DEADLINE
+            elif now - max(began, self._heard_at) < patience:
+                wait()
+                return
+            raise SessionLost(f"no answer from the broker within {patience:.0f} s: {what}")
 
         def wait() -> None:
             timers.append(loop.call_later(pause, look))

@@ -20,7 +20,7 @@ from ..delivery import ACK, FAIL, NACK, Delivery, Frame
 from ..exceptions import ConsumerCanceled
 from ..redaction import hide_passwords
 from .addresses import Address
-from .connection import DEADLINE, SILENT, STOP_DEADLINE, Connection, connect
+from .connection import DEADLINE, STOP_DEADLINE, Connection, connect
 from .errors import LOSS, SessionLost, connect_error, is_gone
 from .topology import Topology, ask, declare
 from .wire import expect_no_callbacks, install, ordered
@@ -107,8 +107,6 @@ class Session:
         self._topology = topology
         self._counting = topology.counting_queues
         self._deliver = deliver
-        #: Bytes received until the last one came, and when it came, monotonic seconds.
-        self._bytes_heard, self._heard_at = 0, monotonic()
         #: When the present `settle` began to send, monotonic seconds; infinity while none runs.
         self._sending_since = math.inf
         #: Queue whose consumer the broker has cancelled; None before that.
@@ -246,7 +244,7 @@ class Session:
         with LOSS:
             for _ in range(_PIECES):
                 self._connection.process_events(seconds)
-                if self._listen() < _PIECE:
+                if self._connection.listen() < _PIECE:
                     break
                 seconds = 0.0
         self._check()
@@ -267,21 +265,6 @@ class Session:
             lost = SessionLost("the broker closed the channel")
             lost.is_by_channel = True
             raise lost
-
-    def _listen(self) -> int:
-        """Give how many bytes came since the last call; raise if the line is silent.
-
-        A silent line is noticed within two heartbeat intervals; pika needs two and 10 s more.
-        Source: RabbitMQ sends a frame at least every half interval.
-        """
-        now, heartbeat = monotonic(), self._connection.heartbeat
-        count = self._connection.bytes_received - self._bytes_heard
-        if count:
-            self._bytes_heard += count
-            self._heard_at = now
-        elif heartbeat and now - self._heard_at > SILENT * heartbeat:
-            raise SessionLost(f"nothing heard from the broker for {now - self._heard_at:.0f} s")
-        return count
 
     def settle(self, frames: Iterable[Frame]) -> None:
         """Send the frames that settle deliveries.

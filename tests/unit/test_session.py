@@ -368,11 +368,22 @@ def test_silence_ends(
     assert not connection.ioloop.timers
 
 
+def test_depths_silent_line(connection: FakeConnection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request on a silent line is given up as early as a wait."""
+    monkeypatch.setattr(connection_module, "monotonic", lambda: connection.now)
+    parameters = partial(pika.URLParameters, "amqp://h?heartbeat=2")
+    session = open_quietly(connection, ADDRESS._replace(parameters=parameters))
+    connection.silent_at = "queue_declare"
+    with pytest.raises(SessionLost, match="nothing heard from the broker for 3 s"):
+        session.depths()
+
+
 def test_depths_silent_in_a_hurry(
-    session: Session, connection: FakeConnection, monkeypatch: pytest.MonkeyPatch
+    connection: FakeConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A stop does not wait for an answer to anything else."""
     monkeypatch.setattr(connection_module, "monotonic", lambda: connection.now)
+    session = open_quietly(connection)
     connection.silent_at = "queue_declare"
     session.hurry()
     with pytest.raises(SessionLost, match="the depths of the queues"):
@@ -791,7 +802,7 @@ def test_wait_silent_line(
 ) -> None:
     """A line is lost that is silent for 1.4 heartbeats, where there are any."""
     now = [1000.0]
-    monkeypatch.setattr(session_module, "monotonic", lambda: now[0])
+    monkeypatch.setattr(connection_module, "monotonic", lambda: now[0])
     parameters = partial(pika.URLParameters, f"amqp://h?heartbeat={heartbeat}")
     session = open_quietly(connection, ADDRESS._replace(parameters=parameters))
     connection.ioloop.timers.clear()
