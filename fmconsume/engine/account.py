@@ -29,7 +29,7 @@ from collections import deque
 from collections.abc import Container, Iterable, Sequence
 
 from ..delivery import NACK, RETURNS, Delivery, Frame, Outcome, Verdict
-from .ledger import Ledger
+from .grants import Grants
 from .memory import RecentVerdicts, delivery_count, fingerprint
 
 __all__ = ["DeliveryAccount"]
@@ -48,7 +48,8 @@ class DeliveryAccount:
     def __init__(self, remember: int, counting: Container[str] = ()) -> None:
         self._session = _NO_SESSION
         self._counting = counting
-        self._ledger = Ledger()
+        #: The deliveries of this session that the broker waits to see settled.
+        self.grants = Grants()
         #: Verdicts that `take_frames` sends next, by tag.
         self._verdicts: dict[int, Verdict] = {}
         #: Outcomes whose verdict is held back, by tag, oldest first.
@@ -64,25 +65,12 @@ class DeliveryAccount:
         #: Outcomes that are in the memory, but that `flush` has not given yet.
         self._flushed: list[Outcome] = []
         self._memory = RecentVerdicts(remember)
-
         #: Held outcomes without a verdict, by tag.
         self._postponed: dict[int, Outcome] = {}
-        #: The tag that came last.
-        self._last = 0
-        #: The last tag before the present grant of the broker's.
-        self._grant = 0
-        #: Outstanding deliveries of earlier grants on the same channel, thus in the same ledger.
-        self._stale = 0
-        #: The ledgers of earlier grants, in which something is outstanding, each with its last tag.
-        self._old_ledgers: dict[int, Ledger] = {}
-        #: Held verdicts of earlier grants.
-        self._old_held = 0
-        #: Acknowledgements of the present grant that took a frame each, because of a held verdict.
-        self.parted = 0
 
     def __len__(self) -> int:
         """Give how many deliveries the broker waits to see settled."""
-        return len(self._ledger) + sum(map(len, self._old_ledgers.values()))
+        return len(self.grants)
 
     @property
     def in_hand(self) -> int:
@@ -98,21 +86,6 @@ class DeliveryAccount:
     def held(self) -> int:
         """How many verdicts are held back."""
         return len(self._held)
-
-    @property
-    def grants(self) -> int:
-        """How many earlier channels there are on which something is, or was, outstanding."""
-        return len(self._old_ledgers)
-
-    @property
-    def fresh(self) -> int:
-        """How many deliveries of the present grant the broker waits to see settled."""
-        return len(self._ledger) - self._stale
-
-    @property
-    def fresh_held(self) -> int:
-        """How many of those are held back."""
-        return len(self._held) - self._old_held
 
     @property
     def oldest_held(self) -> Delivery | None:
@@ -142,7 +115,7 @@ class DeliveryAccount:
     def begin(self, session: int) -> None:
         """Start the account of a new session."""
         self._session = session
-        self._start_afresh()
+        self.grants = Grants()
 
     def lose(self, unstarted: Iterable[Delivery]) -> None:
         """Forget a session; the broker returns to its queues all that it has not seen settled.
@@ -153,7 +126,7 @@ class DeliveryAccount:
             unstarted: Deliveries that no worker had begun.
         """
         self._session = _NO_SESSION
-        self._start_afresh()
+        self.grants = Grants()
         self.forget_unstarted(unstarted)
         self._verdicts.clear()
         self._held.clear()
@@ -165,27 +138,11 @@ class DeliveryAccount:
             if delivery.identity:
                 self._orphans.setdefault(delivery.identity, {})[delivery] = None
 
-    def begin_grant(self, *, is_on_new_channel: bool = True) -> None:
-        """Note that what comes from now on belongs to another grant: the session consumes again."""
-        if is_on_new_channel:
-            self._old_ledgers[self._last] = self._ledger
-            self._ledger = Ledger()
-        self._stale = len(self._ledger)
-        self._grant, self._old_held, self.parted = self._last, len(self._held), 0
-
-    def end_grants(self) -> list[int]:
-        """Forget the earlier channels of which all is settled; give the last tag of each."""
-        ended = [last for last, ledger in self._old_ledgers.items() if not len(ledger)]
-        for last in ended:
-            del self._old_ledgers[last]
-        return ended
-
     # -- deliveries --------------------------------------------------------
 
     def receive(self, delivery: Delivery) -> bool:
         """Add a delivery; tell whether it has to run."""
-        self._ledger.deliver(delivery.tag)
-        self._last = delivery.tag
+        self.grants.deliver(delivery.tag)
         number = delivery.fingerprint = fingerprint(delivery)
         delivery.identity = number if delivery.message_id else 0
         if delivery.redelivered:
@@ -220,7 +177,7 @@ class DeliveryAccount:
 
     def _hold(self, outcome: Outcome) -> None:
         self._held[outcome.target.tag] = outcome
-        self._old_held += outcome.target.tag <= self._grant
+        self.grants.hold(outcome.target.tag)
 
     def postpone(self, outcome: Outcome) -> None:
         """Hold a delivery in hand until `end_postponement`; what ends the session returns it."""
@@ -241,24 +198,7 @@ class DeliveryAccount:
     def take_frames(self) -> list[Frame]:
         """Give the frames that have to be sent now; the account counts them as sent."""
         verdicts, self._verdicts = self._verdicts, {}
-        frames = self._settle_old(verdicts) if self._old_ledgers else []
-        if verdicts:
-            if self._stale:
-                self._stale -= sum(tag <= self._grant for tag in verdicts)
-            fresh = self._ledger.settle(verdicts)
-            if self.fresh_held:
-                self.parted += len(fresh)
-            frames += fresh
-        return frames
-
-    def _settle_old(self, verdicts: dict[int, Verdict]) -> list[Frame]:
-        """Give the frames for earlier grants, and remove their verdicts from these."""
-        frames = []
-        for ledger in self._old_ledgers.values():
-            tags = [tag for tag in verdicts if tag in ledger]
-            if tags:
-                frames += ledger.settle({tag: verdicts.pop(tag) for tag in tags})
-        return frames
+        return self.grants.settle(verdicts)
 
     def flush(self) -> list[Outcome]:
         """Put the concluded outcomes into the memory, and give each outcome once, oldest first.
@@ -286,17 +226,12 @@ class DeliveryAccount:
         """Send a held verdict with the next frames; do nothing if it is not held any more."""
         if tag in self._held:
             self._verdicts[tag] = self._held.pop(tag).verdict
-            self._old_held -= tag <= self._grant
+            self.grants.release(tag)
 
     def release_all(self) -> None:
         """Send every held verdict with the next frames."""
         for tag in list(self._held):
             self.release(tag)
-
-    def _start_afresh(self) -> None:
-        self._ledger = Ledger()
-        self._old_ledgers.clear()
-        self._last = self._grant = self._stale = self._old_held = self.parted = 0
 
     # -- the memory --------------------------------------------------------
 

@@ -62,7 +62,7 @@ class Prefetch:
     @property
     def is_used_up(self) -> bool:
         """Whether the broker sends nothing, because everything granted is held back."""
-        return self._account.fresh_held >= self._granted
+        return self._account.grants.fresh_held >= self._granted
 
     def begin(self) -> None:
         """Begin with a new session."""
@@ -78,13 +78,13 @@ class Prefetch:
         Raises:
             SessionLost, BadDeclaration, PermissionException: From the session.
         """
-        if not self.is_fixed and self._account.fresh >= self._granted and self._is_due:
+        if not self.is_fixed and self._account.grants.fresh >= self._granted and self._is_due:
             self._granted = self._whole
             has_channel = self._may_open_channel and session.open_channel()
-            self._account.begin_grant(is_on_new_channel=has_channel)
+            self._account.grants.begin(is_on_new_channel=has_channel)
             session.consume_again(self._topology.prefetch_count)
-        if self._account.grants:
-            for last_tag in self._account.end_grants():
+        if self._account.grants.old_channels:
+            for last_tag in self._account.grants.end():
                 session.close_channel(last_tag)
 
     @property
@@ -94,9 +94,9 @@ class Prefetch:
         account = self._account
         if account.held >= MOST_HELD + self._granted:
             return False
-        is_parted = account.parted >= self._granted and self._may_open_channel
-        return is_parted or 2 * account.fresh_held >= self._granted
+        is_parted = account.grants.parted >= self._granted and self._may_open_channel
+        return is_parted or 2 * account.grants.fresh_held >= self._granted
 
     @property
     def _may_open_channel(self) -> bool:
-        return self._account.grants < _MOST_CHANNELS
+        return self._account.grants.old_channels < _MOST_CHANNELS

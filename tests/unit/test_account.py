@@ -63,7 +63,7 @@ class World:
         assert self.account.in_hand == len(self.inbox) + len(self.running)
         assert len(self.account) == len(self.open)
         fresh = [tag for tag in self.open if tag > self.mark]
-        assert self.account.fresh == len(fresh) >= self.account.fresh_held >= 0
+        assert self.account.grants.fresh == len(fresh) >= self.account.grants.fresh_held >= 0
 
     def some(self, things: list[Any]) -> list[Any]:
         """Choose some, in any order."""
@@ -217,17 +217,17 @@ class World:
     def consume_again(self) -> None:
         """Get another grant; those of which all is settled are forgotten."""
         if self.tag > self.grants[-1]:
-            self.account.begin_grant()
+            self.account.grants.begin(is_on_new_channel=True)
             self.grants.append(self.tag)
             self.mark = self.tag
-        for last in self.account.end_grants():
+        for last in self.account.grants.end():
             begin = max(each for each in self.grants if each < last)
             assert not [tag for tag in self.open if begin < tag <= last]
             assert last in self.grants
 
     def consume_again_on_this_channel(self) -> None:
         """Get another grant, without another channel."""
-        self.account.begin_grant(is_on_new_channel=False)
+        self.account.grants.begin(is_on_new_channel=False)
         self.mark = self.tag
 
     def stop(self) -> None:

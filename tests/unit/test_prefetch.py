@@ -143,10 +143,10 @@ def test_held_without_another_channel(monkeypatch: pytest.MonkeyPatch, most: int
     fresh = stage.receive(10)
     stage.account.release_all()
     assert stage.ask() == []
-    assert (stage.account.fresh, stage.account.fresh_held) == (10, 0)
+    assert (stage.account.grants.fresh, stage.account.grants.fresh_held) == (10, 0)
     stage.conclude(fresh)
     assert stage.ask() == []
-    assert len(stage.account) == stage.account.fresh == 0
+    assert len(stage.account) == stage.account.grants.fresh == 0
 
 
 def test_held_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
