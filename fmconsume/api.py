@@ -92,6 +92,7 @@ class Consumer:
     ) -> None:
         #: Signal numbers, `_STOP` and the End; filled by signal handlers and any thread.
         self._events = WakeupQueue()
+        self._has_run = False
         #: Exit status for a command; set when `run` ends.
         self.exit_code: int = ExitCode.UNEXPECTED
         brokers, wanted = addresses(), topology(bindings, queues)
@@ -140,6 +141,9 @@ class Consumer:
             KeyboardInterrupt: A second signal came before the callbacks had finished.
             Exception: Whatever else the callback raised.
         """
+        if self._has_run:
+            raise RuntimeError("a Consumer runs once: make another one to consume again")
+        self._has_run = True
         quieten_pika()
         with ExitStack() as stack:
             self._start(stack)

@@ -50,6 +50,10 @@ class ExitCode(enum.IntEnum):
     PERMISSION = 15
     BODIES = 16
 
+    # As from Python 3.11 on.
+    __str__ = int.__repr__
+    __format__ = int.__format__  # type: ignore[assignment]
+
 
 class FmconsumeError(Exception):
     """Raised when anything in fmconsume fails; the root of the others.

@@ -94,7 +94,7 @@ class KeptMessages:
         self._remove_leftovers()
 
     def keep(self, delivery: Delivery, error: BaseException | str, *, is_set_aside: bool) -> Path:
-        """Write a message and what was wrong; a message that is kept again replaces its file.
+        """Write a message and what was wrong; a message that fails again replaces its file.
 
         When this returns, the file is on the disk.
 
@@ -111,7 +111,7 @@ class KeptMessages:
         """
         exact = _exact(delivery)
         with lock_folder(self._folder):
-            name = self._choose_name(delivery, exact, is_set_aside)
+            name = self._choose_name(delivery, is_set_aside)
             previous = _read_fields(self._folder / name)
             history = _describe_history(delivery, previous, is_set_aside)
             fields = {
@@ -127,20 +127,16 @@ class KeptMessages:
             _log.error("failures.keep_in: an old one cannot be removed: %s", describe(exc))
         return self._folder / name
 
-    def _choose_name(self, delivery: Delivery, exact: dict[str, Any], is_set_aside: bool) -> str:
+    def _choose_name(self, delivery: Delivery, is_set_aside: bool) -> str:
         """Give the name of a message's file.
 
-        The file of a message that was set aside is replaced only by the same message: both may be
-        gone from their queue. Without an id nobody can tell a message from its equal.
+        The file of a message that was set aside is never replaced: it may be the only copy, and
+        nobody can tell a message from its equal.
         """
         name = _file_name(delivery)
         if not _is_set_aside(self._folder / name):
             return name
-        if delivery.message_id is None:
-            return _file_name(delivery, uuid.uuid4().hex if is_set_aside else "another")
-        properties = exact["raw_properties"]
-        is_same = _read_fields(self._folder / name).get("raw_properties") == properties
-        return name if is_same else _file_name(delivery, properties)
+        return _file_name(delivery, uuid.uuid4().hex if is_set_aside else "another")
 
     def _write(self, line: bytes, name: str) -> None:
         """Write a file that only its owner may read; it gets its name once it is on the disk."""

@@ -5,6 +5,7 @@ A Recorder may be called on any worker; one thread calls `replay`.
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
 import sys
@@ -19,7 +20,9 @@ from .engine.pool import rehearse
 from .engine.processor import make_processor
 from .exceptions import (
     ConfigurationException,
+    ExitCode,
     HaltConsumer,
+    UnavailableException,
     ValidationError,
 )
 from .jsonlines import dump_record, load_delivery
@@ -53,15 +56,44 @@ class Recorder:
         self._count = itertools.count(1)
 
     def __call__(self, message: Message) -> None:
-        """Write one message; when this returns, the operating system has it."""
-        self.write(dump_record(message))
+        """Write one message; when this returns, the operating system has it.
+
+        Raises:
+            HaltConsumer: It cannot be written, and goes back, whatever [failures] says.
+        """
+        try:
+            self.write(dump_record(message))
+        except Exception as exc:
+            reason = exc if isinstance(exc, UnavailableException) else describe(exc)
+            raise HaltConsumer(ExitCode.TEMPORARY, str(reason), requeue=True) from exc
 
     def write(self, line: bytes) -> None:
-        """Write the line of one message."""
-        with open(self._path, "ab") as file:
-            file.write(line)
+        """Write the line of one message.
+
+        Raises:
+            UnavailableException: It cannot be written, and nothing of it is.
+        """
+        try:
+            self._append(line)
+        except OSError as exc:
+            raise UnavailableException(f"cannot record to {self._path!r}: {exc.strerror}") from exc
         if self._limit is not None:
             _show_progress(next(self._count), self._limit)
+
+    def _append(self, line: bytes) -> None:
+        """Write the whole line, or nothing."""
+        with open(self._path, "ab", buffering=0) as file:
+            with suppress(OSError):  # Another worker or process; not every file has locks.
+                fcntl.flock(file, fcntl.LOCK_EX)
+            end = file.seek(0, os.SEEK_END) if os.path.isfile(self._path) else None
+            rest = memoryview(line)
+            try:
+                while rest:
+                    rest = rest[file.write(rest) :]
+            except OSError:
+                if end is not None:
+                    file.truncate(end)
+                raise
 
 
 def _end_torn_line(path: str) -> None:

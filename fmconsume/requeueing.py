@@ -34,6 +34,8 @@ __all__ = ["requeue", "tell_kept"]
 _TIMEOUT = 30.0
 #: Headers whose routing keys RabbitMQ adds to that of the message.
 _MORE_KEYS = ("CC", "BCC")
+#: Why a file is skipped that is not the one that was found.
+_GONE = "another process has requeued or kept it meanwhile"
 #: Characters of a topic, and of an error, in the table of what is kept.
 _TOPIC_LENGTH, _ERROR_LENGTH = 40, 100
 
@@ -120,6 +122,8 @@ class _Run:
         try:
             with open(path, "rb") as file:
                 return self._handle(path, file)
+        except FileNotFoundError:
+            return "skipped", _GONE
         except _Skipped as exc:
             return "skipped", str(exc)
         except (_Left, ValidationError) as exc:
@@ -190,7 +194,7 @@ def _lock(path: Path, file: IO[bytes]) -> None:
     except OSError:  # Not every file system has locks.
         return
     if not _is_same(path, file):
-        raise _Skipped("another process has requeued or kept it meanwhile")
+        raise _Skipped(_GONE)
 
 
 def _remove(path: Path, file: IO[bytes]) -> None:

@@ -5,6 +5,7 @@ Any thread may call.
 
 from __future__ import annotations
 
+from asyncio import CancelledError
 from collections.abc import Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -19,6 +20,8 @@ __all__ = ["make_pool", "rehearse"]
 
 #: Seconds that tasks left on the loop get to clean up at the end of a rehearsal.
 _DEADLINE = 5.0
+#: Errors of a callback that are no Exception.
+_OF_THE_CALLBACK = (SystemExit, CancelledError, GeneratorExit)
 
 
 def make_pool(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
@@ -40,8 +43,8 @@ def rehearse(processor: Processor) -> Iterator[Callable[[Delivery], Outcome]]:
 
     Yields:
         A function that has one worker run a delivery, waits, and gives the outcome. It raises
-        the error of the outcome where that is neither an Exception nor a SystemExit, such as a
-        KeyboardInterrupt.
+        the error of the outcome where that is for the caller: a KeyboardInterrupt, or what a test
+        framework raises beside Exception.
     """
     outcomes: SimpleQueue[Outcome] = SimpleQueue()
     pool = make_pool(processor, 1, outcomes.put, ends_on_error=False)
@@ -49,7 +52,7 @@ def rehearse(processor: Processor) -> Iterator[Callable[[Delivery], Outcome]]:
     def run(delivery: Delivery) -> Outcome:
         pool.inbox.put(delivery)
         outcome = outcomes.get()
-        if not isinstance(outcome.error, (type(None), Exception, SystemExit)):
+        if not isinstance(outcome.error, (type(None), Exception, *_OF_THE_CALLBACK)):
             raise outcome.error
         return outcome
 

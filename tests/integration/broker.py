@@ -50,14 +50,14 @@ _SERVERS = (
 # Asked of the queue itself: what rabbitmqctl lists of a quorum queue is seconds old.
 _DEPTH = """
 {{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"{vhost}">>, queue, <<"{queue}">>)),
-case amqqueue:get_type(Q) of
+list_to_tuple(case amqqueue:get_type(Q) of
     rabbit_quorum_queue ->
         Id = amqqueue:get_pid(Q),
         [begin {{ok, {{_, N}}, _}} = ra:leader_query(Id, {{rabbit_fifo, F, []}}), N end
          || F <- [query_messages_ready, query_messages_checked_out]];
     _ ->
         [N || {{_, N}} <- rabbit_amqqueue:info(Q, [messages_ready, messages_unacknowledged])]
-end.
+end).
 """
 
 

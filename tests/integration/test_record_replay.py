@@ -100,6 +100,18 @@ def test_record_other_bodies(broker, queue, folder, run_command):
     assert replaying.printed().splitlines()[::2][:2] == [r"b'\xff\x00'", "b'text'"]
 
 
+@pytest.mark.parametrize("rule", ['on_exception = "drop"', "max_attempts = 1"])
+def test_record_to_a_full_disk(broker, queue, folder, run_command, rule):
+    """What cannot be recorded stays, even where [failures] would have the callback lose it."""
+    path = write_config(folder / "my.toml", broker.url(), queue, f"[failures]\n{rule}")
+    broker.publish(queue, numbered(20))
+    command = run_command("--config", path, "--record", "/dev/full", "--drain", cwd=folder)
+    assert command.wait(30) == 1, command.logged()
+    assert "cannot record to '/dev/full': No space left on device" in command.logged()
+    assert "Traceback" not in command.logged()
+    wait_until(lambda: broker.depth(queue) == Depth(20, 0))
+
+
 def test_record_to_nowhere(broker, queue, folder, config, run_command):
     """A file that cannot be written is a usage error, and no message is taken."""
     broker.publish(queue, numbered(1))

@@ -455,6 +455,24 @@ def test_run_port_in_use(stage: Stage, conf: LazyConfig) -> None:
 
 
 def test_run_twice(stage: Stage) -> None:
+    """A second run is refused, and does nothing to the first."""
+    refused: list[str] = []
+
+    def run_again(supervisor: FakeSupervisor) -> None:
+        with pytest.raises(RuntimeError, match="a Consumer runs once") as caught:
+            consumer.run()
+        refused.append(str(caught.value))
+        raise OSError("away")
+
+    stage.on_start = run_again
+    consumer = Consumer(callback)
+    with pytest.raises(OSError, match="away"):
+        consumer.run()
+    assert len(refused) == 1
+    assert consumer.exit_code == ExitCode.TEMPORARY
+
+
+def test_run_cannot_start(stage: Stage) -> None:
     """What is no shortage of the machine's stays a bug of the program's."""
 
     def fail(supervisor: FakeSupervisor) -> None:

@@ -444,32 +444,25 @@ def test_keep_headers_that_cannot_be_encoded(tmp_path: Path) -> None:
 # -- equal messages --------------------------------------------------------------------
 
 
-def test_keep_twins_without_id(tmp_path: Path) -> None:
-    """Equal messages without an id that were set aside have a file each, the others share one."""
+@pytest.mark.parametrize("message_id", [None, "apple"])
+def test_keep_twins(tmp_path: Path, message_id: str | None) -> None:
+    """Equal messages that were set aside have a file each, the others share one."""
     kept = KeptMessages(str(tmp_path), 10)
     for is_set_aside in (False, True, False, True, False, True):
-        kept.keep(make_delivery(message_id=None), fail(), is_set_aside=is_set_aside)
+        kept.keep(make_delivery(message_id=message_id), fail(), is_set_aside=is_set_aside)
     states = sorted(parse_kept(path.read_bytes()).is_set_aside for path in tmp_path.iterdir())
     assert states == [False, True, True, True]
 
 
 def test_keep_same_id_with_other_properties(tmp_path: Path) -> None:
-    """A publisher that gives all messages one id loses none; each replaces its own file."""
+    """A publisher that gives all messages one id loses none."""
     kept = KeptMessages(str(tmp_path), 10)
-    for color in ("red", "green", "blue", "green", "red"):
+    for color in ("red", "green", "blue"):
         delivery = make_real(message_id="apple", headers={"color": color})
         kept.keep(delivery, color, is_set_aside=True)
     lines = [json.loads(path.read_text()) for path in tmp_path.iterdir()]
     assert sorted(line["reason"] for line in lines) == ["blue", "green", "red"]
     assert all(line["headers"]["color"] == line["reason"] for line in lines)
-
-
-def test_keep_same_id_once(tmp_path: Path) -> None:
-    """A message with an id has one file, which says what became of it last."""
-    kept = KeptMessages(str(tmp_path), 10)
-    for is_set_aside in (False, True, False):
-        kept.keep(make_delivery(), fail(), is_set_aside=is_set_aside)
-        assert read_only_file(tmp_path)["set_aside"] is is_set_aside
 
 
 # -- the limit -------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import resource
 import sqlite3
 import sys
 import threading
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from fmconsume import Drop, HaltConsumer, Message, Nack
-from fmconsume.exceptions import ConfigurationException
+from fmconsume.exceptions import ConfigurationException, ExitCode
 from fmconsume.recording import Recorder, replay
 
 
@@ -113,6 +114,29 @@ def test_record_cannot_open(tmp_path: Path) -> None:
     """A file that cannot be written is named, with the reason, before anything is consumed."""
     with pytest.raises(ConfigurationException, match=r"cannot record to '.*': Is a directory"):
         Recorder(str(tmp_path))
+
+
+def test_record_disk_full() -> None:
+    """What cannot be recorded goes back, and the recorder ends, whatever [failures] says."""
+    with pytest.raises(HaltConsumer) as caught:
+        Recorder("/dev/full")(Message())
+    assert (caught.value.exit_code, caught.value.requeue) == (ExitCode.TEMPORARY, True)
+    assert caught.value.reason == "cannot record to '/dev/full': No space left on device"
+
+
+def test_record_disk_full_leaves_no_torn_line(path: Path) -> None:
+    """A line that cannot be written whole is taken back, and the next one stands alone."""
+    record(path, *numbered(1))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    recorder = Recorder(str(path))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, before[1]))
+    try:
+        with pytest.raises(HaltConsumer, match="File too large"):
+            recorder(*numbered(2))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    recorder(*numbered(3))
+    assert [json.loads(line)["body"]["n"] for line in path.read_text().splitlines()] == [1, 3]
 
 
 class Terminal(io.StringIO):

@@ -238,13 +238,15 @@ def test_requeue_no_broker(
 
 
 def test_requeue_fails_again_at_once(
-    keep: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+    keep: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A message that is set aside again before its old file is removed keeps the new one."""
     path = keep()
     monkeypatch.setattr(requeueing, "send", lambda request: keep())
     assert requeue(str(path)) == 0
-    assert json.loads(path.read_bytes())["set_aside"] is True
+    (left,) = tmp_path.iterdir()
+    assert left != path
+    assert json.loads(left.read_bytes())["set_aside"] is True
 
 
 def test_requeue_at_the_same_time(
@@ -257,6 +259,27 @@ def test_requeue_at_the_same_time(
         assert requeue(str(path)) == 0
     assert sent == []
     assert say_lines(capsys)[0].endswith("skipped: another process requeues it")
+
+
+def test_requeue_gone_meanwhile(
+    keep: Callable[..., Path],
+    sent: list[Request],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file that another process has requeued since it was found is no failure."""
+    first, second = keep("a"), keep("b")
+    send = requeueing.send
+
+    def send_beside_another(request: Request) -> None:
+        send(request)
+        second.unlink()
+
+    monkeypatch.setattr(requeueing, "send", send_beside_another)
+    assert requeue(str(tmp_path)) == 0
+    assert not first.exists()
+    assert "skipped: another process has requeued or kept it" in say_lines(capsys)[1]
 
 
 def test_requeue_cannot_remove(

@@ -181,6 +181,16 @@ def test_deliver_body_mode() -> None:
     assert seen == [[1], b"\xff"]
 
 
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), GeneratorExit()], ids=repr)
+def test_deliver_base_exception(error: BaseException) -> None:
+    """What ends a consumer is an error of the result, whatever its class."""
+
+    def callback(message: Message) -> None:
+        raise error
+
+    assert deliver(callback, *numbered(0, 1)) == DeliverResult([Verdict.FAIL, Verdict.NACK], error)
+
+
 def test_deliver_whole_message() -> None:
     """The callback sees what was given: topic, queue, id, headers and body."""
     seen: list[Message] = []
