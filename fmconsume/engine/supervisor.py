@@ -444,7 +444,7 @@ class Supervisor(threading.Thread):
         if not isinstance(item, Outcome):
             item()
             return
-        if not self._is_held_by_guard(item):
+        if self._guard.is_open or not self._is_held_by_guard(item):
             self._account.conclude(item)
         self._prefetch.note_run()
         error = item.error
@@ -456,8 +456,6 @@ class Supervisor(threading.Thread):
                 self._end(None, ExitCode.OK)
 
     def _is_held_by_guard(self, outcome: Outcome) -> bool:
-        if self._guard.is_open:
-            return False
         try:
             return self._guard.holds(outcome)
         except BodiesUnreadable as exc:
