@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fmconsume.exceptions import HaltConsumer
+from fmconsume.exceptions import ExitCode, HaltConsumer
 
 
 class Message:
@@ -47,3 +47,8 @@ def test_halt_consumer_subclass() -> None:
             pass
 
     assert (Enough().exit_code, Enough().requeue) == (0, False)
+
+
+def test_exit_code_shows_its_number() -> None:
+    """An exit code prints as a number on every Python."""
+    assert f"{ExitCode.BODIES} {ExitCode.USAGE:>3d} {ExitCode.OK!s}" == "16   2 0"
