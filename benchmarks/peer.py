@@ -30,6 +30,7 @@ _ANSWERS = {
     spec.Queue.Bind: spec.Queue.BindOk(),
     spec.Basic.Qos: spec.Basic.QosOk(),
 }
+_CHANNEL = 1
 _START = spec.Connection.Start(
     server_properties={
         "product": "RabbitMQ",
@@ -48,20 +49,16 @@ _HEADERS = {
 
 def serve(port: int, count: int, size_bytes: int, prefetch: int) -> None:
     """Deliver so many numbered messages to one consumer, and wait until it closes."""
-    # Made before anything is measured; fmconsume begins on one channel and goes on with another.
-    contents = {
-        channel: [_content(channel, number, size_bytes) for number in range(count)]
-        for channel in (1, 2)
-    }
+    contents = [_content(number, size_bytes) for number in range(count)]  # before the measurement
     with socket.create_server(("127.0.0.1", port)) as listener:
         print("listening", flush=True)
         line, _ = listener.accept()
     with line:
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        _Peer(line, contents, count, prefetch).run()
+        _Peer(line, contents, prefetch).run()
 
 
-def _content(channel: int, number: int, size_bytes: int) -> bytes:
+def _content(number: int, size_bytes: int) -> bytes:
     """Make what follows basic.deliver on the wire."""
     body = json.dumps(make_body(number, size_bytes)).encode()
     properties = spec.BasicProperties(
@@ -72,36 +69,31 @@ def _content(channel: int, number: int, size_bytes: int) -> bytes:
         priority=0,
         message_id=f"7a6b2c3d-0000-4000-8000-{number:012}",
     )
-    header = frame.Header(channel, len(body), properties).marshal()
-    return header + frame.Body(channel, body).marshal()
+    header = frame.Header(_CHANNEL, len(body), properties).marshal()
+    return header + frame.Body(_CHANNEL, body).marshal()
 
 
 class _Peer:
-    def __init__(
-        self, line: socket.socket, contents: dict[int, list[bytes]], count: int, prefetch: int
-    ) -> None:
+    def __init__(self, line: socket.socket, contents: list[bytes], prefetch: int) -> None:
         self._line = line
         self._contents = contents
-        self._count = count
         self._prefetch = prefetch
         #: Messages that were sent to any consumer, and before the one that may be sent something.
         self._sent = self._begin = 0
-        #: The last tag that this consumer has settled.
+        #: The last tag that was settled.
         self._settled = 0
-        #: Its channel and its tag; "" before and after.
-        self._channel, self._consumer_tag = 0, ""
+        #: The consumer that may be sent something; "" before and after.
+        self._consumer_tag = ""
 
     def run(self) -> None:
         for method, channel in self._methods():
             if isinstance(method, spec.Basic.Ack):
-                if channel == self._channel:
-                    self._settled = method.delivery_tag
+                self._settled = method.delivery_tag
             elif isinstance(method, spec.Queue.Declare):
                 self._answer(channel, spec.Queue.DeclareOk(method.queue or "q", 0, 1))
             elif isinstance(method, spec.Basic.Consume):
                 self._answer(channel, spec.Basic.ConsumeOk(method.consumer_tag))
-                self._channel, self._consumer_tag = channel, method.consumer_tag
-                self._begin, self._settled = self._sent, 0
+                self._consumer_tag, self._begin = method.consumer_tag, self._sent
             elif isinstance(method, spec.Basic.Cancel):
                 self._answer(channel, spec.Basic.CancelOk(method.consumer_tag))
                 if method.consumer_tag == self._consumer_tag:
@@ -132,14 +124,12 @@ class _Peer:
         self._line.sendall(frame.Method(channel, method).marshal())
 
     def _deliver(self) -> None:
-        end = min(self._begin + self._settled + self._prefetch, self._count)
+        end = max(self._begin, self._settled) + self._prefetch
         pieces = []
-        for number in range(self._sent, end):
-            tag = number - self._begin + 1
-            deliver = spec.Basic.Deliver(self._consumer_tag, tag, False, "amq.topic", "a.b")
-            method = frame.Method(self._channel, deliver).marshal()
-            pieces += [method, self._contents[self._channel][number]]
-        self._sent = max(self._sent, end)
+        for content in self._contents[self._sent : end]:
+            self._sent += 1
+            deliver = spec.Basic.Deliver(self._consumer_tag, self._sent, False, "amq.topic", "a.b")
+            pieces += [frame.Method(_CHANNEL, deliver).marshal(), content]
         if pieces:
             self._line.sendall(b"".join(pieces))
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ACK",
+    "CHANNEL",
     "DROP",
     "FAIL",
     "NACK",
@@ -47,6 +48,10 @@ class Verdict(enum.Enum):
 ACK, NACK, DROP, REJECT, SET_ASIDE, FAIL = Verdict
 #: The verdicts that send a message back to its queue.
 RETURNS = (NACK, FAIL)
+
+#: On every channel the broker counts delivery tags from 1. A session has several channels: its tags
+#: are those of the broker, plus this times the number of the channel, where the first has number 0.
+CHANNEL = 1 << 48
 
 
 @dataclass(eq=False)

@@ -105,14 +105,15 @@ def deliver(
     error = None
     account = DeliveryAccount(len(messages))
     session = 1
-    account.begin(session)
+    queues = {message.queue or "" for message in messages}
+    account.begin(session, queues)
     with rehearse(make_processor(callback, body_mode)) as run:
         for number, message in enumerate(messages, 1):
             if message.redelivered:
                 # The broker redelivers after a session is lost: end this one and begin another.
                 account.lose([])
                 session = number
-                account.begin(session)
+                account.begin(session, queues)
             delivery = _make_delivery(message, session, number)
             is_to_run = account.receive(delivery)
             if is_to_run and error is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from time import monotonic
@@ -16,7 +16,7 @@ from typing import Any, Callable, NoReturn
 
 from pika.exceptions import ChannelClosedByBroker, NoFreeChannels
 
-from ..delivery import ACK, FAIL, NACK, Delivery, Frame
+from ..delivery import ACK, CHANNEL, FAIL, NACK, Delivery, Frame
 from ..exceptions import ConsumerCanceled
 from ..redaction import hide_passwords
 from .addresses import Address
@@ -75,7 +75,7 @@ def _open_channel(connection: Connection) -> Any:
 
 
 class Session:
-    """A connection and its one channel, on which everything is declared.
+    """A connection and its channels; on the first one everything is declared.
 
     Args:
         names: The actual name of each queue by its configured name, which is "" where the
@@ -97,12 +97,10 @@ class Session:
         #: The name of the queue by consumer tag.
         self._consumers: dict[str, str] = {}
         self._connection = connection
-        #: The channel of the present consumers, and the tag that came before its first delivery.
-        self._channel, self._base = channel, 0
-        #: The tag that came last.
-        self._last_tag = 0
-        #: By its last tag, each earlier channel that has outstanding deliveries, with its base.
-        self._old_channels: dict[int, tuple[int, Any]] = {}
+        #: The channels that are open, by number; the last one is for the consumers to come.
+        self._channels = {0: channel}
+        #: How many channels there have been.
+        self._opened = 1
         self._names = names
         self._topology = topology
         self._counting = topology.counting_queues
@@ -137,19 +135,23 @@ class Session:
             SessionLost: The session ended meanwhile.
         """
         count = self._topology.prefetch_count if prefetch_count is None else prefetch_count
+        self._consume(self.queues, count)
+
+    def _consume(self, queues: Iterable[str], count: int) -> None:
+        number, channel = next(reversed(self._channels.items()))
         with ask(self._connection, "channel", f"prefetch {count}"):
-            self._channel.basic_qos(self._topology.prefetch_size, count)
-        for name in self._names.values():
+            channel.basic_qos(self._topology.prefetch_size, count)
+        for name in queues:
             with ask(self._connection, "queue", name):
-                on_message = partial(self._on_message, name, self._base)
-                tag = self._channel.basic_consume(name, on_message)
+                on_message = partial(self._on_message, name, number * CHANNEL)
+                tag = channel.basic_consume(name, on_message)
             self._consumers[tag] = name
 
-    def open_channel(self) -> bool:
-        """Open a channel for the consumers to come; tell whether there was another one.
+    def open_channel(self) -> int | None:
+        """Open a channel for the consumers to come; give its number, None where there is no other.
 
-        The deliveries that are unacknowledged now stay so, on the old channel: `close_channel`
-        closes it. Delivery tags go on counting, though the broker begins at 1 again.
+        Consumers and unacknowledged deliveries stay on the earlier ones: `close_channel` closes
+        them.
 
         Raises:
             SessionLost: The session ended meanwhile.
@@ -158,14 +160,14 @@ class Session:
             try:
                 channel = self._connection.open_channel()
             except NoFreeChannels:
-                return False
-        self._old_channels[self._last_tag] = self._base, self._channel
-        self._channel, self._base = channel, self._last_tag
+                return None
         channel.add_on_cancel_callback(self._on_cancel)
-        return True
+        number, self._opened = self._opened, self._opened + 1
+        self._channels[number] = channel
+        return number
 
-    def consume_again(self, prefetch_count: int | None = None) -> None:
-        """Replace the consumers by others on the latest channel, and so get a whole prefetch more.
+    def consume_again(self, queues: Sequence[str], prefetch_count: int) -> None:
+        """Replace consumers by others on the latest channel; each gets a whole prefetch more.
 
         The deliveries that are unacknowledged now stay so. The broker counts them for the old
         consumers, not for the new ones.
@@ -174,35 +176,41 @@ class Session:
         the channel.
 
         Args:
+            queues: Whose consumers; none may have room for another message.
             prefetch_count: As for `consume`.
 
         Raises:
             As `consume`.
         """
-        old = [(channel, list(channel.consumer_tags)) for channel in self._channels]
+        old = [each for each in self._all_consumers if self._consumers[each[1]] in queues]
         # The new ones first, since a queue may be deleted with its last consumer.
-        self.consume(prefetch_count)
+        self._consume(queues, prefetch_count)
         with LOSS, self._connection.within("consuming again"):
-            for channel, tags in old:
-                self._cancel(channel, tags)
+            self._cancel(old)
 
-    def close_channel(self, last_tag: int) -> None:
-        """Close the channel of an earlier grant, once all of it is settled.
-
-        Args:
-            last_tag: The last delivery tag before the next grant.
+    def close_channel(self, number: int) -> None:
+        """Close a channel that has no consumer and no unacknowledged delivery.
 
         Raises:
             SessionLost: The session ended meanwhile.
         """
-        _, channel = self._old_channels.pop(last_tag)
         with LOSS, self._connection.within("closing a channel"):
-            channel.close()
+            self._channels.pop(number).close()
+
+    @property
+    def queues(self) -> list[str]:
+        """The names of the queues."""
+        return list(self._names.values())
+
+    @property
+    def _all_consumers(self) -> list[tuple[Any, str]]:
+        """The channel and the consumer tag of every consumer."""
+        return [(each, tag) for each in self._channels.values() for tag in each.consumer_tags]
 
     @property
     def name(self) -> str:
         """The queues and the broker, as the log calls them."""
-        return hide_passwords(f"{', '.join(self._names.values())} at {self.address.name}")
+        return hide_passwords(f"{', '.join(self.queues)} at {self.address.name}")
 
     @property
     def blocked(self) -> str:
@@ -211,11 +219,12 @@ class Session:
 
     @property
     def is_consuming(self) -> bool:
-        """Whether connection and channel are open and every consumer is registered."""
+        """Whether connection and channels are open and every consumer is registered."""
+        channels = self._channels.values()
         return (
             self._connection.is_open
-            and self._channel.is_open
-            and len(self._channel.consumer_tags) == len(self._names)
+            and all(channel.is_open for channel in channels)
+            and sum(len(channel.consumer_tags) for channel in channels) == len(self._names)
         )
 
     def start_ticking(self, seconds: float) -> None:
@@ -253,15 +262,11 @@ class Session:
         """Call the action after `seconds`, inside a `wait`; never once the session has ended."""
         self._connection.call_later(seconds, action)
 
-    @property
-    def _channels(self) -> list[Any]:
-        return [self._channel, *(channel for _, channel in self._old_channels.values())]
-
     def _check(self) -> None:
         """Raise if connection or channel is closed: pika raises nothing when a channel closes."""
         if not self._connection.is_open:
             raise SessionLost("the connection is closed")
-        if not all(channel.is_open for channel in self._channels):
+        if not all(channel.is_open for channel in self._channels.values()):
             lost = SessionLost("the broker closed the channel")
             lost.is_by_channel = True
             raise lost
@@ -275,23 +280,16 @@ class Session:
         self._sending_since = monotonic()
         with LOSS:
             for tag, verdict, multiple in frames:
-                channel, number = self._locate(tag)
+                number, tag = divmod(tag, CHANNEL)
+                channel = self._channels[number]
                 if verdict is ACK:
-                    channel.basic_ack(number, multiple)
+                    channel.basic_ack(tag, multiple)
                 elif verdict is NACK:
-                    channel.basic_nack(number, multiple, requeue=True)
+                    channel.basic_nack(tag, multiple, requeue=True)
                 else:
                     # RabbitMQ 4.3 counts this, and no basic.nack, towards a delivery limit.
-                    channel.basic_reject(number, requeue=verdict is FAIL)
+                    channel.basic_reject(tag, requeue=verdict is FAIL)
         self._sending_since = math.inf
-
-    def _locate(self, tag: int) -> tuple[Any, int]:
-        """Give the channel of a delivery, and the tag that it has there."""
-        if tag > self._base:
-            return self._channel, tag - self._base
-        last = min(each for each in self._old_channels if each >= tag)
-        base, channel = self._old_channels[last]
-        return channel, tag - base
 
     def depths(self) -> dict[str, int]:
         """Ask the broker how many messages are ready in each queue.
@@ -303,7 +301,8 @@ class Session:
             SessionLost: The session ended first.
         """
         with LOSS, self._connection.within("the depths of the queues"):
-            answers = [self._channel.queue_declare(q, passive=True) for q in self._names.values()]
+            *_, channel = self._channels.values()
+            answers = [channel.queue_declare(queue, passive=True) for queue in self.queues]
         return {answer.method.queue: answer.method.message_count for answer in answers}
 
     def raise_cancellation(self) -> NoReturn:
@@ -338,15 +337,15 @@ class Session:
             SessionLost: The session ended first, or there was no answer in time.
         """
         with LOSS, self._connection.within("cancelling the consumers", STOP_DEADLINE):
-            self._cancel(self._channel, list(self._channel.consumer_tags))
+            self._cancel(self._all_consumers)
 
-    def _cancel(self, channel: Any, tags: Iterable[str]) -> None:
+    def _cancel(self, consumers: Iterable[tuple[Any, str]]) -> None:
         """Cancel consumers.
 
         For each, pika rejects, one by one, the messages that it holds when it sends the
         basic.cancel, and those that come before the answer. So let it deliver those it holds first.
         """
-        for tag in tags:
+        for channel, tag in consumers:
             self._connection.process_events(0)
             channel.basic_cancel(tag)
 
@@ -363,15 +362,15 @@ class Session:
         nowhere = f"fmconsume-leaves-{uuid.uuid4()}"
         within = self._connection.within("leaving the queue", STOP_DEADLINE)
         with LOSS, within, suppress(ChannelClosedByBroker):
-            self._channel.queue_declare(nowhere, passive=True)
+            self._channels[0].queue_declare(nowhere, passive=True)
 
     def close(self) -> None:
         """Close the channel, then the connection, as `Connection.close` does."""
-        self._connection.close(*self._channels)
+        self._connection.close(*self._channels.values())
 
     def discard(self) -> None:
         """Close on another thread, since the line may be dead, and return at once."""
-        self._connection.discard(*self._channels)
+        self._connection.discard(*self._channels.values())
 
     # -- called by pika, inside wait ---------------------------------------
 
@@ -383,8 +382,7 @@ class Session:
         published = properties.published
         if queue in self._counting:
             published = ordered(published)
-        self._last_tag = base + method.delivery_tag
-        numbers = self.number, self._last_tag
+        numbers = self.number, base + method.delivery_tag
         self._deliver(make_delivery(*numbers, queue, method, properties, body, published))
 
     def _on_cancel(self, frame: Any) -> None:

@@ -25,6 +25,7 @@ Pure: no pika, no threads, no clock. The supervisor owns it.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
 
@@ -104,7 +105,7 @@ class DeliveryAccount:
         in_hand = (self._adopted.get(delivery, delivery) for delivery in self._in_hand)
         held = (outcome.target for outcome in self._held.values())
         ours = [each for each in (*in_hand, *held) if each.session == self._session]
-        return min(ours, key=lambda each: each.tag, default=None)
+        return min(ours, key=lambda each: each.received, default=None)
 
     def is_held(self, delivery: Delivery) -> bool:
         """Tell whether the verdict on a delivery of this session is held back."""
@@ -112,10 +113,15 @@ class DeliveryAccount:
 
     # -- sessions ----------------------------------------------------------
 
-    def begin(self, session: int) -> None:
-        """Start the account of a new session."""
+    def begin(self, session: int, queues: Iterable[str], size: float = math.inf) -> None:
+        """Start the account of a new session.
+
+        Args:
+            queues: What it consumes from.
+            size: Messages that each consumer may get ahead at first.
+        """
         self._session = session
-        self.grants = Grants()
+        self.grants = Grants(queues, size)
 
     def lose(self, unstarted: Iterable[Delivery]) -> None:
         """Forget a session; the broker returns to its queues all that it has not seen settled.
@@ -142,7 +148,7 @@ class DeliveryAccount:
 
     def receive(self, delivery: Delivery) -> bool:
         """Add a delivery; tell whether it has to run."""
-        self.grants.deliver(delivery.tag)
+        self.grants.deliver(delivery.tag, delivery.queue)
         number = delivery.fingerprint = fingerprint(delivery)
         delivery.identity = number if delivery.message_id else 0
         if delivery.redelivered:

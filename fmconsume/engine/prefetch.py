@@ -6,16 +6,16 @@ while the old deliveries stay outstanding. Three things need that:
 - Messages that are held back before they return to their queue must not use up the prefetch, or a
   few bad messages would stop all good ones.
 - A held message at the head keeps the acknowledgements behind it from sharing a frame, which takes
-  half of the speed. A new grant has a channel of its own, with nothing held before its head; only
-  where there is no other channel to be had, it shares the one of the grant before.
+  half of the speed. Where something is held back on the channel, a new grant gets another one; it
+  shares the channel only where no other is to be had.
 - A session begins with as many messages as there are workers, and gets the whole prefetch once a
   callback has come to its end. RabbitMQ 4 counts every return of a message to a quorum queue, also
   of one that was only prefetched: a message that kills its consumer would take its neighbours
   with it.
 
-It consumes again only while the old consumer has no room: pika rejects what arrives between a
-basic.cancel and its answer. For a queue with a single active consumer it never does, as another one
-would take over.
+It consumes again from a queue only while the consumer there has no room: pika rejects what arrives
+between a basic.cancel and its answer. For a queue with a single active consumer it never does, as
+another one would take over.
 
 The supervisor's thread owns it.
 """
@@ -27,12 +27,13 @@ import math
 from ..broker.session import Session
 from ..broker.topology import Topology
 from .account import DeliveryAccount
+from .grants import Grant
 
 __all__ = ["MOST_HELD", "Prefetch"]
 
 #: Messages that are held at most, beside a prefetch.
 MOST_HELD = 1000
-#: Channels at most on which something of an earlier grant is outstanding.
+#: Channels at most, beside the one for the consumers to come.
 _MOST_CHANNELS = 100
 
 
@@ -48,9 +49,8 @@ class Prefetch:
         self._topology = topology
         self.is_fixed = topology.has_single_active_consumer
         whole = topology.prefetch_count or math.inf
-        #: Messages in a session's first grant, and in each one after it.
+        #: Messages in the first grant of a session, and in each one after it.
         self._first, self._whole = (whole if self.is_fixed else min(workers, whole)), whole
-        self._granted = self._first
         #: A callback has come to its end in this session.
         self._has_run = False
 
@@ -61,42 +61,53 @@ class Prefetch:
 
     @property
     def is_used_up(self) -> bool:
-        """Whether the broker sends nothing, because everything granted is held back."""
-        return self._account.grants.fresh_held >= self._granted
+        """Whether the broker sends nothing from a queue, as everything granted is held back."""
+        return any(grant.held >= grant.size for grant in self._account.grants.latest.values())
 
-    def begin(self) -> None:
+    def begin(self, session: Session) -> None:
         """Begin with a new session."""
-        self._granted, self._has_run = self._first, False
+        self._account.begin(session.number, session.queues, self._first)
+        self._has_run = False
 
     def note_run(self) -> None:
         """Note that a callback has come to its end."""
         self._has_run = True
 
     def ask(self, session: Session) -> None:
-        """Consume again if that is due: before anything is settled, so that nothing arrives.
+        """Consume again where that is due: before anything is settled, so that nothing arrives.
 
         Raises:
             SessionLost, BadDeclaration, PermissionException: From the session.
         """
-        if not self.is_fixed and self._account.grants.fresh >= self._granted and self._is_due:
-            self._granted = self._whole
-            has_channel = self._may_open_channel and session.open_channel()
-            self._account.grants.begin(is_on_new_channel=has_channel)
-            session.consume_again(self._topology.prefetch_count)
-        if self._account.grants.old_channels:
-            for last_tag in self._account.grants.end():
-                session.close_channel(last_tag)
+        grants = self._account.grants
+        if not self.is_fixed:
+            latest = grants.latest.items()
+            due = [queue for queue, grant in latest if grant.is_used_up and self._is_due(grant)]
+            if due:
+                self._consume_again(session, due)
+        if grants.channels > 1:
+            for number in grants.close_channels():
+                session.close_channel(number)
 
-    @property
-    def _is_due(self) -> bool:
-        if self._granted < self._whole and self._has_run:
+    def _consume_again(self, session: Session, queues: list[str]) -> None:
+        grants = self._account.grants
+        if not grants.is_clear and self._may_open_channel:
+            number = session.open_channel()
+            if number is not None:
+                grants.open_channel(number)
+        for queue in queues:
+            grants.renew(queue, self._whole)
+        session.consume_again(queues, self._topology.prefetch_count)
+
+    def _is_due(self, grant: Grant) -> bool:
+        if grant.size < self._whole and self._has_run:
             return True
-        account = self._account
-        if account.held >= MOST_HELD + self._granted:
+        if self._account.held >= MOST_HELD + grant.size:
             return False
-        is_parted = account.grants.parted >= self._granted and self._may_open_channel
-        return is_parted or 2 * account.grants.fresh_held >= self._granted
+        grants = self._account.grants
+        is_parted = grant.parted >= grant.size and (grants.is_clear or self._may_open_channel)
+        return is_parted or 2 * grant.held >= grant.size
 
     @property
     def _may_open_channel(self) -> bool:
-        return self._account.grants.old_channels < _MOST_CHANNELS
+        return self._account.grants.channels <= _MOST_CHANNELS

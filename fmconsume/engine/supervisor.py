@@ -276,9 +276,8 @@ class Supervisor(threading.Thread):
     def _serve(self, session: Session) -> None:
         """Consume until the end, then wind down; raises SessionLost."""
         self._sessions = session.number
-        self._prefetch.begin()
         self.stats.reconnections = self._sessions - 1
-        self._account.begin(session.number)
+        self._prefetch.begin(session)
         self._session = session
         self.mailbox.attach(session.wake)
         session.start_ticking(self._sleep)

@@ -82,6 +82,36 @@ def test_good_among_bad(broker, new_queue, run_consumer, arguments, prefetch, ev
     wait_until(lambda: broker.depth(queue) == Depth(0, total - good))
 
 
+@pytest.mark.parametrize("workers", [1, 8])
+def test_several_queues_with_bad(broker, new_queue, run_consumer, arguments, workers):
+    """What comes from one queue while another one asks for more is not lost, nor out of order."""
+    queues = [new_queue(**arguments) for _ in range(4)]
+    seen = {queue: [] for queue in queues}
+
+    def callback(message):
+        if message.body.get("bad"):
+            raise Nack
+        seen[message.queue].append(message.body["n"])
+
+    running = run_consumer(
+        callback,
+        durable(*queues, **arguments),
+        workers=workers,
+        failures=failures(delay={"initial": 600.0, "max": 600.0}),
+    )
+    messages = [{"n": n, "bad": n % 3 == 0} for n in range(90)]
+    for begin in range(0, 90, 15):
+        for queue in queues:
+            broker.publish(queue, messages[begin : begin + 15])
+    good = [message["n"] for message in messages if not message["bad"]]
+    wait_until(lambda: sum(map(len, seen.values())) == 4 * len(good) or not running.is_alive())
+    for numbers in seen.values():
+        assert (numbers if workers == 1 else sorted(numbers)) == good
+    assert running.consumer.stats.received == 4 * 90
+    running.stop()
+    wait_until(lambda: [broker.depth(queue) for queue in queues] == [Depth(30, 0)] * 4)
+
+
 def test_good_among_bad_with_few_channels(broker, queue, run_consumer):
     """A client whose connection may have few channels makes do with them."""
     broker.publish(queue, [{"bad": n % 2 == 0, "n": n} for n in range(400)])

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Container, Iterable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -64,6 +65,7 @@ class MemorySession:
     ) -> None:
         self.number = number
         self.address = address
+        self.queues = ["fruit"]
         self.blocked = ""
         self.deliver = deliver
         self.retry_codes = retry_codes
@@ -82,20 +84,21 @@ class MemorySession:
         #: What the broker says of a queue whose consumer it has cancelled.
         self.cancel_reason: Exception | None = None
         self.tag = 0
+        self.channels = itertools.count(1)
 
     # -- for the supervisor ------------------------------------------------
 
     def consume(self, prefetch_count: int | None = None) -> None:
         self.prefetch_count = prefetch_count
 
-    def open_channel(self) -> bool:
-        return True
+    def open_channel(self) -> int:
+        return next(self.channels)
 
-    def consume_again(self, prefetch_count: int | None = None) -> None:
+    def consume_again(self, queues: list[str], prefetch_count: int) -> None:
         self.calls.put(f"consume again {prefetch_count}")
 
-    def close_channel(self, last_tag: int) -> None:
-        self.calls.put(f"close channel {last_tag}")
+    def close_channel(self, number: int) -> None:
+        self.calls.put(f"close channel {number}")
 
     def start_ticking(self, seconds: float) -> None:
         self.tick_seconds = seconds

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmconsume.delivery import RETURNS, Delivery, Frame, Outcome, Verdict
+from fmconsume.delivery import CHANNEL, RETURNS, Delivery, Frame, Outcome, Verdict
 from fmconsume.engine.account import DeliveryAccount
 
 from .fakes import make_delivery
 
+#: The queue of a message by its id.
+QUEUES = {"a": "fruit", "b": "leaf", None: "fruit"}
 VERDICTS = [Verdict.ACK, Verdict.ACK, Verdict.ACK, Verdict.NACK, *Verdict]
 
 
@@ -47,7 +49,7 @@ class World:
         self.gone: list[Message] = []
         #: What another consumer has.
         self.elsewhere: list[Message] = []
-        self.session = self.tag = 0
+        self.session = 0
         #: Outstanding at the broker, and from the consumer's point of view.
         self.out: dict[int, Message] = {}
         self.open: dict[int, Message] = {}
@@ -62,8 +64,9 @@ class World:
         assert not Counter(message.id for message in self.gone) - self.runs
         assert self.account.in_hand == len(self.inbox) + len(self.running)
         assert len(self.account) == len(self.open)
-        fresh = [tag for tag in self.open if tag > self.mark]
-        assert self.account.grants.fresh == len(fresh) >= self.account.grants.fresh_held >= 0
+        for queue, grant in self.account.grants.latest.items():
+            fresh = [tag for tag in self.open if self.grant_of[tag] == (queue, self.grants[queue])]
+            assert grant.outstanding == len(fresh) >= grant.held >= 0
 
     def some(self, things: list[Any]) -> list[Any]:
         """Choose some, in any order."""
@@ -73,10 +76,14 @@ class World:
 
     def begin(self) -> None:
         """Open a session; tags start at 1 again."""
-        self.session, self.tag, self.is_cut = self.session + 1, 0, False
-        #: The tags before the first of each channel, and before the first of the latest grant.
-        self.grants, self.mark = [0], 0
-        self.account.begin(self.session)
+        self.session, self.is_cut = self.session + 1, False
+        #: The latest tag on each channel.
+        self.tags = [0]
+        #: Of each queue the channel and the number of the latest grant; the number by tag.
+        self.channels = dict.fromkeys(QUEUES.values(), 0)
+        self.grants = dict(self.channels)
+        self.grant_of: dict[int, tuple[str, int]] = {}
+        self.account.begin(self.session, self.channels)
 
     def lose(self) -> None:
         """Lose the session, perhaps after sending in vain; the broker may have lost acks too.
@@ -138,13 +145,20 @@ class World:
             self._deliver(message)
 
     def _deliver(self, message: Message) -> None:
-        self.tag += 1
+        queue = QUEUES[message.id]
+        channel = self.channels[queue]
+        tag = self.tags[channel] = self.tags[channel] + 1
+        self.grant_of[tag] = queue, self.grants[queue]
         delivery = make_delivery(
-            self.session, self.tag, redelivered=message.was_delivered, message_id=message.id
+            self.session,
+            tag,
+            queue=queue,
+            redelivered=message.was_delivered,
+            message_id=message.id,
         )
         self.seen[message.id] += not message.was_delivered
         message.was_delivered = True
-        self.out[self.tag] = self.open[self.tag] = message
+        self.out[tag] = self.open[tag] = message
         if self.account.receive(delivery):
             self.inbox.append((delivery, message))
 
@@ -192,7 +206,7 @@ class World:
 
     def release(self) -> None:
         """Let a timer go off, even one whose verdict is gone."""
-        self.account.release(self.rng.randint(1, 1 + self.tag))
+        self.account.release(self.rng.choice([*self.grant_of, 0]))
 
     def release_all(self) -> None:
         """Let every held verdict go."""
@@ -211,24 +225,27 @@ class World:
 
     def _covers(self, frame: Frame, tag: int) -> bool:
         """Tell whether a frame settles a tag: many only on one channel."""
-        same = [begin for begin in self.grants if begin < frame.tag][-1] < tag
+        same = frame.tag // CHANNEL == tag // CHANNEL
         return tag == frame.tag or (frame.multiple and same and tag < frame.tag)
 
-    def consume_again(self) -> None:
-        """Get another grant; those of which all is settled are forgotten."""
-        if self.tag > self.grants[-1]:
-            self.account.grants.begin(is_on_new_channel=True)
-            self.grants.append(self.tag)
-            self.mark = self.tag
-        for last in self.account.grants.end():
-            begin = max(each for each in self.grants if each < last)
-            assert not [tag for tag in self.open if begin < tag <= last]
-            assert last in self.grants
+    def consume_again_on_another_channel(self) -> None:
+        """Get another grant; channels that nobody needs are closed."""
+        number = len(self.tags)
+        self.tags.append(number * CHANNEL)
+        self.account.grants.open_channel(number)
+        self.consume_again()
 
-    def consume_again_on_this_channel(self) -> None:
-        """Get another grant, without another channel."""
-        self.account.grants.begin(is_on_new_channel=False)
-        self.mark = self.tag
+    def consume_again(self) -> None:
+        """Get another grant for one of the queues; what the others send comes where it came."""
+        queue = self.rng.choice(list(self.channels))
+        self.account.grants.renew(queue, 10)
+        self.channels[queue] = len(self.tags) - 1
+        self.grants[queue] += 1
+        for number in self.account.grants.close_channels():
+            assert number not in self.channels.values()
+            assert not [tag for tag in self.open if tag // CHANNEL == number]
+        needed = {*self.channels.values(), *(tag // CHANNEL for tag in self.open)}
+        assert self.account.grants.channels == len(needed | {len(self.tags) - 1})
 
     def stop(self) -> None:
         """Stop gracefully from wherever this is: everything outstanding gets settled."""
@@ -247,7 +264,7 @@ ACTIONS = [
     *(World.lose, World.send_in_vain, World.hand_to_another, World.come_from_another),
     *(World.deliver, World.deliver, World.deliver, World.start, World.conclude),
     *(World.work, World.work, World.send, World.release, World.release_all, World.take_back),
-    *(World.consume_again, World.consume_again_on_this_channel),
+    *(World.consume_again, World.consume_again_on_another_channel),
 ]
 
 
@@ -267,7 +284,7 @@ def test_nothing_is_lost(ids: list[str | None], seeds: list[int]) -> None:
 def open_session(remember: int = 10) -> DeliveryAccount:
     """Begin an account."""
     account = DeliveryAccount(remember)
-    account.begin(1)
+    account.begin(1, ["fruit"])
     return account
 
 
@@ -282,7 +299,7 @@ def test_receive_redelivery_of_running() -> None:
     first = make_delivery(1, 4)
     assert account.receive(first)
     account.lose([])
-    account.begin(2)
+    account.begin(2, ["fruit"])
     assert not account.receive(make_delivery(2, 1, redelivered=True))
     finish(account, first, Verdict.DROP)
     assert account.take_frames() == [Frame(1, Verdict.DROP, False)]
@@ -311,7 +328,7 @@ def test_receive_two_copies_outlive_session() -> None:
     for copy in copies:
         account.receive(copy)
     account.lose([])
-    account.begin(2)
+    account.begin(2, ["fruit"])
     for tag in (1, 2):
         assert not account.receive(make_delivery(2, tag, redelivered=True))
     for copy in copies:
@@ -325,7 +342,7 @@ def test_receive_without_message_id() -> None:
     account = open_session()
     account.receive(make_delivery(1, 1, message_id=None))
     account.lose([])
-    account.begin(2)
+    account.begin(2, ["fruit"])
     assert account.receive(make_delivery(2, 1, message_id=None, redelivered=True))
 
 
@@ -336,7 +353,7 @@ def test_receive_memory_turned_off() -> None:
     account.receive(first)
     finish(account, first)
     account.lose([])
-    account.begin(2)
+    account.begin(2, ["fruit"])
     assert account.receive(make_delivery(2, 1, redelivered=True))
 
 
@@ -348,47 +365,47 @@ def test_conclude_after_callback_changed_message() -> None:
     first.properties.message_id = "changed by the callback"
     finish(account, first)
     account.lose([])
-    account.begin(2)
+    account.begin(2, ["fruit"])
     assert not account.receive(make_delivery(2, 1, redelivered=True))
 
 
 def test_receive_published_again_and_lost() -> None:
     """A second copy of a finished message runs, also when its session is lost before it starts."""
     account = DeliveryAccount(10)
-    account.begin(1)
+    account.begin(1, ["fruit"])
     first = make_delivery(1, 1)
     assert account.receive(first)
     finish(account, first)
     again = make_delivery(1, 2)
     assert account.receive(again)
     account.lose([again])
-    account.begin(2)
+    account.begin(2, ["fruit"])
     assert account.receive(make_delivery(2, 1, redelivered=True))
 
 
 def test_receive_published_again_and_returned_late() -> None:
     """A second copy runs again when its callback returned it after its session was lost."""
     account = DeliveryAccount(10)
-    account.begin(1)
+    account.begin(1, ["fruit"])
     first, again = make_delivery(1, 1), make_delivery(1, 2)
     account.receive(first)
     finish(account, first)
     account.receive(again)
     account.lose([])
     finish(account, again, Verdict.NACK)
-    account.begin(2)
+    account.begin(2, ["fruit"])
     assert account.receive(make_delivery(2, 1, redelivered=True))
 
 
 def test_receive_published_again_beside_the_first() -> None:
     """The first copy, finished and redelivered, does not run again for the second one's sake."""
     account = DeliveryAccount(10)
-    account.begin(1)
+    account.begin(1, ["fruit"])
     first = make_delivery(1, 1)
     account.receive(first)
     finish(account, first)
     account.lose([])
-    account.begin(2)
+    account.begin(2, ["fruit"])
     assert account.receive(make_delivery(2, 1))
     assert not account.receive(make_delivery(2, 2, redelivered=True))
 
@@ -396,7 +413,7 @@ def test_receive_published_again_beside_the_first() -> None:
 def lose(account: DeliveryAccount, session: int, *not_started: Delivery) -> None:
     """Replace the session by the next one."""
     account.lose(not_started)
-    account.begin(session)
+    account.begin(session, ["fruit"])
 
 
 def receive_again(account: DeliveryAccount, session: int, count: int) -> list[bool]:
@@ -520,7 +537,7 @@ def test_receive_takes_no_longer_for_many(is_finished: bool) -> None:
 def count_returns(delivery: Delivery) -> int:
     """Return a message, and give how often it was returned before."""
     account = DeliveryAccount(10, {"fruit"})
-    account.begin(1)
+    account.begin(1, ["fruit"])
     account.receive(delivery)
     finish(account, delivery, Verdict.NACK)
     (outcome,) = account.flush()
@@ -558,7 +575,7 @@ def test_lose_keeps_counts_of_returns() -> None:
         if tag == 1:
             finish(account, delivery, Verdict.NACK)
     account.lose([delivery])
-    account.begin(2)
+    account.begin(2, ["fruit"])
     again = make_delivery(2, 1, redelivered=True)
     account.receive(again)
     assert again.attempt == 2
@@ -596,7 +613,7 @@ def test_oldest_outstanding() -> None:
     for delivery in (orphan, lost):
         account.receive(delivery)
     account.lose([])
-    account.begin(2)
+    account.begin(2, ["fruit"])
     assert account.oldest_outstanding is None
     fresh = make_delivery(2, 1, message_id="plum")
     again = make_delivery(2, 2, redelivered=True)
@@ -617,7 +634,7 @@ def test_oldest_held() -> None:
     orphan = make_delivery(1, 1)
     account.receive(orphan)
     account.lose([])
-    account.begin(2)
+    account.begin(2, ["fruit"])
     again, fresh = make_delivery(2, 1, redelivered=True), make_delivery(2, 2, message_id="plum")
     for delivery in (again, fresh):
         account.receive(delivery)

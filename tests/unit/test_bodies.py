@@ -18,7 +18,7 @@ class Stage:
     def __init__(self, *, is_on: bool = True, arguments: dict[str, str] | None = None) -> None:
         topology = PLAIN._replace(queues={"fruit": {"arguments": arguments or {}}})
         self.account = DeliveryAccount(10)
-        self.account.begin(1)
+        self.account.begin(1, ["fruit"])
         self.guard = BodyGuard(self.account, topology, is_on)
         self.tag = 0
 
@@ -97,7 +97,7 @@ def test_lost_session() -> None:
     stage = Stage()
     stage.run("no JSON")
     stage.account.lose([])
-    stage.account.begin(2)
+    stage.account.begin(2, ["fruit"])
     stage.guard.give_up()
     assert stage.frames() == []
     assert stage.account.receive(make_delivery(2, 1, message_id="1", redelivered=True))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from fmconsume.broker.topology import Topology
-from fmconsume.delivery import ACK, NACK, Delivery, Outcome, Verdict
+from fmconsume.delivery import ACK, CHANNEL, NACK, Delivery, Frame, Outcome, Verdict
 from fmconsume.engine import prefetch as prefetch_module
 from fmconsume.engine.account import DeliveryAccount
 from fmconsume.engine.prefetch import Prefetch
@@ -20,37 +22,51 @@ SINGLE = PLAIN._replace(queues={"fruit": {"arguments": {"x-single-active-consume
 class FakeSession:
     """Notes what is asked of it."""
 
-    def __init__(self) -> None:
+    number = 1
+
+    def __init__(self, *queues: str) -> None:
+        self.queues = list(queues)
         self.calls: list[Any] = []
         self.has_channels = True
+        #: The number of the latest channel.
+        self.channel = 0
 
-    def open_channel(self) -> bool:
-        return self.has_channels
+    def open_channel(self) -> int | None:
+        self.channel += self.has_channels
+        return self.channel if self.has_channels else None
 
-    def consume_again(self, prefetch_count: int) -> None:
-        self.calls.append(prefetch_count)
+    def consume_again(self, queues: list[str], prefetch_count: int) -> None:
+        self.calls.append((*queues, prefetch_count, self.channel))
 
-    def close_channel(self, last_tag: int) -> None:
-        self.calls.append(f"close {last_tag}")
+    def close_channel(self, number: int) -> None:
+        self.calls.append(f"close {number}")
 
 
 class Stage:
     """An account, its prefetch, and messages."""
 
-    def __init__(self, topology: Topology = PLAIN, workers: int = 1) -> None:
+    def __init__(
+        self, topology: Topology = PLAIN, workers: int = 1, queues: Sequence[str] = ("fruit",)
+    ) -> None:
         self.account = DeliveryAccount(10)
-        self.account.begin(1)
-        self.session = FakeSession()
+        self.session = FakeSession(*queues)
         self.prefetch = Prefetch(self.account, topology, workers)
-        self.prefetch.begin()
-        self.tag = 0
+        self.begin()
 
-    def receive(self, count: int = 1) -> list[Delivery]:
-        """Receive messages."""
+    def begin(self) -> None:
+        """Begin a session."""
+        self.prefetch.begin(self.session)  # type: ignore[arg-type]
+        self.tags: Counter[int] = Counter()
+        self.session.channel = 0
+
+    def receive(self, count: int = 1, queue: str = "fruit") -> list[Delivery]:
+        """Receive messages, on the channel where the consumer of the queue is."""
         deliveries = []
+        channel = self.account.grants.latest[queue].channel
         for _ in range(count):
-            self.tag += 1
-            deliveries.append(make_delivery(1, self.tag, message_id=str(self.tag)))
+            self.tags[channel] += 1
+            tag = channel * CHANNEL + self.tags[channel]
+            deliveries.append(make_delivery(1, tag, queue=queue, message_id=str(tag)))
             self.account.receive(deliveries[-1])
         return deliveries
 
@@ -83,10 +99,9 @@ def test_slow_start() -> None:
     first, second = stage.receive(2)
     assert stage.ask() == []
     stage.conclude([first])
-    assert stage.ask() == [10]
+    assert stage.ask() == [("fruit", 10, 0)]
     stage.conclude([second])
     assert stage.ask() == []
-    assert stage.ask() == ["close 2"]
     stage.conclude(stage.receive(10))
     assert stage.ask() == []
 
@@ -105,12 +120,12 @@ def test_held_half_a_prefetch() -> None:
     stage.conclude(deliveries[:4], NACK)
     assert stage.ask() == []
     stage.conclude(deliveries[4:5], NACK)
-    assert stage.ask() == [10]
+    assert stage.ask() == [("fruit", 10, 1)]
     stage.conclude(deliveries[5:], NACK)
     assert stage.ask() == []
     assert not stage.prefetch.is_used_up
     stage.conclude(stage.receive(10), NACK)
-    assert stage.ask() == [10]
+    assert stage.ask() == [("fruit", 10, 2)]
 
 
 def test_held_at_the_head() -> None:
@@ -122,12 +137,12 @@ def test_held_at_the_head() -> None:
     for _ in range(3):
         stage.conclude(stage.receive(9))
         asked += stage.ask()
-    assert asked == [10]
+    assert asked == [("fruit", 10, 1)]
     stage.conclude(stage.receive(10))
     assert stage.ask() == []
     stage.account.release(held.tag)
     stage.account.take_frames()
-    assert stage.ask() == ["close 28"]
+    assert stage.ask() == ["close 0"]
 
 
 @pytest.mark.parametrize("most", [0, 100])
@@ -138,15 +153,16 @@ def test_held_without_another_channel(monkeypatch: pytest.MonkeyPatch, most: int
     stage.session.has_channels = False
     for _ in range(5):
         stage.conclude(stage.receive(10), NACK)
-        assert stage.ask() == [10]
+        assert stage.ask() == [("fruit", 10, 0)]
         assert not stage.prefetch.is_used_up
     fresh = stage.receive(10)
     stage.account.release_all()
     assert stage.ask() == []
-    assert (stage.account.grants.fresh, stage.account.grants.fresh_held) == (10, 0)
+    grant = stage.account.grants.latest["fruit"]
+    assert (grant.outstanding, grant.held) == (10, 0)
     stage.conclude(fresh)
     assert stage.ask() == []
-    assert len(stage.account) == stage.account.grants.fresh == 0
+    assert len(stage.account) == grant.outstanding == 0
 
 
 def test_held_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,12 +187,41 @@ def test_begin_afresh() -> None:
     """Each session starts slowly."""
     stage = Stage()
     stage.conclude(stage.receive())
-    assert stage.ask() == [10]
+    assert stage.ask() == [("fruit", 10, 0)]
     stage.account.lose([])
-    stage.account.begin(2)
-    stage.prefetch.begin()
-    delivery = make_delivery(2, 1)
-    stage.account.receive(delivery)
+    stage.begin()
+    deliveries = stage.receive()
     assert stage.ask() == []
-    stage.conclude([delivery])
-    assert stage.ask() == [10]
+    stage.conclude(deliveries)
+    assert stage.ask() == [("fruit", 10, 0)]
+
+
+def test_several_queues() -> None:
+    """Each queue asks for itself, since a consumer that has room may get a message meanwhile."""
+    stage = Stage(workers=10, queues=("fruit", "leaf"))
+    held = stage.receive(10)
+    stage.conclude(held[:1])
+    assert stage.ask() == []
+    stage.conclude(held[1:], NACK)
+    others = stage.receive(4, "leaf")
+    stage.conclude(stage.receive(1), NACK)
+    assert stage.ask() == [("fruit", 10, 1)]
+    # What still comes for the other one comes on its old channel, beside tags that are held.
+    others += stage.receive(6, "leaf")
+    fresh = stage.receive(3)
+    assert [delivery.tag for delivery in fresh] == [CHANNEL + 1, CHANNEL + 2, CHANNEL + 3]
+    stage.conclude([*others, *fresh])
+    stage.prefetch.ask(stage.session)  # type: ignore[arg-type]
+    frames = stage.account.take_frames()
+    assert frames[-1] == Frame(CHANNEL + 3, ACK, True)
+    assert {frame.tag for frame in frames[:-1]} == {delivery.tag for delivery in others}
+    assert stage.ask() == []
+    # Its frames go one by one, since something is held there; so it follows to the other channel.
+    others = stage.receive(10, "leaf")
+    stage.conclude(others)
+    assert stage.ask() == [("leaf", 10, 1)]
+    stage.account.release_all()
+    stage.account.take_frames()
+    assert stage.ask() == ["close 0"]
+    stage.conclude(stage.receive(2, "leaf"))
+    assert stage.account.take_frames() == [Frame(CHANNEL + 5, ACK, True)]

@@ -30,7 +30,7 @@ from fmconsume.broker.errors import SessionLost
 from fmconsume.broker.session import Session, open_session
 from fmconsume.broker.topology import Topology
 from fmconsume.broker.wire import Properties
-from fmconsume.delivery import Delivery, Frame, Verdict
+from fmconsume.delivery import CHANNEL, Delivery, Frame, Verdict
 from fmconsume.exceptions import BadDeclaration, ConsumerCanceled, PermissionException
 
 from .fakes import wait_soon
@@ -518,7 +518,7 @@ def give(channel: FakeChannel, tag: int) -> None:
 def test_consume_again(
     connection: FakeConnection, channel: FakeChannel, second: FakeChannel
 ) -> None:
-    """New consumers on a channel of their own take the place of the old ones; tags go on."""
+    """New consumers on a channel of their own take the place of the old ones."""
     got: list[Delivery] = []
     session = open_session(ADDRESS, TOPOLOGY, got.append)
     session.consume(3)
@@ -526,17 +526,19 @@ def test_consume_again(
         give(channel, tag)
     channel.calls.clear()
     connection.next_channels = [second]
-    assert session.open_channel()
-    session.consume_again(10)
+    assert session.open_channel() == 1
+    session.consume_again(session.queues, 10)
     assert [call[0] for call in second.calls] == ["basic_qos", *["basic_consume"] * 2]
     assert [call[0] for call in channel.calls] == ["basic_cancel"] * 2
     assert session.is_consuming
     give(second, 1)
     give(second, 2)
-    assert [delivery.tag for delivery in got] == [1, 2, 3, 4, 5]
+    give(channel, 4)
+    tags = [delivery.tag for delivery in got]
+    assert tags == [1, 2, 3, CHANNEL + 1, CHANNEL + 2, 4]
     for each in (channel, second):
         each.calls.clear()
-    session.settle([Frame(5, Verdict.ACK, True), Frame(2, Verdict.NACK, False)])
+    session.settle([Frame(tags[4], Verdict.ACK, True), Frame(2, Verdict.NACK, False)])
     assert second.calls == [("basic_ack", 2, True)]
     assert channel.calls == [("basic_nack", 2, False, True)]
 
@@ -556,9 +558,9 @@ def test_consume_again_without_another_channel(
     give(channel, 1)
     channel.calls.clear()
     monkeypatch.setattr(session, "_connection", SimpleNamespace(open_channel=refuse))
-    assert not session.open_channel()
+    assert session.open_channel() is None
     monkeypatch.undo()
-    session.consume_again(10)
+    session.consume_again(session.queues, 10)
     names = [call[0] for call in channel.calls]
     assert names == ["basic_qos", *["basic_consume"] * 2, *["basic_cancel"] * 2]
     channel.calls.clear()
@@ -574,10 +576,10 @@ def test_close_channel(
     session.consume(3)
     give(channel, 1)
     connection.next_channels = [second]
-    assert session.open_channel()
-    session.consume_again(10)
+    assert session.open_channel() == 1
+    session.consume_again(session.queues, 10)
     session.wait(0)
-    session.close_channel(1)
+    session.close_channel(0)
     assert channel.calls[-1] == ("close",)
     session.wait(0)
     second.is_open = False
@@ -593,8 +595,8 @@ def test_wait_old_channel_closed(
     session.consume(3)
     give(channel, 1)
     connection.next_channels = [second]
-    assert session.open_channel()
-    session.consume_again(10)
+    assert session.open_channel() == 1
+    session.consume_again(session.queues, 10)
     channel.is_open = False
     with pytest.raises(SessionLost, match="the broker closed the channel"):
         session.wait(0)
@@ -668,10 +670,26 @@ def test_consume_prefetch(
 ) -> None:
     """Each time the consumers get the prefetch that is asked for, or the configured one."""
     session.consume(asked)
-    session.consume_again(asked)
-    assert [call for call in channel.calls if call[0] == "basic_qos"] == [
-        ("basic_qos", 0, expected)
-    ] * 2
+    assert ("basic_qos", 0, expected) in channel.calls
+
+
+def test_consume_again_one_of_several(
+    connection: FakeConnection, channel: FakeChannel, second: FakeChannel
+) -> None:
+    """The consumer of another queue stays where it is, and counts as a consumer."""
+    session = open_session(ADDRESS, TOPOLOGY, ignore)
+    session.consume(3)
+    connection.next_channels = [second]
+    assert session.open_channel() == 1
+    channel.calls.clear()
+    session.consume_again(["fruit"], 10)
+    assert channel.calls == [("basic_cancel", "tag of fruit")]
+    assert (channel.consumer_tags, second.consumer_tags) == (["tag of amq.gen-1"], ["tag of fruit"])
+    assert session.is_consuming
+    session.cancel()
+    assert not channel.consumer_tags
+    assert not second.consumer_tags
+    assert not session.is_consuming
 
 
 def test_consume_prefetch_refused(session: Session, channel: FakeChannel) -> None:

@@ -66,7 +66,7 @@ def test_tick_oldest_held(monkeypatch: pytest.MonkeyPatch) -> None:
     """The snapshot tells how many Nacks are held, and when the first of them was delivered."""
     looker, account = Looker(), DeliveryAccount(0)
     status = make_status(looker, account)
-    account.begin(1)
+    account.begin(1, ["fruit"])
     now = 1000.0
     monkeypatch.setattr(status_module, "monotonic", lambda: now)
     status.tick(None)

@@ -174,7 +174,7 @@ def test_no_state_is_forged(message_id: str, queue: str) -> None:
         workers=[],
         prefetch=Prefetch(account, PLAIN, 1),
     )
-    account.begin(1)
+    account.begin(1, [queue])
     account.receive(make_delivery(message_id=message_id, queue=queue))
     with logged() as texts:
         for blocked, now in (("", 0.0), (message_id, 0.0), ("", 10.0**9)):
