@@ -228,11 +228,11 @@ class Session:
         )
 
     def start_ticking(self, seconds: float) -> None:
-        """Make `wait` return every `seconds`, or every half heartbeat if that is less, from now on.
+        """Make `wait` return every `seconds` from now on, at least four times in a heartbeat.
 
         It also ends a `settle` in which the broker has accepted nothing for almost DEADLINE.
         """
-        self._tick(min(seconds, self._connection.heartbeat / 2 or seconds))
+        self._tick(min(seconds, self._connection.heartbeat / 4 or seconds))
 
     def _tick(self, seconds: float) -> None:
         if monotonic() - self._sending_since > DEADLINE - seconds:

@@ -158,7 +158,7 @@ def _disturb(
 
 def stall(broker: Broker, rounds: int, workers: int, rng: random.Random) -> Row:
     """Silence the line; it has to be noticed within two heartbeat intervals."""
-    heartbeat, batch = 2, 20
+    heartbeat, batch = 3, 20
     row = Row("line goes silent", workers, rounds, rounds * batch)
     account = Account(busy(0.004, rng))
     queue = broker.declare(unique("stall"))
