@@ -28,8 +28,10 @@ _log = get_logger(__name__)
 #: Seconds that the broker gets to answer a request, or to accept acknowledgements; and seconds
 #: for each step of a stop (first the consumers are cancelled, then the connection is closed).
 DEADLINE, STOP_DEADLINE = 30.0, 5.0
-#: Heartbeat intervals after which a line counts as silent. The check comes up to a quarter later.
+#: Heartbeat intervals after which a line counts as silent.
 _SILENT = 1.4
+#: Seconds after that for a look, so that it does not come too early.
+_MOMENT = 0.01
 #: Seconds between two looks whether the broker answers.
 _LOOK = 5.0
 
@@ -108,6 +110,13 @@ class Connection:
         with suppress(ConnectionWrongStateError):
             self._blocking.add_callback_threadsafe(_nothing)
 
+    def until_silent(self, seconds: float) -> float:
+        """Give these seconds, or less where the line may count as silent before they are over."""
+        if not self.heartbeat or self._inner.bytes_received != self._bytes_heard:
+            return seconds
+        silent_at = self._heard_at + _SILENT * self.heartbeat + _MOMENT
+        return min(seconds, max(_MOMENT, silent_at - monotonic()))
+
     def listen(self) -> int:
         """Give how many bytes came since the last call; raise if the line is silent.
 
@@ -144,7 +153,7 @@ class Connection:
         if not self.is_open:
             raise SessionLost("the connection is closed")  # pika has closed its loop, too.
         loop, began = self._inner.ioloop, monotonic()
-        pause = min(_LOOK, self.heartbeat / 4 or _LOOK)
+        pause = min(_LOOK, self.heartbeat / 2 or _LOOK)
 
         def look() -> None:
             self.listen()

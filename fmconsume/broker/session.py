@@ -228,17 +228,18 @@ class Session:
         )
 
     def start_ticking(self, seconds: float) -> None:
-        """Make `wait` return every `seconds` from now on, at least four times in a heartbeat.
+        """Make `wait` return every `seconds` or half heartbeats from now on, and for a silent line.
 
         It also ends a `settle` in which the broker has accepted nothing for almost DEADLINE.
         """
-        self._tick(min(seconds, self._connection.heartbeat / 4 or seconds))
+        self._tick(min(seconds, self._connection.heartbeat / 2 or seconds))
 
     def _tick(self, seconds: float) -> None:
         if monotonic() - self._sending_since > DEADLINE - seconds:
             raise SessionLost("the broker takes no acknowledgements")
         # Two timers: the first fires also while a call of pika's blocks, the second ends a wait.
-        self._connection.call_even_inside_pika(seconds, partial(self._tick, seconds))
+        again = self._connection.until_silent(seconds)
+        self._connection.call_even_inside_pika(again, partial(self._tick, seconds))
         self._connection.call_later(0.0, _nothing)
 
     def wait(self, seconds: float | None = None) -> None:

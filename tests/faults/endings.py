@@ -283,7 +283,7 @@ def blocked(broker: Broker, workers: int, rng: random.Random) -> Row:
         _alarm(broker)
         supervisor = runner.consumer._supervisor
         supervisor.mailbox.post(
-            lambda: supervisor._session._channel.basic_publish("", "nowhere", b"")
+            lambda: supervisor._session._channels[0].basic_publish("", "nowhere", b"")
         )
         assert "low on memory" in runner.wait_for_state("blocked")
         broker.ctl("set_vm_memory_high_watermark", "0.4")

@@ -120,7 +120,9 @@ class Gate:
 @contextmanager
 def configured(**settings: Any) -> Iterator[None]:
     """Give `conf` the defaults and these settings, whatever the machine's own file says."""
-    with mock.patch.dict(conf, {**copy.deepcopy(DEFAULTS), **settings}, clear=True):
+    values = {**copy.deepcopy(DEFAULTS), **settings}
+    no_alias = mock.patch.object(conf, "is_fedora_messaging", False)
+    with no_alias, mock.patch.dict(conf, values, clear=True):
         yield
 
 

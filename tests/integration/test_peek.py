@@ -127,7 +127,8 @@ def test_peek_missing_queue(broker, queue, config, run_command, tmp_path):
 @pytest.mark.parametrize("is_cut", [True, False], ids=["line cut", "interrupted"])
 def test_peek_ends_early(broker, queue, proxy, run_command, tmp_path, is_cut):
     """A peek that ends before its time returns what it has taken, too."""
-    broker.publish(queue, numbered(3000))
+    total = 20_000  # It must not be through before this test acts.
+    broker.publish(queue, numbered(total))
     path = tmp_path / "recorded"
     config = write_config(tmp_path / "proxy.toml", proxy.url(), queue)
     command = run_command("--config", config, "--record", path, "--peek")
@@ -137,7 +138,7 @@ def test_peek_ends_early(broker, queue, proxy, run_command, tmp_path, is_cut):
     else:
         command.send_signal(signal.SIGINT)
     assert command.wait(30) == (1 if is_cut else 130), command.logged()
-    wait_until(lambda: broker.depth(queue) == Depth(3000, 0))
+    wait_until(lambda: broker.depth(queue) == Depth(total, 0))
 
 
 def test_peek_no_broker(run_command, tmp_path):

@@ -23,6 +23,7 @@ from .fakes import restored_configuration
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process in which fedora_messaging was never imported; what a test does is undone."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    monkeypatch.setattr(config.conf, "is_fedora_messaging", False)
     with mock.patch.dict(sys.modules):
         for name in [each for each in sys.modules if each.partition(".")[0] == "fedora_messaging"]:
             del sys.modules[name]

@@ -776,12 +776,12 @@ def test_wait_time_limit(session: Session, connection: FakeConnection) -> None:
 
 @pytest.mark.parametrize(
     ("configured", "agreed", "longest"),
-    [("", 60, 15.0), ("heartbeat=7", 7, 1.75), ("heartbeat=0", 0, 1000.0)],
+    [("", 60, 30.0), ("heartbeat=7", 7, 3.5), ("heartbeat=0", 0, 1000.0)],
 )
 def test_start_ticking_heartbeat(
     connection: FakeConnection, configured: str, agreed: int, longest: float
 ) -> None:
-    """Each quarter of a heartbeat has a tick, if there are any; the URL goes before the broker."""
+    """Each half heartbeat has a tick, if there are any; the URL goes before the broker."""
     parameters = partial(pika.URLParameters, f"amqp://h?{configured}")
     session = open_quietly(connection, ADDRESS._replace(parameters=parameters))
     connection.ioloop.timers.clear()
@@ -793,6 +793,27 @@ def test_start_ticking_heartbeat(
         connection.timers.clear()
         connection.ioloop.fire()
         assert connection.timers, "nothing ends a wait"
+
+
+def test_start_ticking_silent_line(
+    connection: FakeConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line that goes silent has a tick as soon as it counts as silent."""
+    now = 1000.0
+    monkeypatch.setattr(connection_module, "monotonic", lambda: now)
+    parameters = partial(pika.URLParameters, "amqp://h?heartbeat=10")
+    session = open_quietly(connection, ADDRESS._replace(parameters=parameters))
+    connection.ioloop.timers.clear()
+    session.start_ticking(1000.0)
+    pauses = []
+    for _ in range(3):
+        ((seconds, _),) = connection.ioloop.timers
+        pauses.append(round(seconds, 2))
+        now += seconds
+        connection.ioloop.fire()
+    assert pauses == [5.0, 5.0, 4.01]
+    with pytest.raises(SessionLost, match="nothing heard from the broker for 14 s"):
+        session.wait(0)
 
 
 @pytest.mark.parametrize(
