@@ -30,7 +30,7 @@ from .publisher import publish
 from .service.systemd import Notifier
 from .shortage import shortage
 from .wakeup import WakeupQueue
-from .wiring import addresses, failure_policy, list_losses, options, topology
+from .wiring import addresses, failure_policy, list_losses, open_notes, options, topology
 
 if TYPE_CHECKING:
     from .service.monitoring import Monitoring
@@ -104,14 +104,16 @@ class Consumer:
             _log.warning("%s", text)
         #: The monitoring server, or nothing; `run` enters it.
         self._monitoring: AbstractContextManager[Any] = monitoring or nullcontext()
+        notes = open_notes()
         self._supervisor = Supervisor(
             addresses=brokers,
             topology=wanted,
             options=engine_options,
             open_session=open_session,
-            make_pool=partial(make_pool, processor, engine_options.workers),
+            make_pool=partial(make_pool, processor, engine_options.workers, notes=notes),
             report=self._events.put,
             observers=_list_observers(monitoring),
+            notes=notes,
         )
 
     @property

@@ -37,6 +37,7 @@ DEFAULTS: dict[str, Any] = {
     "body": "object",
     "workers": 1,
     "remember": 20_000,
+    "state": None,
     "callback_timeout": None,
     "failures": {
         "on_exception": "halt",
@@ -317,6 +318,7 @@ _CHECKS: dict[str, _Check] = {
     "body": _choice(["object", "json", "bytes"]),
     "workers": _integer(1),
     "remember": _integer(0),
+    "state": _PATH,
     "callback_timeout": _or(
         None, _value("a number of seconds above 0", lambda value: value and _is_duration(value))
     ),

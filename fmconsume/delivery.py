@@ -69,7 +69,9 @@ class Delivery:
         published: The exchange, properties and headers as they came, without the broker's counts.
         fingerprint: The number that `memory.fingerprint` gives. The account sets it.
         identity: The same, but 0 without a message id. The account sets it.
-        attempt: 1 where no earlier run of this message has ended in a Nack or an exception.
+        attempt: 1 where no earlier run of this message has ended in a Nack or an exception, or
+            with the process.
+        deaths: How many processes have died while it ran, as far as the state knows.
     """
 
     session: int
@@ -85,6 +87,7 @@ class Delivery:
     fingerprint: int = 0
     identity: int = 0
     attempt: int = 1
+    deaths: int = 0
 
     @property
     def name(self) -> str:

@@ -5,9 +5,11 @@ Any thread may call.
 
 from __future__ import annotations
 
+import os
 import pkgutil
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
@@ -21,14 +23,17 @@ from .engine.supervisor import Options
 from .exceptions import ConfigurationException
 from .log import get_logger
 from .redaction import redact
+from .state.notes import Notes, explain
 from .text import describe
 
 __all__ = [
     "addresses",
     "failure_policy",
     "list_losses",
+    "open_notes",
     "options",
     "select",
+    "state_folder",
     "topology",
 ]
 
@@ -237,6 +242,31 @@ def options(workers: int | None, limit: int | None, drain: bool) -> Options:
 def _check_number(name: str, value: int | None) -> None:
     if value is not None and (type(value) is not int or value < 1):
         raise ValueError(f"{name}: found {value!r}, expected a number of at least 1")
+
+
+# -- state -----------------------------------------------------------------------------
+
+
+def state_folder() -> Path | None:
+    """Return the folder for what outlives the process; None where there is none."""
+    folder = conf["state"]
+    if not folder:
+        # Source: systemd.exec(5). Several folders are separated by colons.
+        given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+        folder = given and os.path.join(given, "state")
+    return Path(folder).absolute() if folder and conf["remember"] else None
+
+
+def open_notes() -> Notes | None:
+    """Open what outlives the process; where that is not possible, log it and return None."""
+    folder = state_folder()
+    if folder is None:
+        return None
+    try:
+        return Notes(folder, conf["remember"])
+    except (OSError, ValueError) as exc:
+        _log.warning("%s", explain(folder, exc))
+        return None
 
 
 # -- failures --------------------------------------------------------------------------

@@ -24,6 +24,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "FMCONSUME_CONF",
         "JOURNAL_STREAM",
         "NOTIFY_SOCKET",
+        "STATE_DIRECTORY",
         "WATCHDOG_PID",
         "WATCHDOG_USEC",
     ):

@@ -20,7 +20,7 @@ goes on, and its delivery is an orphan. When the broker delivers the same messag
 adopts that redelivery: the callback's outcome settles it. If a message that has finished comes
 again, it is settled with its own verdict, but only where memory.py is sure which message it is.
 
-Pure: no pika, no threads, no clock. The supervisor owns it.
+No pika, no threads, no clock, and no file but those of notes. The supervisor owns it.
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Container, Iterable, Sequence
+from typing import Callable
 
 from ..delivery import NACK, RETURNS, Delivery, Frame, Outcome, Verdict
+from ..state.notes import Mark, Notes
 from .grants import Grants
 from .memory import RecentVerdicts, delivery_count, fingerprint
 
@@ -44,9 +46,15 @@ class DeliveryAccount:
     Args:
         remember: How many finished messages are remembered, so that none runs again.
         counting: Names of the queues that count deliveries themselves (quorum queues).
+        notes: What outlives the process; None is nothing.
     """
 
-    def __init__(self, remember: int, counting: Container[str] = ()) -> None:
+    def __init__(
+        self, remember: int, counting: Container[str] = (), notes: Notes | None = None
+    ) -> None:
+        self._fingerprint = fingerprint if notes is None else notes.fingerprint
+        #: Gives what other processes have done since the last call.
+        self._news: Callable[[], Sequence[Mark]] = tuple if notes is None else notes.news
         self._session = _NO_SESSION
         self._counting = counting
         #: The deliveries of this session that the broker waits to see settled.
@@ -149,11 +157,16 @@ class DeliveryAccount:
     def receive(self, delivery: Delivery) -> bool:
         """Add a delivery; tell whether it has to run."""
         self.grants.deliver(delivery.tag, delivery.queue)
-        number = delivery.fingerprint = fingerprint(delivery)
+        number = delivery.fingerprint = self._fingerprint(delivery)
         delivery.identity = number if delivery.message_id else 0
         if delivery.redelivered:
             self._remember_concluded()
-            delivery.attempt = 1 + max(self._memory.take_returns(number), self._count_of(delivery))
+            for mark in self._news():
+                self._memory.note_mark(mark)
+            returns, delivery.deaths = self._memory.take_returns(number)
+            # A queue counts a death for all that was prefetched, too; then our count is better.
+            count = 0 if delivery.deaths else self._count_of(delivery)
+            delivery.attempt = 1 + max(returns, count)
         # A message that was not delivered before is new, even where an equal one is remembered.
         if delivery.redelivered and delivery.identity and self._is_known(delivery):
             return False
@@ -249,7 +262,8 @@ class DeliveryAccount:
                 self._memory.note_returned(key)
                 attempt = max(outcome.delivery.attempt, outcome.target.attempt)
                 outcome.returns = attempt - 1
-                self._memory.note_returns(outcome.target.fingerprint, attempt)
+                deaths = max(outcome.delivery.deaths, outcome.target.deaths)
+                self._memory.note_returns(outcome.target.fingerprint, attempt, deaths)
             else:
                 self._memory.note_finished(key, outcome.verdict, outcome.target.session)
             self._flushed.append(outcome)
@@ -257,7 +271,7 @@ class DeliveryAccount:
     def _note_earlier_returns(self, delivery: Delivery) -> None:
         """Note the returns that a message had before this delivery, which ends without one."""
         if delivery.attempt > 1:
-            self._memory.note_returns(delivery.fingerprint, delivery.attempt - 1)
+            self._memory.note_returns(delivery.fingerprint, delivery.attempt - 1, delivery.deaths)
 
     def _count_of(self, delivery: Delivery) -> int:
         """Give how often a quorum queue says that a message came back; 0 for other queues."""

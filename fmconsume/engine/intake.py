@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import Callable
 
 from ..delivery import Delivery
 
@@ -24,14 +26,27 @@ class Intake:
     Args:
         inbox: The workers get their deliveries from it.
         limit: Deliveries to hand out at most; None is no limit.
+        in_hand: Gives how many deliveries wait or run, here or with the workers.
+        note: Is told of deliveries before they are handed out.
     """
 
-    def __init__(self, inbox: SimpleQueue[Delivery | None], limit: int | None) -> None:
+    def __init__(
+        self,
+        inbox: SimpleQueue[Delivery | None],
+        limit: int | None,
+        in_hand: Callable[[], int] = lambda: 0,
+        note: Callable[[Iterable[Delivery]], None] | None = None,
+    ) -> None:
         self.inbox = inbox
-        #: Deliveries not handed out: they have just come, or are beyond the limit.
+        self._in_hand = in_hand
+        self._note = note
+        #: Deliveries not handed out: they have just come, are beyond the limit, or must not run
+        #: beside another one.
         self._waiting: deque[Delivery] = deque()
         #: How many more may be handed out.
         self._budget = math.inf if limit is None else limit
+        #: The delivery that was handed out last has to run alone.
+        self._has_suspect = False
 
     def __len__(self) -> int:
         return self.inbox.qsize() + len(self._waiting)
@@ -42,9 +57,26 @@ class Intake:
 
     def hand_out(self) -> None:
         """Put the waiting deliveries into the inbox, within the limit."""
-        while self._waiting and self._budget:
+        batch: list[Delivery] = []
+        while self._waiting and self._budget and self._may_run(self._waiting[0], len(batch)):
             self._budget -= 1
-            self.inbox.put(self._waiting.popleft())
+            batch.append(self._waiting.popleft())
+        if self._note is not None and batch:
+            self._note(batch)
+        for delivery in batch:
+            self.inbox.put(delivery)
+
+    def _may_run(self, delivery: Delivery, more: int) -> bool:
+        """Tell whether a delivery may run now, beside `more` others that were not handed out yet.
+
+        One that ran when a process died runs alone, so that the next death is its own.
+        """
+        if not (delivery.deaths or self._has_suspect):
+            return True
+        if more or self._in_hand() > len(self._waiting):
+            return False
+        self._has_suspect = delivery.deaths > 0
+        return True
 
     def take_back(self) -> list[Delivery]:
         """Remove and give the deliveries that no worker has begun, oldest first.

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from ..delivery import Delivery, Verdict
 from ..headers import DELIVERY_COUNTERS
+from ..state.notes import Mark
 
 __all__ = ["RecentVerdicts", "delivery_count", "fingerprint"]
 
@@ -44,6 +45,8 @@ def delivery_count(delivery: Delivery) -> int:
 
 #: Messages whose returns are counted at most.
 _COUNTED = 20_000
+#: The session of a message that another process finished.
+_ELSEWHERE = 0
 #: Of equal messages, returns of this many are counted.
 _COUNTED_EQUAL = 1000
 
@@ -79,9 +82,10 @@ class RecentVerdicts:
         self._usual = _Finished(Verdict.ACK, 0)
         #: Identities of messages that went back to the broker unfinished, the latest at the end.
         self._back_in_queue: OrderedDict[int, None] = OrderedDict()
-        #: How often each returned message was returned, by fingerprint: a heap, since equal ones
-        #: have a number each. The one returned last is at the end.
-        self._return_counts: OrderedDict[int, list[int]] = OrderedDict()
+        #: How often each returned message was returned, and how many processes died of it, by
+        #: fingerprint: a heap, since equal ones have counts each. The one returned last is at the
+        #: end.
+        self._return_counts: OrderedDict[int, list[tuple[int, int]]] = OrderedDict()
 
     def note_finished(self, key: int, verdict: Verdict, session: int) -> None:
         """Remember a message that must not run again if a later session gets it."""
@@ -124,28 +128,48 @@ class RecentVerdicts:
         self._finished[key] = self._share(finished.verdict, session)
         return finished.verdict
 
-    def note_returns(self, number: int, count: int) -> None:
-        """Note how often a message was returned, now that it goes back to its queue."""
+    def note_mark(self, mark: Mark) -> None:
+        """Note what another process did with a message, or an earlier one."""
+        key = mark.number if mark.has_id else 0
+        if not mark.is_new:
+            self._back_in_queue.pop(key, None)
+            self.take_returns(mark.number)
+        if mark.verdict is not None:
+            self.note_finished(key, mark.verdict, _ELSEWHERE)
+            return
+        self.note_returned(key)
+        if mark.attempt:
+            self.note_returns(mark.number, mark.attempt, mark.deaths)
+
+    def note_returns(self, number: int, count: int, deaths: int) -> None:
+        """Note how often a message was returned, now that it goes back to its queue.
+
+        Args:
+            number: The fingerprint.
+            count: How often; a death counts too.
+            deaths: How many processes have died while it ran.
+        """
         counts = self._return_counts.setdefault(number, [])
         self._return_counts.move_to_end(number)
         if len(counts) < _COUNTED_EQUAL:
-            heappush(counts, count)
+            heappush(counts, (count, deaths))
         if len(self._return_counts) > _COUNTED:
             self._return_counts.popitem(last=False)
 
-    def take_returns(self, number: int) -> int:
-        """Give how often a redelivered message was returned; forget it until the next return.
+    def take_returns(self, number: int) -> tuple[int, int]:
+        """Give how often a redelivered message was returned, and of these how often by a death.
 
-        Of equal messages none can be told from the others. Then it is the smallest number: each
-        comes once, and none counts as returned more often than it was.
+        Both are forgotten until the next return. Of equal messages none can be told from the
+        others. Then it is the smallest number: each comes once, and none counts as returned more
+        often than it was.
         """
         counts = self._return_counts.get(number)
         if counts is None:
-            return 0
-        count = heappop(counts)
+            return 0, 0
+        found = heappop(counts)
         if not counts:
             del self._return_counts[number]
-        return count
+        return found
 
     def _share(self, verdict: Verdict, session: int) -> _Finished:
         """Give one object for all messages in a row that have the same verdict and session."""

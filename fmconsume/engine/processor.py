@@ -139,7 +139,9 @@ class Processor:
             refuse_generator(result)
 
     def _read(self, delivery: Delivery) -> Message | Outcome:
-        """Make a message of a delivery, or give the outcome of a delivery that does not decode."""
+        """Make a message of a delivery, or give the outcome of one that is not to run."""
+        if delivery.deaths and (verdict := self._judge_deaths(delivery)) is not None:
+            return Outcome(delivery=delivery, verdict=verdict)
         try:
             return self._decode(delivery)
         except ValidationError as exc:
@@ -149,6 +151,21 @@ class Processor:
         except BaseException as exc:
             _log.error("%s could not be decoded, put back: %s", delivery.name, describe(exc))
             return Outcome(delivery=delivery, verdict=FAIL, error=exc)
+
+    def _judge_deaths(self, delivery: Delivery) -> Verdict | None:
+        """Set a message aside that has killed its consumer too often; None lets it run again."""
+        times = "once" if delivery.deaths == 1 else f"{delivery.deaths} times"
+        reason = f"its consumer died {times} while it ran"
+        if not self._policy.is_beyond(delivery.attempt):
+            attempt = self._policy.describe(delivery.attempt)
+            _log.warning("%s: %s; it runs again%s", delivery.name, reason, attempt)
+            return None
+        delivery.attempt -= 1  # This one does not take place.
+        kept = self._keep_aside(delivery, reason)
+        if kept is None:
+            return NACK
+        _log.error("%s set aside%s: %s", delivery.name, kept, reason)
+        return SET_ASIDE
 
     def _reject(self, delivery: Delivery, exc: ValidationError) -> Verdict:
         kept = self._keep_aside(delivery, exc.summary)

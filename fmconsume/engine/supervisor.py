@@ -30,6 +30,7 @@ from ..exceptions import (
 )
 from ..log import get_logger
 from ..shortage import shortage
+from ..state.notes import Notes
 from .account import DeliveryAccount
 from .bodies import BodyGuard
 from .drain import Drain
@@ -91,6 +92,7 @@ class Supervisor(threading.Thread):
         make_pool: Makes the workers, which post to this supervisor's mailbox.
         report: Gets the End, as this thread's last act.
         observers: Are told of states, outcomes and ticks.
+        notes: What outlives the process; None is nothing. It is closed once no callback runs.
         backoff: Delays between sessions; None makes one.
     """
 
@@ -104,6 +106,7 @@ class Supervisor(threading.Thread):
         make_pool: Callable[[Post], Pool],
         report: Callable[[End], None],
         observers: Sequence[Observer] = (),
+        notes: Notes | None = None,
         backoff: Backoff | None = None,
     ) -> None:
         super().__init__(name="fmconsume-supervisor", daemon=True)
@@ -119,14 +122,20 @@ class Supervisor(threading.Thread):
         self.mailbox = Mailbox()
         self._pool = make_pool(self.mailbox.post)
         self.workers = self._pool.workers
-        self._intake = Intake(self._pool.inbox, options.limit)
+        self._notes = notes
         #: Outcomes until the limit is reached; None is no limit.
         self._remaining = options.limit
         #: The session in use. Set here, read by any thread that stops the consumer.
         self._session: Session | None = None
         #: How many sessions there have been.
         self._sessions = 0
-        self._account = DeliveryAccount(options.remember, topology.counting_queues)
+        self._account = DeliveryAccount(options.remember, topology.counting_queues, notes)
+        self._intake = Intake(
+            self._pool.inbox,
+            options.limit,
+            lambda: self._account.in_hand,
+            notes.receive if notes else None,
+        )
         self._prefetch = Prefetch(self._account, topology, options.workers)
         self._guard = BodyGuard(self._account, topology, options.is_guarded)
         self._status = Status(
@@ -183,6 +192,8 @@ class Supervisor(threading.Thread):
             self._ending = _failure(exc)
         assert self._ending is not None
         self._pool.end()
+        if self._notes is not None:
+            self._notes.close()
         try:
             self._say_how_it_ended(self._ending)
         except Exception as exc:
@@ -278,6 +289,8 @@ class Supervisor(threading.Thread):
         self._sessions = session.number
         self.stats.reconnections = self._sessions - 1
         self._prefetch.begin(session)
+        if self._notes is not None:
+            self._notes.begin_session()
         self._session = session
         self.mailbox.attach(session.wake)
         session.start_ticking(self._sleep)
@@ -368,6 +381,7 @@ class Supervisor(threading.Thread):
         for item in self.mailbox.collect():
             self._accept(item)
         if self._ending is None:
+            self._intake.hand_out()  # What had to wait for an outcome.
             self._prefetch.ask(session)
         self._settle(session)
         self._follow_up()

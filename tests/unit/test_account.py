@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 import sys
+import tempfile
 from collections import Counter
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Callable
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 
 from fmconsume.delivery import CHANNEL, RETURNS, Delivery, Frame, Outcome, Verdict
 from fmconsume.engine.account import DeliveryAccount
+from fmconsume.state.notes import Notes
 
 from .fakes import make_delivery
 
@@ -38,8 +42,11 @@ class World:
     It knows which message is which; the account knows only what a delivery shows.
     """
 
+    #: Verdicts of which nothing is remembered.
+    forgotten: tuple[Verdict, ...] = RETURNS
+
     def __init__(self, ids: list[str | None]) -> None:
-        self.account = DeliveryAccount(remember=100)
+        self.account = self.make_account()
         self.ready = [Message(each) for each in ids]
         #: How many there are of each kind, how many of them came here as new, and how often one
         #: was run to the end, by anybody.
@@ -57,10 +64,23 @@ class World:
         self.running: list[tuple[Delivery, Message]] = []
         self.begin()
 
-    def step(self, seed: int) -> None:
+    def make_account(self) -> DeliveryAccount:
+        """Make the account of a process."""
+        return DeliveryAccount(remember=100)
+
+    def note_receipt(self, delivery: Delivery) -> None:
+        """Note what goes to the workers; nobody does without a folder."""
+
+    def note_start(self, delivery: Delivery) -> None:
+        """Note what a worker runs."""
+
+    def note_end(self, outcome: Outcome) -> None:
+        """Note an outcome."""
+
+    def step(self, seed: int, actions: Sequence[Callable[..., None]]) -> None:
         """Let something happen, and check that nothing is lost and the counts agree."""
         self.rng = random.Random(seed)
-        self.rng.choice(ACTIONS)(self)
+        self.rng.choice(actions)(self)
         assert not Counter(message.id for message in self.gone) - self.runs
         assert self.account.in_hand == len(self.inbox) + len(self.running)
         assert len(self.account) == len(self.open)
@@ -160,6 +180,7 @@ class World:
         message.was_delivered = True
         self.out[tag] = self.open[tag] = message
         if self.account.receive(delivery):
+            self.note_receipt(delivery)
             self.inbox.append((delivery, message))
 
     def start(self) -> None:
@@ -169,6 +190,7 @@ class World:
             if message.id and self.copies[message.id] == 1:
                 assert not message.is_done, "it was finished already"
                 assert all(m is not message for _, m in self.running), "it runs already"
+            self.note_start(delivery)
             self.running.append((delivery, message))
 
     def conclude(self) -> None:
@@ -180,9 +202,10 @@ class World:
             verdict = self.rng.choice(VERDICTS)
             delivery, message = self.running.pop(self.rng.randrange(len(self.running)))
             if verdict not in RETURNS:
-                message.is_done = True
+                message.is_done = verdict not in self.forgotten
                 self.runs[message.id] += 1
             outcome = Outcome(delivery, verdict)
+            self.note_end(outcome)
             self.account.conclude(outcome)
             if self.rng.random() < 0.5:
                 self.send()
@@ -253,6 +276,7 @@ class World:
         self.account.release_all()
         for delivery, message in self.running:
             self.runs[message.id] += 1
+            self.note_end(Outcome(delivery, Verdict.ACK))
             self.account.conclude(Outcome(delivery, Verdict.ACK))
         self.send()
         assert not Counter(message.id for message in self.gone) - self.runs
@@ -277,8 +301,71 @@ def test_nothing_is_lost(ids: list[str | None], seeds: list[int]) -> None:
     """Of equal messages no more is ever gone than was run; others are settled, and run once."""
     world = World(ids)
     for seed in seeds:
-        world.step(seed)
+        world.step(seed, ACTIONS)
     world.stop()
+
+
+class MortalWorld(World):
+    """The process dies, too, and another one takes its place with what is in a folder."""
+
+    #: What was rejected, no callback has seen.
+    forgotten = (*RETURNS, Verdict.REJECT)
+
+    def __init__(self, ids: list[str | None], folder: Path) -> None:
+        self.folder = folder
+        self.notes = Notes(folder, 100)
+        #: By delivery, the number of the worker that runs it.
+        self.slots: dict[Delivery, int] = {}
+        super().__init__(ids)
+
+    def make_account(self) -> DeliveryAccount:
+        """Make the account of a process."""
+        return DeliveryAccount(remember=100, notes=self.notes)
+
+    def begin(self) -> None:
+        """Open a session, and note it."""
+        super().begin()
+        self.notes.begin_session()
+
+    def note_receipt(self, delivery: Delivery) -> None:
+        """Note what goes to the workers."""
+        self.notes.receive([delivery])
+
+    def note_start(self, delivery: Delivery) -> None:
+        """Let a worker note what it runs."""
+        slot = next(each for each in range(100) if each not in self.slots.values())
+        self.slots[delivery] = slot
+        self.notes.begin(slot, delivery)
+
+    def note_end(self, outcome: Outcome) -> None:
+        """Let a worker note the outcome, before anybody else knows it."""
+        self.notes.finish(self.slots.pop(outcome.delivery), outcome)
+
+    def die(self) -> None:
+        """Kill the process: what ran is over, and the broker may have lost acks."""
+        before = len(self.running)
+        self.notes._seat.release()
+        self.notes = Notes(self.folder, 100)
+        assert [mark.deaths > 0 for _, mark in self.notes._past].count(True) >= before
+        self.slots.clear()
+        self.running.clear()
+        self.account = self.make_account()
+        self.inbox.clear()
+        self.lose()
+
+
+@settings(max_examples=300)
+@given(
+    ids=st.lists(st.sampled_from(["a", "a", "a", "b", None]), min_size=1, max_size=7),
+    seeds=st.lists(st.integers(0, 2**32), min_size=20, max_size=60),
+)
+def test_nothing_is_lost_by_mortals(ids: list[str | None], seeds: list[int]) -> None:
+    """With a state the same is true of a process that is killed and started again."""
+    with tempfile.TemporaryDirectory() as folder:
+        world = MortalWorld(ids, Path(folder))
+        for seed in seeds:
+            world.step(seed, [*ACTIONS, MortalWorld.die, MortalWorld.die])
+        world.stop()
 
 
 def open_session(remember: int = 10) -> DeliveryAccount:

@@ -58,9 +58,10 @@ class FakeSupervisor:
         make_pool: Any,
         report: Any,
         observers: Any,
+        notes: Any,
     ) -> None:
         self.addresses, self.topology, self.options = addresses, topology, options
-        self.make_pool, self.report = make_pool, report
+        self.make_pool, self.report, self.notes = make_pool, report, notes
         self._stage = stage
         self.workers: list[Any] = []
         self.stats = Stats(received=3)

@@ -17,6 +17,7 @@ HOUSE = Path(fmconsume.__file__).parent
 FLOORS = (
     "text version redaction exceptions delivery wakeup log console shortage schema_utils amqp_url",
     "config config_checks schema",
+    "state/",
     "headers message_classes decoding jsonlines message callbacks example",
     "broker/",
     "engine/",
@@ -38,7 +39,14 @@ MODULES = sorted(str(path.relative_to(HOUSE).with_suffix("")) for path in HOUSE.
 #: These offer under one roof what other modules define.
 FACADES = {"__init__", "api", "config", "message", "testing"}
 #: These are run or read, not imported from.
-WITHOUT_ALL = {"__main__", "version", "broker/__init__", "engine/__init__", "service/__init__"}
+WITHOUT_ALL = {
+    "__main__",
+    "version",
+    "broker/__init__",
+    "engine/__init__",
+    "service/__init__",
+    "state/__init__",
+}
 
 
 def parse(module: str) -> ast.Module:

@@ -232,7 +232,7 @@ def test_size_bounds_everything(size: int, steps: list[tuple[str, int]]) -> None
     """No part of the memory grows beyond its size, and none fails when it forgets."""
     memory = RecentVerdicts(size)
     for session, (name, key) in enumerate(steps):
-        memory.note_returns(key, 1)
+        memory.note_returns(key, 1, 0)
         arguments = {"note_finished": (key, ACK, session), "recall": (key, session)}
         getattr(memory, name)(*arguments.get(name, (key,)))
     for store in (memory._order, memory._back_in_queue):
@@ -249,16 +249,16 @@ def test_returns_beyond_size(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_module, "_COUNTED", 2)
     memory = RecentVerdicts(0)
     for key, count in [(1, 1), (2, 1), (1, 2), (3, 1)]:
-        memory.note_returns(key, count)
-    assert [memory.take_returns(key) for key in (1, 2, 3)] == [1, 0, 1]
+        memory.note_returns(key, count, 0)
+    assert [memory.take_returns(key)[0] for key in (1, 2, 3)] == [1, 0, 1]
 
 
 def test_returns_are_taken_once() -> None:
     """What comes again takes its count along, and leaves it behind when it is returned."""
     memory = RecentVerdicts(10)
-    memory.note_returns(7, 3)
-    assert [memory.take_returns(7) for _ in range(2)] == [3, 0]
-    assert memory.take_returns(8) == 0
+    memory.note_returns(7, 3, 2)
+    assert [memory.take_returns(7) for _ in range(2)] == [(3, 2), (0, 0)]
+    assert memory.take_returns(8) == (0, 0)
 
 
 def test_returns_of_equal_messages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,5 +266,5 @@ def test_returns_of_equal_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory_module, "_COUNTED_EQUAL", 3)
     memory = RecentVerdicts(10)
     for count in (2, 1, 1, 5):
-        memory.note_returns(7, count)
-    assert [memory.take_returns(7) for _ in range(4)] == [1, 1, 2, 0]
+        memory.note_returns(7, count, 0)
+    assert [memory.take_returns(7)[0] for _ in range(4)] == [1, 1, 2, 0]
