@@ -41,8 +41,9 @@ from .engine.coroutines import CoroutineRunner
 from .exceptions import ConnectionException, ExitCode, UnavailableException
 from .kept import KeptMessages
 from .redaction import hide_passwords, redact_value
-from .text import printable
-from .wiring import addresses, failure_policy, list_losses
+from .state.notes import count_finished
+from .text import describe, printable
+from .wiring import addresses, failure_policy, list_losses, state_folder
 
 __all__ = ["Row", "advise", "check", "examine"]
 
@@ -99,6 +100,7 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
         Row("configuration", conf.path, "valid" if os.path.exists(conf.path) else _NO_FILE),
         _look_at_callback(callback),
         *_look_at_failures(),
+        *_look_at_state(),
         *examine(topology, conf["tls"]),
     ]
     # A URL with a password may stand where a file or a queue should; names may hold anything.
@@ -143,6 +145,20 @@ def _look_at_failures() -> Iterator[Row]:
             yield Row("folder", folder, str(exc), exc.exit_code)
         else:
             yield Row("folder", folder, "can be written")
+
+
+def _look_at_state() -> Iterator[Row]:
+    """Tell where the state is and how much it holds; a consumer does without one, too."""
+    folder = state_folder()
+    if folder is None:
+        return
+    try:
+        count = count_finished(folder)
+    except (OSError, ValueError) as exc:
+        yield Row("state", str(folder), f"cannot be used: {describe(exc)}")
+    else:
+        there = f"knows {count:,} finished messages"
+        yield Row("state", str(folder), there if folder.exists() else "would be made")
 
 
 def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:

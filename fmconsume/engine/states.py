@@ -141,6 +141,7 @@ class Snapshot(NamedTuple):
         prefetched: Deliveries that wait for a worker.
         held: Nacks held back.
         oldest_held: Seconds since the oldest of them came; 0 without any.
+        notes: Where what outlives the process is, and how much; "" where nothing does.
         overdue: Callbacks past `callback_timeout`.
         dead_workers: Workers that ended although consuming goes on.
         broker: User, host, port and virtual host of the connection; "" without one.
@@ -155,6 +156,7 @@ class Snapshot(NamedTuple):
     dead_workers: int = 0
     broker: str = ""
     oldest_held: float = 0.0
+    notes: str = ""
 
 
 class Observer:

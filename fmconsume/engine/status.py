@@ -13,6 +13,7 @@ from time import localtime, monotonic, strftime, time
 from ..broker.session import Session
 from ..delivery import Delivery, Outcome
 from ..log import get_logger
+from ..state.notes import Notes
 from ..text import printable
 from .account import DeliveryAccount
 from .intake import Intake
@@ -37,6 +38,7 @@ class Status:
 
     Args:
         callback_timeout: Seconds; None is no limit.
+        notes: What outlives the process; None is nothing.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Status:
         workers: Sequence[Worker],
         prefetch: Prefetch,
         callback_timeout: float | None = None,
+        notes: Notes | None = None,
     ) -> None:
         self._observers = observers
         self._stats = stats
@@ -57,6 +60,7 @@ class Status:
         self._prefetch = prefetch
         self._callback_timeout = callback_timeout
         self._intake = intake
+        self._notes = notes
         #: Replaced whole at each change. Set here, read by any thread.
         self.state = State(Phase.CONNECTING, "connecting")
         #: When to tick again and when to ask for depths again, monotonic seconds.
@@ -166,4 +170,5 @@ class Status:
             dead_workers=sum(not worker.is_alive() for worker in self._workers),
             broker=session.address.name if session else "",
             oldest_held=now - oldest.received if oldest else 0.0,
+            notes="" if self._notes is None else str(self._notes),
         )

@@ -146,6 +146,7 @@ class Supervisor(threading.Thread):
             workers=self.workers,
             prefetch=self._prefetch,
             callback_timeout=options.callback_timeout,
+            notes=notes,
         )
         #: Longest sleep, seconds.
         self._sleep = min(_DRAIN_SLEEP if options.drain else _SLEEP, self._status.interval)

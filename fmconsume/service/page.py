@@ -147,6 +147,7 @@ def _header(history: History) -> str:
         f"{state.name} for {_duration(now - history.since)}",
         f"started {_duration(now - history.started)} ago",
         f"fmconsume {__version__}",
+        history.snapshot.notes,
     ]
     silence = history.silence
     is_good = state.name is Phase.CONSUMING and not silence

@@ -17,6 +17,7 @@ calls the rest.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import marshal
@@ -122,6 +123,13 @@ class Notes:
         parts = delivery.queue, delivery.routing_key, delivery.body, *delivery.published
         hasher.update(marshal.dumps(parts, 2))
         return int.from_bytes(hasher.digest(), "little") or 1
+
+    def __str__(self) -> str:
+        """Say where the state is and how much it holds. Thread: any."""
+        if not self._is_on:
+            return f"state {str(self.folder)!r} is not in use"
+        count = min(max(self._after) - 1, self._seat.capacity)
+        return f"state {str(self.folder)!r} holds {count:,} notes"
 
     # -- for workers -------------------------------------------------------
 
@@ -355,11 +363,17 @@ def explain(folder: Path, exc: Exception) -> str:
 def count_finished(folder: Path) -> int:
     """Give how many finished messages the folder knows.
 
+    It changes nothing: who looks may be another user than the consumer.
+
     Raises:
         ValueError, OSError: As for `Notes`.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _read_secret(folder)
+    if not folder.exists():
+        return 0
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    with suppress(FileNotFoundError):
+        _check_secret(folder / "secret")
     numbers: set[int] = set()
     for path in _list_seats(folder):
         seat = Seat(path)

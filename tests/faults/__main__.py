@@ -55,6 +55,13 @@ def faults(folder: Path, broker: Broker, scale: float, rng: random.Random) -> It
                         broker, fresh(), c, times(10), w, rng, k
                     ),
                 )
+            for kind in ("classic", "quorum"):
+                yield Fault(
+                    "poison-killed",
+                    lambda w=workers, c=cause, k=kind: poison.poison_and_kill(
+                        broker, fresh(), c, times(5), w, rng, k
+                    ),
+                )
         yield Fault("silent", lambda b=both: in_process.stall(broker, times(5), *b))
         yield Fault("slow", lambda b=both: in_process.slow(broker, times(5), *b))
         yield Fault(
@@ -75,6 +82,17 @@ def faults(folder: Path, broker: Broker, scale: float, rng: random.Random) -> It
         yield Fault(
             "killed", lambda b=both: processes.consumer_killed(broker, fresh(), times(20), *b)
         )
+        yield Fault(
+            "killed-state",
+            lambda b=both: processes.consumer_killed(
+                broker, fresh(), times(200), *b, has_state=True
+            ),
+        )
+        yield Fault("both", lambda b=both: processes.both_killed(fresh(), times(10), *b))
+        for kind in ("classic", "quorum"):
+            yield Fault(
+                "deadly", lambda b=both, k=kind: processes.kills_itself(broker, fresh(), *b, k)
+            )
         yield Fault(
             "terminated", lambda b=both: processes.terminated(broker, fresh(), times(100), *b)
         )

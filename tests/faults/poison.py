@@ -1,7 +1,8 @@
-"""Bad messages among good ones, while the line is cut."""
+"""Bad messages among good ones, while the line is cut or the consumer killed."""
 
 from __future__ import annotations
 
+import collections
 import random
 from pathlib import Path
 from typing import Callable
@@ -11,11 +12,12 @@ from fmconsume.exceptions import Nack
 from fmconsume.message import Message
 from tests.integration.broker import Broker
 from tests.integration.proxy import Proxy
+from tests.integration.running import nested_array, odd_properties, to_toml
 from tests.waiting import wait_until
 
-from .scene import Account, Row, busy, running, unique
+from .scene import Account, Process, Row, busy, running, unique
 
-__all__ = ["KINDS", "poison"]
+__all__ = ["KINDS", "poison", "poison_and_kill"]
 
 #: One of so many messages is bad.
 _EVERY = 10
@@ -34,11 +36,12 @@ class _Poisoned(Account):
         super().__call__(message)
 
 
-#: By name, what a callback raises over a bad message; None where it does not decode.
+#: By name, what a callback raises over a bad message; None where it never gets one.
 KINDS: dict[str, type[Exception] | None] = {
     "Nack": Nack,
     "exception": ValueError,
     "undecodable body": None,
+    "unreadable header": None,
 }
 
 
@@ -59,15 +62,7 @@ def poison(
     fault = f"bad messages: {kind} ({queue_type} queue), connection reset"
     row = Row(fault, workers, rounds, rounds * batch)
     account = _Poisoned(KINDS[kind] or ValueError, busy(0.002, rng))
-    dead = broker.declare(unique("dead"))
-    arguments = {
-        "x-queue-type": queue_type,
-        "x-dead-letter-exchange": "",
-        "x-dead-letter-routing-key": dead,
-    }
-    queue = broker.declare(
-        unique("poisoned"), **{k.replace("-", "_"): v for k, v in arguments.items()}
-    )
+    queue, dead, arguments = _declare(broker, queue_type)
     failures = {
         **DEFAULTS["failures"],
         "on_exception": "nack",
@@ -97,12 +92,86 @@ def poison(
     return account.enter_into(row)
 
 
+def poison_and_kill(
+    broker: Broker,
+    folder: Path,
+    kind: str,
+    rounds: int,
+    workers: int,
+    rng: random.Random,
+    queue_type: str = "classic",
+) -> Row:
+    """Publish messages of which some are bad for ever, and kill the consumer again and again.
+
+    It has a state. Each good one has to run once, and each bad one to be kept and dead-lettered
+    once, or twice where the kill came in between.
+    """
+    batch = 200
+    fault = f"bad messages: {kind} ({queue_type} queue), consumer killed"
+    row = Row(fault, workers, rounds, rounds * batch)
+    queue, dead, arguments = _declare(broker, queue_type)
+    kept = folder / "kept"
+    failures = {
+        "on_exception": "nack",
+        "max_attempts": 3,
+        "delay": {"initial": 0.01, "max": 0.1},
+        "keep_in": str(kept),
+        "keep": 100_000,
+    }
+    process = Process(
+        folder,
+        broker.url(),
+        queue,
+        workers=workers,
+        more=f"state = {to_toml(str(folder / 'state'))}\nfailures = {to_toml(failures)}\n",
+        queue_settings=f"arguments = {to_toml(arguments)}\n",
+    )
+    bad = rounds * batch // _EVERY
+    row.messages -= bad
+    for number in range(rounds):
+        _publish(broker, queue, kind, range(number * batch, (number + 1) * batch))
+        command = process.start()
+        some = (number + rng.random()) * (batch - batch // _EVERY)
+        wait_until(lambda goal=some: len(process.finished()) > goal, 120)
+        command.kill()
+        command.wait()
+    process.finish(row.messages, lambda: broker.depth(queue) == (0, 0))
+    in_kept = len(list(kept.iterdir()))
+    row.notes.append(f"{broker.ready(dead)} of {bad} dead-lettered, {in_kept} kept")
+    row.lost += sum(not bad <= found <= bad + rounds for found in (broker.ready(dead), in_kept))
+    for name in (queue, dead):
+        broker.delete(name)
+    counts = collections.Counter(process.finished())
+    row.lost += row.messages - len(counts)
+    # One may have been at its very end.
+    again = sum(counts.values()) - len(counts)
+    row.rerun = again if again > 1 else 0
+    return row
+
+
+def _declare(broker: Broker, queue_type: str) -> tuple[str, str, dict[str, str]]:
+    """Declare a queue and another one for its dead letters; give both and its arguments."""
+    dead = broker.declare(unique("dead"))
+    arguments = {
+        "x-queue-type": queue_type,
+        "x-dead-letter-exchange": "",
+        "x-dead-letter-routing-key": dead,
+    }
+    spelt = {name.replace("-", "_"): value for name, value in arguments.items()}
+    return broker.declare(unique("poisoned"), **spelt), dead, arguments
+
+
 def _publish(broker: Broker, queue: str, kind: str, numbers: range) -> None:
     """Publish messages, each with an id of its own."""
     bad = [number for number in numbers if number % _EVERY == 0]
     good = [{"n": number} for number in numbers if number % _EVERY]
     for number in bad:
-        is_undecodable = KINDS[kind] is None
-        body = b"no json" if is_undecodable else {"n": number, "bad": True}
+        if kind == "unreadable header":
+            properties = odd_properties(nested_array(), b"bad %d" % number)
+            with broker.channel() as channel:
+                channel.basic_publish("", queue, b'{"n": 0}', properties)
+            continue
+        error = KINDS[kind]
+        body = b"no json" if error is None else {"n": number, "bad": error.__name__}
         broker.publish(queue, [body], message_id=f"bad {number}")
     broker.publish(queue, good)

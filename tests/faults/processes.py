@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import json
 import random
 import signal
 import time
@@ -13,7 +14,7 @@ from tests.waiting import wait_until
 
 from .scene import Process, Row, publish, unique
 
-__all__ = ["consumer_killed", "consumers_share", "terminated"]
+__all__ = ["both_killed", "consumer_killed", "consumers_share", "kills_itself", "terminated"]
 
 _HEARTBEAT = 10
 
@@ -29,14 +30,36 @@ def _account(row: Row, runs: list[int], *, allowed_again: int = 0) -> Row:
     return row
 
 
+def _keep_state(folder: Path) -> str:
+    """Give the configuration of a process with a state."""
+    return f"state = {json.dumps(str(folder / 'state'))}\n"
+
+
+def _in_doubt(messages: int) -> int:
+    """Give how many may have been at their very end when a process was killed: 0.02 %."""
+    return max(1, messages // 5000)
+
+
 def consumer_killed(
-    broker: Broker, folder: Path, rounds: int, workers: int, rng: random.Random
+    broker: Broker,
+    folder: Path,
+    rounds: int,
+    workers: int,
+    rng: random.Random,
+    *,
+    has_state: bool = False,
 ) -> Row:
-    """Kill the consumer with SIGKILL again and again; what it had not settled is run again."""
+    """Kill the consumer with SIGKILL again and again.
+
+    Without a state what it had not settled is run again.
+    """
     batch = 200
-    row = Row("consumer killed (SIGKILL)", workers, rounds, rounds * batch)
+    fault = "consumer killed, with a state" if has_state else "consumer killed (SIGKILL)"
+    row = Row(fault, workers, rounds, rounds * batch)
     queue = broker.declare(unique("killed"))
-    process = Process(folder, broker.url(heartbeat=_HEARTBEAT), queue, workers=workers)
+    more = _keep_state(folder) if has_state else ""
+    url = broker.url(heartbeat=_HEARTBEAT)
+    process = Process(folder, url, queue, workers=workers, more=more)
     for number in range(rounds):
         publish(broker, queue, range(number * batch, (number + 1) * batch))
         command = process.start()
@@ -44,10 +67,71 @@ def consumer_killed(
         wait_until(lambda goal=some: len(process.finished()) > goal, 120)
         command.kill()
         command.wait()
-    _finish(process, row.messages)
+    process.finish(row.messages)
     broker.delete(queue)
     # A finished callback whose acknowledgement the kill prevented: at most the prefetch a kill.
-    return _account(row, process.finished(), allowed_again=10 * rounds)
+    allowed = _in_doubt(row.messages) if has_state else 10 * rounds
+    return _account(row, process.finished(), allowed_again=allowed)
+
+
+def both_killed(folder: Path, rounds: int, workers: int, rng: random.Random) -> Row:
+    """Kill the broker and the consumer at once; with a state nothing finished runs again."""
+    batch = 500
+    row = Row("broker and consumer killed, with a state", workers, rounds, rounds * batch)
+    with Broker(folder) as broker:
+        queue = broker.declare(unique("both"))
+        process = Process(
+            folder / "consumer",
+            broker.url(heartbeat=_HEARTBEAT),
+            queue,
+            seconds=0,
+            workers=workers,
+            more=_keep_state(folder),
+        )
+        for number in range(rounds):
+            publish(broker, queue, range(number * batch, (number + 1) * batch))
+            command = process.start()
+            some = (number + rng.random()) * batch
+            wait_until(lambda goal=some: len(process.finished()) > goal, 120)
+            broker.kill()
+            command.kill()
+            command.wait()
+            broker.start()
+        process.finish(row.messages)
+        wait_until(lambda: broker.depth(queue) == (0, 0))
+    return _account(row, process.finished(), allowed_again=_in_doubt(row.messages))
+
+
+def kills_itself(
+    broker: Broker, folder: Path, workers: int, rng: random.Random, queue_type: str = "classic"
+) -> Row:
+    """Let one of 100 messages kill its process each time; it is set aside after three times."""
+    row = Row(f"message that kills its consumer ({queue_type} queue)", workers, 3, 99)
+    queue = broker.declare(unique("deadly"), x_queue_type=queue_type)
+    kept = folder / "kept"
+    more = f"failures = {{max_attempts = 3, keep_in = {json.dumps(str(kept))}}}\n"
+    arguments = f'arguments = {{"x-queue-type" = "{queue_type}"}}\n'
+    process = Process(
+        folder,
+        broker.url(heartbeat=_HEARTBEAT),
+        queue,
+        workers=workers,
+        more=_keep_state(folder) + more,
+        queue_settings=arguments,
+    )
+    deadly = rng.randrange(100)
+    numbers = [number for number in range(100) if number != deadly]
+    broker.publish(queue, [{"n": number} for number in numbers[:deadly]])
+    broker.publish(queue, [{"n": deadly, "bad": "kill"}])
+    broker.publish(queue, [{"n": number} for number in numbers[deadly:]])
+    for _ in range(3):
+        assert process.start().wait(60) == -signal.SIGKILL
+    process.finish(row.messages)
+    assert broker.depth(queue) == (0, 0), row
+    assert len(list(kept.iterdir())) == 1, row
+    row.notes.append("started 4 times")
+    broker.delete(queue)
+    return _account(row, process.finished(), allowed_again=3 * (workers - 1))
 
 
 def terminated(broker: Broker, folder: Path, rounds: int, workers: int, rng: random.Random) -> Row:
@@ -65,7 +149,7 @@ def terminated(broker: Broker, folder: Path, rounds: int, workers: int, rng: ran
         command.send_signal(signal.SIGTERM)
         code = command.wait(30)
         assert code == 0, command.logged()
-    _finish(process, row.messages)
+    process.finish(row.messages)
     broker.delete(queue)
     return _account(row, process.finished())
 
@@ -102,12 +186,3 @@ def consumers_share(
     assert broker.depth(queue) == (0, 0), row
     broker.delete(queue)
     return _account(row, finished(), allowed_again=10 * rounds)
-
-
-def _finish(process: Process, messages: int) -> None:
-    """Let a last command consume what is left, and stop it."""
-    command = process.start()
-    wait_until(lambda: len(set(process.finished())) == messages, 60)
-    command.wait_for("consuming from")
-    command.send_signal(signal.SIGTERM)
-    assert command.wait(30) == 0, command.logged()

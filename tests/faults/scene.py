@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import json
 import random
+import signal
 import threading
 import time
 import uuid
@@ -222,18 +223,33 @@ class Process:
     Args:
         folder: For its configuration, its callback and its files.
         seconds: How long each callback runs, at most.
+        more: More of the configuration's keys, as TOML.
+        queue_settings: More of the queue's.
     """
 
     _CALLBACK = """
 import os, random, time
+from fmconsume import Nack
 out = os.open({out!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def work(message):
+    bad = message.body.get("bad")
+    if bad == "kill":
+        os.kill(os.getpid(), 9)
+    elif bad:
+        raise {{"Nack": Nack, "ValueError": ValueError}}[bad]
     time.sleep(random.random() * {seconds})
     os.write(out, b"%d\\n" % message.body["n"])
 """
 
     def __init__(
-        self, folder: Path, url: str, queue: str, seconds: float = 0.002, workers: int = 1
+        self,
+        folder: Path,
+        url: str,
+        queue: str,
+        seconds: float = 0.002,
+        workers: int = 1,
+        more: str = "",
+        queue_settings: str = "",
     ) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -243,8 +259,9 @@ def work(message):
         callback.write_text(self._CALLBACK.format(out=str(self._out), seconds=seconds))
         config = folder / "config.toml"
         config.write_text(
-            f"amqp_url = {json.dumps(url)}\nworkers = {workers}\n"
+            f"amqp_url = {json.dumps(url)}\nworkers = {workers}\n{more}"
             f"[queues.{queue}]\ndurable = true\nauto_delete = false\nexclusive = false\n"
+            f"{queue_settings}"
         )
         self._args = ("--config", config, "--callback-file", f"{callback}:work")
         self._commands = 0
@@ -259,3 +276,16 @@ def work(message):
     def finished(self) -> list[int]:
         """Give the numbers of the messages whose callback has ended, in order."""
         return [int(line) for line in self._out.read_text().split()]
+
+    def finish(self, messages: int, is_done: Callable[[], bool] = lambda: True) -> None:
+        """Let a last command consume what is left, and stop it.
+
+        Args:
+            messages: How many have to finish.
+            is_done: Tells whether nothing else has to happen.
+        """
+        command = self.start()
+        wait_until(lambda: len(set(self.finished())) == messages and is_done(), 60)
+        command.wait_for("consuming from")
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(30) == 0, command.logged()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import struct
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -101,6 +102,21 @@ class RawProperties(pika.BasicProperties):
         return [self._raw]
 
 
+def odd_properties(value: bytes, message_id: bytes = b"apple") -> RawProperties:
+    """Make properties with an id, and one header "odd" that holds an encoded value."""
+    table = b"\x03odd" + value
+    named = struct.pack(">B", len(message_id)) + message_id
+    return RawProperties(b"\x20\x80" + struct.pack(">I", len(table)) + table + named)
+
+
+def nested_array() -> bytes:
+    """Make an encoded value that RabbitMQ takes, and that no header of ours may hold."""
+    value = b""
+    for _ in range(300):
+        value = b"A" + struct.pack(">I", len(value)) + value
+    return value
+
+
 class Gate:
     """A callback that holds every message until `open` is set, but for those of `warm_up`."""
 
@@ -137,12 +153,12 @@ def numbered(count: int) -> Iterator[dict[str, int]]:
     return ({"n": number} for number in range(count))
 
 
-def _toml(value: Any) -> str:
+def to_toml(value: Any) -> str:
     """Write a value as TOML has it; a table in one line."""
     if not isinstance(value, dict):
         return json.dumps(value)
     return (
-        "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+        "{" + ", ".join(f"{json.dumps(key)} = {to_toml(each)}" for key, each in value.items()) + "}"
     )
 
 
@@ -161,9 +177,9 @@ def write_config(
         top: Keys outside any table, with strings, numbers and lists.
     """
     settings = durable(queues) if isinstance(queues, str) else queues or {}
-    lines = [f"{key} = {_toml(value)}" for key, value in {"amqp_url": url, **top}.items()]
+    lines = [f"{key} = {to_toml(value)}" for key, value in {"amqp_url": url, **top}.items()]
     for name, queue in settings.items():
         lines.append(f"[queues.{json.dumps(name)}]")
-        lines += [f"{key} = {_toml(value)}" for key, value in queue.items()]
+        lines += [f"{key} = {to_toml(value)}" for key, value in queue.items()]
     path.write_text("\n".join([*lines, tables, ""]))
     return path

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import endings, in_process, processes, soak
+from tests.faults import endings, in_process, poison, processes, soak
 from tests.faults.scene import check
 
 from .broker import Broker
@@ -106,6 +106,30 @@ def test_blocked(tmp_path: Path, rng: random.Random) -> None:
 def test_consumer_killed(broker: Broker, tmp_path: Path, rng: random.Random, workers: int) -> None:
     """A consumer killed with SIGKILL loses nothing."""
     check(processes.consumer_killed(broker, tmp_path, 2, workers, rng))
+
+
+@WORKERS
+def test_consumer_killed_with_state(
+    broker: Broker, tmp_path: Path, rng: random.Random, workers: int
+) -> None:
+    """With a state, what a killed consumer had finished does not run again."""
+    check(processes.consumer_killed(broker, tmp_path, 2, workers, rng, has_state=True))
+
+
+def test_both_killed(tmp_path: Path, rng: random.Random) -> None:
+    """With a state, what was finished does not run again, even if the broker has forgotten it."""
+    check(processes.both_killed(tmp_path, 1, 8, rng))
+
+
+def test_poison_and_kill(broker: Broker, tmp_path: Path, rng: random.Random) -> None:
+    """Bad messages are kept and dead-lettered, and good ones run once, whoever is killed."""
+    check(poison.poison_and_kill(broker, tmp_path, "Nack", 2, 8, rng, "quorum"))
+
+
+@WORKERS
+def test_kills_itself(broker: Broker, tmp_path: Path, rng: random.Random, workers: int) -> None:
+    """A message that kills its consumer is set aside, and the others are not."""
+    check(processes.kills_itself(broker, tmp_path, workers, rng))
 
 
 @WORKERS

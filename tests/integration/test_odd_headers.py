@@ -9,16 +9,14 @@ import pytest
 from tests.waiting import wait_until
 
 from .broker import Depth
-from .running import RawProperties
+from .running import nested_array, odd_properties
 
 
 def _publish(broker, queue, value):
     """Publish a message with an id, and one header "odd" that holds an encoded value."""
-    table = b"\x03odd" + value
-    raw = b"\x20\x80" + struct.pack(">I", len(table)) + table + b"\x05apple"
     with broker.channel() as channel:
         channel.confirm_delivery()
-        channel.basic_publish("", queue, b'{"n": 0}', RawProperties(raw))
+        channel.basic_publish("", queue, b'{"n": 0}', odd_properties(value))
 
 
 @pytest.mark.parametrize(
@@ -51,13 +49,10 @@ def test_odd_header(broker, queue, run_consumer, value, expected):
 def test_unreadable_headers(broker, queue, run_consumer, caplog):
     """A message whose headers cannot be read is rejected with a line that names it; others run.
 
-    The type is one that no client has but RabbitMQ takes: an array nested too deep.
+    RabbitMQ takes an array that is nested too deep for us.
     """
-    value = b""
-    for _ in range(300):
-        value = b"A" + struct.pack(">I", len(value)) + value
     seen = []
-    _publish(broker, queue, value)
+    _publish(broker, queue, nested_array())
     broker.publish(queue, [{"n": 2}])
     running = run_consumer(seen.append, queue)
     wait_until(lambda: len(seen) == 1)

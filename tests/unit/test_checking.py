@@ -15,10 +15,12 @@ from fmconsume import checking
 from fmconsume.broker.topology import Topology
 from fmconsume.checking import Row, advise, check, examine
 from fmconsume.config import DEFAULTS, LazyConfig
+from fmconsume.delivery import ACK, Outcome
 from fmconsume.exceptions import ConfigurationException, ExitCode
+from fmconsume.state.notes import Notes
 from fmconsume.wiring import topology
 
-from .fakes import restored_configuration
+from .fakes import make_delivery, restored_configuration
 
 _NO_TLS = {"ca_cert": None, "certfile": None, "keyfile": None}
 
@@ -161,6 +163,29 @@ def test_check_looks_at_failures(
     conf["failures"] = {**DEFAULTS["failures"], "nack_on": ["nowhere.Nope"]}
     with pytest.raises(ConfigurationException, match=r"nowhere\.Nope"):
         check(print, make_topology(), workers=1)
+
+
+def test_check_looks_at_state(
+    conf: LazyConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """It says where the state is and how much it holds, and makes nothing."""
+
+    def look(folder: Path) -> str:
+        conf["state"] = str(folder)
+        assert check(print, make_topology(), workers=1) == ExitCode.HANDSHAKE
+        (row,) = [line for line in capsys.readouterr().out.splitlines() if "state " in line]
+        assert not row.startswith("!")
+        return row
+
+    assert look(tmp_path / "new").endswith(f"{tmp_path}/new  would be made")
+    assert not (tmp_path / "new").exists()
+    notes = Notes(tmp_path / "new", 10)
+    for _ in range(2):
+        notes.finish(0, Outcome(make_delivery(), ACK))
+    assert look(tmp_path / "new").endswith("knows 1 finished messages")
+    (tmp_path / "new/seat-0").write_text("foreign")
+    reason = "ValueError: seat-0 is no file of fmconsume's"
+    assert look(tmp_path / "new").endswith(f"cannot be used: {reason}")
 
 
 def test_check_defaults(conf: LazyConfig, capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,3 +56,37 @@ def test_take_back_in_order() -> None:
     fill(intake, 2)
     intake.hand_out()
     assert intake.inbox.qsize() == 1
+
+
+def test_hand_out_suspect() -> None:
+    """What ran when a process died runs alone; the others wait for it, and it for them."""
+    in_hand = 0
+    noted: list[Delivery] = []
+    intake = Intake(SimpleQueue(), None, lambda: in_hand, noted.extend)
+
+    def hand_out() -> list[Delivery]:
+        before = len(noted)
+        intake.hand_out()
+        found = [intake.inbox.get_nowait() for _ in range(intake.inbox.qsize())]
+        assert found == noted[before:]
+        return found
+
+    deliveries = fill(intake, 6)
+    for suspect in (deliveries[2], deliveries[3]):
+        suspect.deaths = 1
+    in_hand = 6
+    assert hand_out() == deliveries[:2]
+    in_hand = 5
+    assert hand_out() == []
+    in_hand = 4
+    assert hand_out() == deliveries[2:3]
+    assert hand_out() == []
+    in_hand = 3
+    assert hand_out() == deliveries[3:4]
+    assert hand_out() == []
+    in_hand = 2
+    assert hand_out() == deliveries[4:]
+    in_hand = 1
+    fill(intake, 1)
+    in_hand = 2
+    assert len(hand_out()) == 1

@@ -15,6 +15,7 @@ from fmconsume.broker.wire import Properties, published
 from fmconsume.delivery import Delivery, Verdict
 from fmconsume.engine import memory as memory_module
 from fmconsume.engine.memory import RecentVerdicts, fingerprint
+from fmconsume.state.notes import Mark
 
 from .fakes import make_delivery
 
@@ -268,3 +269,43 @@ def test_returns_of_equal_messages(monkeypatch: pytest.MonkeyPatch) -> None:
     for count in (2, 1, 1, 5):
         memory.note_returns(7, count, 0)
     assert [memory.take_returns(7)[0] for _ in range(4)] == [1, 1, 2, 0]
+
+
+# -- marks of other processes -----------------------------------------------------------
+
+RECEIVED, AGAIN = Mark(7, True, is_new=True), Mark(7, True)
+DONE, DIED = Mark(7, True, DROP), Mark(7, True, attempt=2, deaths=1)
+
+
+@pytest.mark.parametrize(
+    ("marks", "verdict"),
+    [
+        ([RECEIVED, DONE], DROP),
+        ([DONE], DROP),
+        ([RECEIVED, AGAIN, DONE], DROP),
+        ([RECEIVED, DIED, AGAIN, DONE], DROP),
+        ([RECEIVED], None),
+        ([RECEIVED, DIED], None),
+        ([RECEIVED, RECEIVED, DONE], None),
+        ([RECEIVED, DONE, RECEIVED], None),
+        ([RECEIVED, DONE, DONE], None),
+        ([Mark(7, False, DROP)], None),
+    ],
+)
+def test_note_mark_finished(marks: list[Mark], verdict: Verdict | None) -> None:
+    """Only where one message is known, and finished, its verdict settles a redelivery."""
+    memory = RecentVerdicts(10)
+    for mark in marks:
+        memory.note_mark(mark)
+    assert memory.recall(7, 1) is verdict
+
+
+def test_note_mark_returns() -> None:
+    """The latest mark of a message that was not new tells how often it was returned."""
+    memory = RecentVerdicts(10)
+    for mark in (RECEIVED, Mark(7, True, attempt=1), DIED, Mark(7, True, attempt=2, deaths=1)):
+        memory.note_mark(mark)
+    assert [memory.take_returns(7) for _ in range(2)] == [(2, 1), (0, 0)]
+    memory.note_mark(DIED)
+    memory.note_mark(DONE)
+    assert memory.take_returns(7) == (0, 0)

@@ -125,6 +125,13 @@ def test_render_nothing_held() -> None:
     assert "<dt>Oldest held</dt><dd>-</dd>" in page.render(History(Stats), [])
 
 
+def test_render_names_the_state() -> None:
+    """Where the state is, and how much it holds, is beside the other facts."""
+    history = History(Stats)
+    history.on_tick(Snapshot(history.state, Stats(), notes="state '/var/x' holds 7 notes"))
+    assert " · state &#x27;/var/x&#x27; holds 7 notes</p>" in page.render(history, [])
+
+
 def test_render_names_the_broker_once() -> None:
     """The broker is named by the state, or else beside it."""
     history = History(Stats)

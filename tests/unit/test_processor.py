@@ -317,6 +317,32 @@ def test_process_on_exception(on_exception: Verdict, verdict: Verdict) -> None:
     assert [(each[1], each[2]) for each in folder.kept] == kept
 
 
+@pytest.mark.parametrize(
+    ("attempt", "verdict", "told"),
+    [
+        (2, ACK, "its consumer died once while it ran; it runs again, attempt 2 of 3"),
+        (4, SET_ASIDE, "its consumer died once while it ran"),
+    ],
+)
+def test_process_after_a_death(
+    caplog: pytest.LogCaptureFixture, attempt: int, verdict: Verdict, told: str
+) -> None:
+    """A message that has had its attempts is set aside, and the callback does not see it."""
+    delivery, folder, seen = make_delivery(), Folder(), []
+    delivery.attempt, delivery.deaths = attempt, 1
+    policy = FailurePolicy(max_attempts=3)
+    processor = Processor(seen.append, decode_body, folder.keep, policy=policy)
+    assert processor.process(delivery).verdict is verdict
+    assert len(seen) == (verdict is ACK)
+    assert [(each[1], each[2]) for each in folder.kept] == ([] if seen else [(told, True)])
+    (record,) = caplog.records
+    assert record.getMessage().endswith(told)
+    if verdict is SET_ASIDE:
+        folder.error, delivery.attempt = OSError("full"), attempt
+        assert processor.process(delivery).verdict is NACK
+        assert not seen
+
+
 def test_process_expected(caplog: pytest.LogCaptureFixture) -> None:
     """An exception that is named is no surprise: one line, and no traceback."""
     outcome = judge(ConnectionError("away"), None, nack_on=(OSError,))

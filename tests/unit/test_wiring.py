@@ -17,7 +17,15 @@ from fmconsume.config import DEFAULTS, LazyConfig
 from fmconsume.delivery import DROP
 from fmconsume.engine.supervisor import Options
 from fmconsume.exceptions import ConfigurationException
-from fmconsume.wiring import addresses, failure_policy, options, select, topology
+from fmconsume.wiring import (
+    addresses,
+    failure_policy,
+    open_notes,
+    options,
+    select,
+    state_folder,
+    topology,
+)
 
 from .fakes import restored_configuration
 
@@ -193,6 +201,30 @@ def test_options_guarded(conf: LazyConfig, monkeypatch: pytest.MonkeyPatch) -> N
     conf["failures"] = DEFAULTS["failures"]
     monkeypatch.setattr(conf, "is_fedora_messaging", True)
     assert not options(None, None, False).is_guarded
+
+
+def test_state_folder(conf: LazyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is configured, or else systemd's; there is none where nothing is remembered."""
+    assert state_folder() is None
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/a:/var/lib/b")
+    assert state_folder() == Path("/var/lib/a/state")
+    conf["state"] = "here"
+    assert state_folder() == Path.cwd() / "here"
+    conf["remember"] = 0
+    assert state_folder() is None
+
+
+def test_open_notes(conf: LazyConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A folder that cannot be used is a warning, and no state."""
+    assert open_notes() is None
+    conf["state"] = str(tmp_path / "state")
+    notes = open_notes()
+    assert str(notes) == f"state '{tmp_path}/state' holds 0 notes"
+    (tmp_path / "file").touch()
+    conf["state"] = str(tmp_path / "file")
+    assert open_notes() is None
+    (warning,) = caplog.records
+    assert "FileExistsError: [Errno 17]" in warning.getMessage()
 
 
 class Overloaded(Exception):
