@@ -97,20 +97,20 @@ class Consumer:
         self.exit_code: int = ExitCode.UNEXPECTED
         brokers, wanted = addresses(), topology(bindings, queues)
         engine_options = options(workers, limit, drain)
-        processor = make_processor(callback, conf["body"], _make_keep, failure_policy())
+        notes = open_notes()
+        processor = make_processor(callback, conf["body"], _make_keep, failure_policy(), notes)
         self._coroutines = processor.coroutines
         monitoring = _make_monitoring(lambda: self.stats)
         for text in list_losses(wanted):
             _log.warning("%s", text)
         #: The monitoring server, or nothing; `run` enters it.
         self._monitoring: AbstractContextManager[Any] = monitoring or nullcontext()
-        notes = open_notes()
         self._supervisor = Supervisor(
             addresses=brokers,
             topology=wanted,
             options=engine_options,
             open_session=open_session,
-            make_pool=partial(make_pool, processor, engine_options.workers, notes=notes),
+            make_pool=partial(make_pool, processor, engine_options.workers),
             report=self._events.put,
             observers=_list_observers(monitoring),
             notes=notes,

@@ -12,7 +12,6 @@ from queue import SimpleQueue
 from typing import Callable
 
 from ..delivery import Delivery, Outcome
-from ..state.notes import Notes
 from .processor import Processor
 from .tasks import make_tasks
 from .workers import Pool, Post, make_threads
@@ -25,23 +24,17 @@ _DEADLINE = 5.0
 _OF_THE_CALLBACK = (SystemExit, CancelledError, GeneratorExit)
 
 
-def make_pool(
-    processor: Processor,
-    count: int,
-    post: Post,
-    ends_on_error: bool = True,
-    notes: Notes | None = None,
-) -> Pool:
+def make_pool(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
     """Make the workers that suit the callback: tasks for a coroutine function, else threads.
 
     Args:
         processor: Each worker gets a copy.
         count: How many workers.
         post: As `Post`.
-        ends_on_error: As for `Ports`, like notes.
+        ends_on_error: As for `Ports`.
     """
     make = make_tasks if processor.has_coroutine_function else make_threads
-    return make(processor, count, post, ends_on_error, notes)
+    return make(processor, count, post, ends_on_error)
 
 
 @contextmanager

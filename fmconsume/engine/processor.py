@@ -28,6 +28,7 @@ from ..delivery import (
 from ..exceptions import Drop, HaltConsumer, Nack, UndecodableError, ValidationError
 from ..log import get_logger
 from ..message import Message, decode
+from ..state.notes import Notes
 from ..text import brief, describe
 from .coroutines import CoroutineRunner, refuse_generator
 from .failures import HALT, FailurePolicy, Keep
@@ -51,6 +52,8 @@ class Processor:
         keep: Keeps each message that fails or is set aside; None keeps none.
         coroutines: Awaits an awaitable that the callback returns; None makes a new runner.
         policy: Says what an exception leads to.
+        notes: Outlive the process; None is nothing.
+        number: Of the worker, from 1; 0 is nobody's, whose messages are not noted.
     """
 
     def __init__(
@@ -60,6 +63,8 @@ class Processor:
         keep: Keep | None = None,
         coroutines: CoroutineRunner | None = None,
         policy: FailurePolicy = HALT,
+        notes: Notes | None = None,
+        number: int = 0,
     ) -> None:
         self.coroutines = coroutines or CoroutineRunner()
         #: The awaitable that the callback returned, while it is awaited. Set by the worker, read by
@@ -69,10 +74,13 @@ class Processor:
         self._decode = decode
         self._keep = keep
         self._policy = policy
+        self._notes = notes
+        self._desk = notes.make_desk(number - 1) if notes and number else None
 
-    def copy(self) -> Processor:
-        """Make an equal processor for another worker. Thread: any."""
-        return Processor(self._callback, self._decode, self._keep, self.coroutines, self._policy)
+    def copy(self, number: int) -> Processor:
+        """Make an equal processor for a worker. Thread: any."""
+        parts = self._callback, self._decode, self._keep, self.coroutines, self._policy
+        return Processor(*parts, self._notes, number)
 
     @property
     def has_coroutine_function(self) -> bool:
@@ -81,10 +89,12 @@ class Processor:
 
     def process(self, delivery: Delivery) -> Outcome:
         """Run a message on this thread; the loop awaits an awaitable that the callback returns."""
+        if self._desk is not None:
+            self._desk.begin(delivery)
         try:
             return self._run(delivery)
         except BaseException as exc:  # Say, from __str__ of a user's subclass of HaltConsumer.
-            return Outcome(delivery=delivery, verdict=FAIL, error=exc)
+            return self._end(delivery, FAIL, error=exc)
         finally:
             self.awaited = None
 
@@ -99,13 +109,15 @@ class Processor:
                 self._finish(result)
         except BaseException as exc:
             return self._judge(delivery, exc, started)
-        return Outcome(delivery=delivery, verdict=ACK, seconds=monotonic() - started)
+        return self._end(delivery, ACK, seconds=monotonic() - started)
 
     async def process_on_loop(self, delivery: Delivery) -> Outcome:
         """Run a message of a coroutine function. Thread: the loop's.
 
         A task that is cancelled before its first step has no outcome; `give_up` makes one.
         """
+        if self._desk is not None:
+            self._desk.begin(delivery)
         message = self._read(delivery)
         if isinstance(message, Outcome):
             return message
@@ -120,7 +132,7 @@ class Processor:
             return self._judge(delivery, exc, started)
         finally:
             self.awaited = None
-        return Outcome(delivery=delivery, verdict=ACK, seconds=monotonic() - started)
+        return self._end(delivery, ACK, seconds=monotonic() - started)
 
     def give_up(self, delivery: Delivery, error: BaseException) -> Outcome:
         """Give the outcome of a callback that did not come to its end, by no fault of the message.
@@ -128,7 +140,13 @@ class Processor:
         While the loop closes, the callback was abandoned, which is no failure.
         """
         verdict = NACK if self.coroutines.is_closing else FAIL
-        return Outcome(delivery=delivery, verdict=verdict, error=error)
+        return self._end(delivery, verdict, error=error)
+
+    def _end(self, delivery: Delivery, verdict: Verdict, **more: Any) -> Outcome:
+        """Note the end of a message before anybody else knows it, and make its outcome."""
+        if self._desk is not None:
+            self._desk.finish(delivery, verdict)
+        return Outcome(delivery=delivery, verdict=verdict, **more)
 
     def _finish(self, result: Any) -> None:
         """Await the callback's result if it is awaitable; refuse it if it is a generator."""
@@ -141,16 +159,16 @@ class Processor:
     def _read(self, delivery: Delivery) -> Message | Outcome:
         """Make a message of a delivery, or give the outcome of one that is not to run."""
         if delivery.deaths and (verdict := self._judge_deaths(delivery)) is not None:
-            return Outcome(delivery=delivery, verdict=verdict)
+            return self._end(delivery, verdict)
         try:
             return self._decode(delivery)
         except ValidationError as exc:
             verdict = self._reject(delivery, exc)
             flaw = exc.summary if isinstance(exc, UndecodableError) else ""
-            return Outcome(delivery=delivery, verdict=verdict, flaw=flaw)
+            return self._end(delivery, verdict, flaw=flaw)
         except BaseException as exc:
             _log.error("%s could not be decoded, put back: %s", delivery.name, describe(exc))
-            return Outcome(delivery=delivery, verdict=FAIL, error=exc)
+            return self._end(delivery, FAIL, error=exc)
 
     def _judge_deaths(self, delivery: Delivery) -> Verdict | None:
         """Set a message aside that has killed its consumer too often; None lets it run again."""
@@ -184,9 +202,7 @@ class Processor:
         else:
             verdict = self._keep_what_goes(delivery, exc, self._policy.judge(exc))
             error = exc if verdict is FAIL else None
-        return Outcome(
-            delivery=delivery, verdict=verdict, error=error, seconds=monotonic() - started
-        )
+        return self._end(delivery, verdict, error=error, seconds=monotonic() - started)
 
     def _keep_what_goes(self, delivery: Delivery, exc: BaseException, verdict: Verdict) -> Verdict:
         """Keep what is set aside, or dropped by an exception; it returns where it cannot be kept.
@@ -252,6 +268,7 @@ def make_processor(
     body_mode: str = "object",
     make_keep: Callable[[], Keep | None] = lambda: None,
     policy: FailurePolicy = HALT,
+    notes: Notes | None = None,
 ) -> Processor:
     """Make the processor for a callback as the user gave it. Thread: any.
 
@@ -259,7 +276,7 @@ def make_processor(
         callback: A function, an object or a class, coroutine or not.
         body_mode: "object", "json" or "bytes", as for `decode`.
         make_keep: Makes `keep` for the Processor, once the callback is ready.
-        policy: As for Processor.
+        policy: As for Processor, like notes.
 
     Raises:
         ValueError, Exception: As for `callbacks.instantiate`, or from `make_keep`.
@@ -267,4 +284,4 @@ def make_processor(
     coroutines = CoroutineRunner()
     ready = prepare(callback, coroutines)
     decode_body = partial(decode, body_mode=body_mode)
-    return Processor(ready, decode_body, make_keep(), coroutines, policy)
+    return Processor(ready, decode_body, make_keep(), coroutines, policy, notes)

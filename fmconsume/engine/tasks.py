@@ -12,10 +12,10 @@ from collections import deque
 from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from ..delivery import FAIL, Delivery, Outcome
-from ..state.notes import Notes
 from .coroutines import CoroutineRunner
 from .processor import Processor
 from .workers import Pool, Ports, Post, Worker
@@ -116,7 +116,7 @@ class TaskWorker(Worker):
         if delivery is None:
             self._ended.set()
         else:
-            self._begin_with(delivery)
+            self.current = (delivery, monotonic())
             running = self._processor.process_on_loop(delivery)
             self._task = self._context.run(self._loop.create_task, running)
             # A callback, not code at the end of the task: a task that is cancelled before it begins
@@ -139,15 +139,9 @@ class TaskWorker(Worker):
             self._serve(self)
 
 
-def make_tasks(
-    processor: Processor,
-    count: int,
-    post: Post,
-    ends_on_error: bool = True,
-    notes: Notes | None = None,
-) -> Pool:
+def make_tasks(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
     """Make `count` workers that share one loop, for coroutine functions."""
     inbox = _Inbox(processor.coroutines, post)
-    ports = Ports(inbox, post, ends_on_error, notes)
+    ports = Ports(inbox, post, ends_on_error)
     numbers = range(1, count + 1)
-    return Pool(inbox, [TaskWorker(n, processor.copy(), ports, inbox.serve) for n in numbers])
+    return Pool(inbox, [TaskWorker(n, processor.copy(n), ports, inbox.serve) for n in numbers])

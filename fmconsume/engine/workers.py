@@ -19,7 +19,6 @@ from typing import Callable, NamedTuple
 
 from ..delivery import Delivery, Outcome
 from ..log import get_logger
-from ..state.notes import Notes
 from .coroutines import format_stack
 from .processor import Processor
 
@@ -51,13 +50,11 @@ class Ports(NamedTuple):
         inbox: Deliveries to work on; each None ends one worker.
         post: As `Post`.
         ends_on_error: An outcome with an error ends its worker, so that nothing runs after it.
-        notes: Is told of each message before it runs, and of its outcome.
     """
 
     inbox: SimpleQueue[Delivery | None]
     post: Post
     ends_on_error: bool = True
-    notes: Notes | None = None
 
 
 class Worker(ABC):
@@ -71,8 +68,6 @@ class Worker(ABC):
 
     def __init__(self, number: int, processor: Processor, ports: Ports) -> None:
         self.name = f"fmconsume-worker-{number}"
-        self._slot = number - 1
-        self._notes = ports.notes
         self._processor = processor
         self._ports = ports
         #: The value of `_forks` when the worker began; another value later means a forked child.
@@ -111,18 +106,10 @@ class Worker(ABC):
             f"{self.name} works on {current[0].name} for {monotonic() - current[1]:.0f} s:\n{stack}"
         )
 
-    def _begin_with(self, delivery: Delivery) -> None:
-        """Note that a delivery is in work. Thread: the worker's, like `_report`."""
-        self.current = (delivery, monotonic())
-        if self._notes is not None:
-            self._notes.begin(self._slot, delivery)
-
     def _report(self, outcome: Outcome) -> None:
+        self.current = None
         if _forks != self._forks_before:
             self._end_forked_child()
-        if self._notes is not None:
-            self._notes.finish(self._slot, outcome)
-        self.current = None
         self._ports.post(outcome)
 
     def _end_forked_child(self) -> None:
@@ -182,20 +169,14 @@ class ThreadWorker(Worker):
             delivery = self._ports.inbox.get()
             if delivery is None:
                 break
-            self._begin_with(delivery)
+            self.current = (delivery, monotonic())
             outcome = self._processor.process(delivery)
             self._report(outcome)
             is_over = self._is_ended_by(outcome)
 
 
-def make_threads(
-    processor: Processor,
-    count: int,
-    post: Post,
-    ends_on_error: bool = True,
-    notes: Notes | None = None,
-) -> Pool:
+def make_threads(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
     """Make `count` workers that are threads, for callbacks of any kind."""
-    ports = Ports(SimpleQueue(), post, ends_on_error, notes)
+    ports = Ports(SimpleQueue(), post, ends_on_error)
     numbers = range(1, count + 1)
-    return Pool(ports.inbox, [ThreadWorker(n, processor.copy(), ports) for n in numbers])
+    return Pool(ports.inbox, [ThreadWorker(n, processor.copy(n), ports) for n in numbers])

@@ -11,8 +11,8 @@ with one number. The queue is part of it, so that services may share a folder.
 A fault of the folder ends the notes, and nothing else: one warning, and the consumer goes on as if
 there were no folder.
 
-Any thread may call `fingerprint`; workers call `begin` and `finish`; only the supervisor's thread
-calls the rest.
+Any thread may call `fingerprint` and `fail`, and each worker uses a desk of its own; only the
+supervisor's thread calls the rest.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ import itertools
 import marshal
 import os
 import secrets
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from time import time
 from typing import NamedTuple
 
-from ..delivery import ACK, DROP, RETURNS, SET_ASIDE, Delivery, Outcome, Verdict
+from ..delivery import ACK, DROP, RETURNS, SET_ASIDE, Delivery, Verdict
 from ..log import get_logger
 from ..text import describe
 from .seat import NO_SLOT, SLOTS, Record, Seat, encode
 
-__all__ = ["Mark", "Notes", "count_finished", "explain"]
+__all__ = ["Desk", "Mark", "Notes", "count_finished", "explain"]
 
 _log = get_logger(__name__)
 
@@ -106,13 +107,14 @@ class Notes:
         self._past = reader.read()
         #: Gives each number once, to any thread.
         self._numbers = itertools.count(reader.position + 1)
-        #: The number after each worker's latest record. Each worker owns its own.
-        self._after = [reader.position + 1] * SLOTS
+        #: The last number that the supervisor has given.
+        self._latest = reader.position
         #: Whether it still writes and reads. Any thread sets it to False.
-        self._is_on = True
+        self.is_on = True
         self._past += self._bury(reader)
         #: By path, the seats of others.
         self._others: dict[Path, _Reader] = {}
+        _all.add(self)
 
     # -- for any thread ----------------------------------------------------
 
@@ -126,44 +128,26 @@ class Notes:
 
     def __str__(self) -> str:
         """Say where the state is and how much it holds. Thread: any."""
-        if not self._is_on:
+        if not self.is_on:
             return f"state {str(self.folder)!r} is not in use"
-        count = min(max(self._after) - 1, self._seat.capacity)
+        count = min(self._latest, self._seat.capacity)
         return f"state {str(self.folder)!r} holds {count:,} notes"
 
-    # -- for workers -------------------------------------------------------
+    def make_desk(self, slot: int) -> Desk:
+        """Make the place where a worker takes its notes."""
+        return Desk(self, self._seat, self._numbers, slot, self._latest + 1)
 
-    def begin(self, slot: int, delivery: Delivery) -> None:
-        """Note that a worker runs a message. Thread: the worker's."""
-        if self._is_on and slot < SLOTS:
-            try:
-                self._seat.write_slot(
-                    slot, _encode(self._after[slot], _RUNS, slot, delivery, delivery.attempt)
-                )
-            except OSError as exc:
-                self._fail(exc)
-
-    def finish(self, slot: int, outcome: Outcome) -> None:
-        """Note the outcome of a message. Thread: the worker's."""
-        if not self._is_on:
-            return
-        delivery, verdict = outcome.delivery, outcome.verdict
-        attempt = delivery.attempt if verdict in RETURNS else delivery.attempt - 1
-        # The first comparison is for speed: up to Python 3.11 a look-up of a Verdict is slow.
-        kind = _ACKED if verdict is ACK else _KINDS.get(verdict, _RETURNED)
-        sequence = next(self._numbers)
-        try:
-            self._seat.write(sequence, _encode(sequence, kind, slot, delivery, attempt))
-        except OSError as exc:
-            self._fail(exc)
-        if slot < SLOTS:
-            self._after[slot] = sequence + 1
+    def fail(self, exc: Exception) -> None:
+        """Take no more notes, and say why."""
+        if self.is_on:
+            self.is_on = False
+            _log.warning("%s", explain(self.folder, exc))
 
     # -- for the supervisor ------------------------------------------------
 
     def begin_session(self) -> None:
         """Note that a session begins."""
-        sequence = next(self._numbers)
+        sequence = self._latest = next(self._numbers)
         self._write([(sequence, encode(0, sequence, time(), 0, NO_SLOT, _SESSION, 0))])
 
     def receive(self, deliveries: Iterable[Delivery]) -> None:
@@ -172,39 +156,35 @@ class Notes:
         for each in deliveries:
             if each.identity or each.attempt > 1:
                 sequence, kind = next(self._numbers), _AGAIN if each.redelivered else _RECEIVED
+                self._latest = sequence
                 records.append((sequence, _encode(sequence, kind, NO_SLOT, each, each.attempt - 1)))
         self._write(records)
 
     def news(self) -> list[Mark]:
         """Give what others did, and this process before its start, since the last call."""
         found, self._past = self._past, []
-        if self._is_on:
+        if self.is_on:
             try:
                 for reader in self._list_others():
                     found += self._read_other(reader)
             except (OSError, ValueError) as exc:
-                self._fail(exc)
+                self.fail(exc)
         return [mark for _, mark in sorted(found, key=lambda each: each[0])]
 
     def close(self) -> None:
         """Give the seat back. A callback that still runs was abandoned, which is no death."""
-        if self._is_on:
-            self._is_on = False
+        if self.is_on:
+            self.is_on = False
             with suppress(OSError):
                 self._seat.clear_slots()
         self._seat.release()
 
     def _write(self, records: list[tuple[int, bytes]]) -> None:
-        if self._is_on:
+        if self.is_on:
             try:
                 self._seat.write_all(records)
             except OSError as exc:
-                self._fail(exc)
-
-    def _fail(self, exc: Exception) -> None:
-        if self._is_on:
-            self._is_on = False
-            _log.warning("%s", explain(self.folder, exc))
+                self.fail(exc)
 
     # -- other processes ---------------------------------------------------
 
@@ -246,6 +226,61 @@ class Notes:
             self._seat.write_all(records)
             reader.seat.clear_slots()
         return found
+
+
+class Desk:
+    """Takes the notes of one worker, on that worker's thread.
+
+    Args:
+        slot: The number of the worker, from 0; no seat has a place for very many.
+        after: The number after the latest record of the worker who had this place before.
+    """
+
+    def __init__(
+        self, notes: Notes, seat: Seat, numbers: Iterator[int], slot: int, after: int
+    ) -> None:
+        self._notes = notes
+        self._seat = seat
+        self._numbers = numbers
+        self._slot = slot if slot < SLOTS else NO_SLOT
+        #: The number after the worker's latest record.
+        self._after = after
+
+    def begin(self, delivery: Delivery) -> None:
+        """Note that the worker runs a message."""
+        slot = self._slot
+        if self._notes.is_on and slot != NO_SLOT:
+            record = _encode(self._after, _RUNS, slot, delivery, delivery.attempt)
+            try:
+                self._seat.write_slot(slot, record)
+            except OSError as exc:
+                self._notes.fail(exc)
+
+    def finish(self, delivery: Delivery, verdict: Verdict) -> None:
+        """Note what came of a message."""
+        if not self._notes.is_on:
+            return
+        attempt = delivery.attempt if verdict in RETURNS else delivery.attempt - 1
+        # The first comparison is for speed: up to Python 3.11 a look-up of a Verdict is slow.
+        kind = _ACKED if verdict is ACK else _KINDS.get(verdict, _RETURNED)
+        sequence = next(self._numbers)
+        try:
+            self._seat.write(sequence, _encode(sequence, kind, self._slot, delivery, attempt))
+        except OSError as exc:
+            self._notes.fail(exc)
+        self._after = sequence + 1
+
+
+#: The notes of this process, which are no business of a forked child.
+_all: weakref.WeakSet[Notes] = weakref.WeakSet()
+
+
+def _end_in_child() -> None:
+    for notes in list(_all):
+        notes.is_on = False
+
+
+os.register_at_fork(after_in_child=_end_in_child)
 
 
 class _Reader:

@@ -59,7 +59,9 @@ def consumer_killed(
     queue = broker.declare(unique("killed"))
     more = _keep_state(folder) if has_state else ""
     url = broker.url(heartbeat=_HEARTBEAT)
-    process = Process(folder, url, queue, workers=workers, more=more)
+    # As many messages a second with any number of workers: each of them may be at its very end.
+    seconds = 0.002 * workers if has_state else 0.002
+    process = Process(folder, url, queue, seconds=seconds, workers=workers, more=more)
     for number in range(rounds):
         publish(broker, queue, range(number * batch, (number + 1) * batch))
         command = process.start()

@@ -314,6 +314,7 @@ class MortalWorld(World):
     def __init__(self, ids: list[str | None], folder: Path) -> None:
         self.folder = folder
         self.notes = Notes(folder, 100)
+        self.desks = [self.notes.make_desk(slot) for slot in range(100)]
         #: By delivery, the number of the worker that runs it.
         self.slots: dict[Delivery, int] = {}
         super().__init__(ids)
@@ -335,17 +336,18 @@ class MortalWorld(World):
         """Let a worker note what it runs."""
         slot = next(each for each in range(100) if each not in self.slots.values())
         self.slots[delivery] = slot
-        self.notes.begin(slot, delivery)
+        self.desks[slot].begin(delivery)
 
     def note_end(self, outcome: Outcome) -> None:
         """Let a worker note the outcome, before anybody else knows it."""
-        self.notes.finish(self.slots.pop(outcome.delivery), outcome)
+        self.desks[self.slots.pop(outcome.delivery)].finish(outcome.delivery, outcome.verdict)
 
     def die(self) -> None:
         """Kill the process: what ran is over, and the broker may have lost acks."""
         before = len(self.running)
         self.notes._seat.release()
         self.notes = Notes(self.folder, 100)
+        self.desks = [self.notes.make_desk(slot) for slot in range(100)]
         assert [mark.deaths > 0 for _, mark in self.notes._past].count(True) >= before
         self.slots.clear()
         self.running.clear()

@@ -15,7 +15,7 @@ from fmconsume import checking
 from fmconsume.broker.topology import Topology
 from fmconsume.checking import Row, advise, check, examine
 from fmconsume.config import DEFAULTS, LazyConfig
-from fmconsume.delivery import ACK, Outcome
+from fmconsume.delivery import ACK
 from fmconsume.exceptions import ConfigurationException, ExitCode
 from fmconsume.state.notes import Notes
 from fmconsume.wiring import topology
@@ -179,9 +179,9 @@ def test_check_looks_at_state(
 
     assert look(tmp_path / "new").endswith(f"{tmp_path}/new  would be made")
     assert not (tmp_path / "new").exists()
-    notes = Notes(tmp_path / "new", 10)
+    desk = Notes(tmp_path / "new", 10).make_desk(0)
     for _ in range(2):
-        notes.finish(0, Outcome(make_delivery(), ACK))
+        desk.finish(make_delivery(), ACK)
     assert look(tmp_path / "new").endswith("knows 1 finished messages")
     (tmp_path / "new/seat-0").write_text("foreign")
     reason = "ValueError: seat-0 is no file of fmconsume's"

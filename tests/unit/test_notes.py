@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, SET_ASIDE, Delivery, Outcome, Verdict
+from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, SET_ASIDE, Delivery, Verdict
 from fmconsume.state.notes import Mark, Notes, count_finished
 from fmconsume.state.seat import Seat
 
@@ -28,24 +29,31 @@ def receive(notes: Notes, message_id: str | None = "apple", **more: object) -> D
     return delivery
 
 
-def run(notes: Notes, verdict: Verdict, delivery: Delivery, slot: int = 0) -> None:
-    """Run a message to its end."""
-    notes.begin(slot, delivery)
-    notes.finish(slot, Outcome(delivery, verdict))
+class Process(Notes):
+    """The notes of a process with a few workers."""
+
+    def __init__(self, folder: Path, remember: int = 10) -> None:
+        super().__init__(folder, remember)
+        self.desks = [self.make_desk(slot) for slot in range(4)]
+
+    def run(self, verdict: Verdict, delivery: Delivery, slot: int = 0) -> None:
+        """Run a message to its end."""
+        self.desks[slot].begin(delivery)
+        self.desks[slot].finish(delivery, verdict)
 
 
 @pytest.mark.parametrize("verdict", [ACK, DROP, SET_ASIDE])
 def test_finished(tmp_path: Path, verdict: Verdict) -> None:
     """The next process, and another one, know what was finished, and how."""
-    first, other = Notes(tmp_path, 10), Notes(tmp_path, 10)
+    first, other = Process(tmp_path, 10), Process(tmp_path, 10)
     apple = receive(first)
-    run(first, verdict, apple)
+    first.run(verdict, apple)
     number = apple.fingerprint
     expected = [Mark(number, True, is_new=True), Mark(number, True, verdict)]
     assert other.news() == expected
     assert other.news() == []
     die(first)
-    assert Notes(tmp_path, 10).news() == expected
+    assert Process(tmp_path, 10).news() == expected
     assert count_finished(tmp_path) == 1
 
 
@@ -54,74 +62,74 @@ def test_finished(tmp_path: Path, verdict: Verdict) -> None:
 )
 def test_returned(tmp_path: Path, verdict: Verdict, attempt: int) -> None:
     """Attempts are counted on; what the callback never saw is not finished, and no attempt."""
-    first = Notes(tmp_path, 10)
+    first = Process(tmp_path, 10)
     apple = receive(first)
     apple.attempt = 3
-    run(first, verdict, apple)
+    first.run(verdict, apple)
     die(first)
-    (_, back) = Notes(tmp_path, 10).news()
+    (_, back) = Process(tmp_path, 10).news()
     assert back == Mark(apple.fingerprint, True, None, False, attempt)
 
 
 def test_died(tmp_path: Path) -> None:
     """What ran when the process died is known, once; what had ended or not begun is not."""
-    first = Notes(tmp_path, 10)
+    first = Process(tmp_path, 10)
     apple, plum, pear, fig = (receive(first, name) for name in ("apple", "plum", "pear", "fig"))
-    run(first, ACK, apple, slot=0)
-    run(first, ACK, pear, slot=1)
-    first.begin(0, plum)
+    first.run(ACK, apple, slot=0)
+    first.run(ACK, pear, slot=1)
+    first.desks[0].begin(plum)
     die(first)
-    second = Notes(tmp_path, 10)
+    second = Process(tmp_path, 10)
     (death,) = [mark for mark in second.news() if mark.deaths]
     assert death == Mark(plum.fingerprint, True, None, False, 1, 1)
     plum.attempt, plum.deaths = 2, 1
-    second.begin(3, plum)
+    second.desks[3].begin(plum)
     die(second)
-    third = Notes(tmp_path, 10)
+    third = Process(tmp_path, 10)
     assert [mark.deaths for mark in third.news() if mark.number == plum.fingerprint] == [0, 1, 2]
     assert fig.fingerprint not in [mark.number for mark in third.news() if mark.deaths]
 
 
 def test_died_beside_others(tmp_path: Path) -> None:
     """A process that lives notices that another one died, and tells the next ones."""
-    first, other = Notes(tmp_path, 10), Notes(tmp_path, 10)
+    first, other = Process(tmp_path, 10), Process(tmp_path, 10)
     apple = receive(first, None)
-    first.begin(0, apple)
+    first.desks[0].begin(apple)
     assert not [mark for mark in other.news() if mark.deaths]
     die(first)
     assert other.news() == [Mark(apple.fingerprint, False, None, False, 1, 1)]
     assert other.news() == []
-    third = Notes(tmp_path, 10)
+    third = Process(tmp_path, 10)
     assert [mark.deaths for mark in third.news()] == [1]
 
 
 def test_closed(tmp_path: Path) -> None:
     """An end is no death, even where a callback was left behind; its outcome is not noted."""
-    first = Notes(tmp_path, 10)
+    first = Process(tmp_path, 10)
     apple = receive(first)
-    first.begin(0, apple)
+    first.desks[0].begin(apple)
     first.close()
-    first.finish(0, Outcome(apple, ACK))
-    first.begin(0, apple)
-    assert Notes(tmp_path, 10).news() == [Mark(apple.fingerprint, True, is_new=True)]
+    first.desks[0].finish(apple, ACK)
+    first.desks[0].begin(apple)
+    assert Process(tmp_path, 10).news() == [Mark(apple.fingerprint, True, is_new=True)]
 
 
 def test_equal_messages(tmp_path: Path) -> None:
     """Of two in one session the second is another one; after a session it may be the first."""
-    first = Notes(tmp_path, 10)
+    first = Process(tmp_path, 10)
     first.begin_session()
     receive(first)
     receive(first, redelivered=True)
     first.begin_session()
     receive(first, redelivered=True)
     die(first)
-    assert [mark.is_new for mark in Notes(tmp_path, 10).news()] == [True, True, False]
+    assert [mark.is_new for mark in Process(tmp_path, 10).news()] == [True, True, False]
 
 
 def test_fingerprint(tmp_path: Path) -> None:
     """It is the same in each process that uses the folder, and depends on queue and secret."""
-    notes, same = Notes(tmp_path / "a", 10), Notes(tmp_path / "a", 10)
-    other = Notes(tmp_path / "b", 10)
+    notes, same = Process(tmp_path / "a", 10), Process(tmp_path / "a", 10)
+    other = Process(tmp_path / "b", 10)
     apple = make_delivery()
     assert notes.fingerprint(apple) == same.fingerprint(make_delivery(session=2, redelivered=True))
     for different in (
@@ -137,16 +145,16 @@ def test_fingerprint(tmp_path: Path) -> None:
 
 def test_size(tmp_path: Path) -> None:
     """It is bounded, keeps what was finished last, and another size is another seat."""
-    notes = Notes(tmp_path, 100)
+    notes = Process(tmp_path, 100)
     size = (tmp_path / "seat-0").stat().st_size
     finished = []
     for number in range(2000):
         finished.append(receive(notes, str(number)).fingerprint)
-        run(notes, ACK, make_delivery())
-        notes.finish(0, Outcome(receive(notes, str(number), redelivered=True), ACK))
+        notes.run(ACK, make_delivery())
+        notes.desks[0].finish(receive(notes, str(number), redelivered=True), ACK)
     assert (tmp_path / "seat-0").stat().st_size == size
     die(notes)
-    larger = Notes(tmp_path, 200)
+    larger = Process(tmp_path, 200)
     done = [mark.number for mark in larger.news() if mark.verdict is ACK]
     assert set(done) >= set(finished[-100:])
     assert {path.name for path in tmp_path.iterdir()} == {"secret", "seat-0", "seat-1"}
@@ -156,7 +164,7 @@ def test_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A fault of the folder ends the notes with one warning, and nothing else."""
-    notes = Notes(tmp_path, 10)
+    notes = Process(tmp_path, 10)
     apple = receive(notes)
 
     def fail(*args: object) -> None:
@@ -165,7 +173,7 @@ def test_full_disk(
     for name in ("write", "write_slot", "write_all", "read_slots", "clear_slots"):
         monkeypatch.setattr(Seat, name, fail)
     for _ in range(3):
-        run(notes, ACK, apple)
+        notes.run(ACK, apple)
         notes.receive([apple])
         notes.begin_session()
         assert notes.news() == []
@@ -180,12 +188,12 @@ def test_secret_torn(tmp_path: Path, size: int) -> None:
     """A secret of another size is left alone, and named."""
     (tmp_path / "secret").write_bytes(b"x" * size)
     with pytest.raises(ValueError, match=f"secret has {size} bytes, not 32: remove it"):
-        Notes(tmp_path, 10)
+        Process(tmp_path, 10)
 
 
 def test_secret_for_the_owner_only(tmp_path: Path) -> None:
     """Nobody else may read it, or could make up messages that look finished."""
-    Notes(tmp_path / "new", 10)
+    Process(tmp_path / "new", 10)
     assert (tmp_path / "new/secret").stat().st_mode & 0o077 == 0
     assert (tmp_path / "new").stat().st_mode & 0o077 == 0
     assert [path.name for path in (tmp_path / "new").iterdir() if "secret-" in path.name] == []
@@ -193,8 +201,22 @@ def test_secret_for_the_owner_only(tmp_path: Path) -> None:
 
 def test_many_processes(tmp_path: Path) -> None:
     """There is an end to the seats."""
-    taken = [Notes(tmp_path, 1) for _ in range(256)]
+    taken = [Process(tmp_path, 1) for _ in range(256)]
     with pytest.raises(ValueError, match="256 seats"):
-        Notes(tmp_path, 1)
+        Process(tmp_path, 1)
     die(taken[17])
-    assert Notes(tmp_path, 1)._seat.path.name == "seat-17"
+    assert Process(tmp_path, 1)._seat.path.name == "seat-17"
+
+
+def test_forked_child(tmp_path: Path) -> None:
+    """A child that a callback forks takes no notes, and warns of nothing."""
+    notes = Process(tmp_path, 10)
+    apple = receive(notes)
+    child = os.fork()
+    if not child:
+        notes.run(ACK, apple)
+        os._exit(notes.is_on)
+    assert os.waitpid(child, 0)[1] == 0
+    notes.run(DROP, apple)
+    marks = Process(tmp_path, 10).news()
+    assert [mark.verdict for mark in marks] == [None, DROP]
