@@ -101,6 +101,8 @@ class Session:
         self._channels = {0: channel}
         #: How many channels there have been.
         self._opened = 1
+        #: The number of the channel, and the prefetch that it gives the consumers to come.
+        self._prefetch = 0, -1
         self._names = names
         self._topology = topology
         self._counting = topology.counting_queues
@@ -139,8 +141,10 @@ class Session:
 
     def _consume(self, queues: Iterable[str], count: int) -> None:
         number, channel = next(reversed(self._channels.items()))
-        with ask(self._connection, "channel", f"prefetch {count}"):
-            channel.basic_qos(self._topology.prefetch_size, count)
+        if self._prefetch != (number, count):
+            with ask(self._connection, "channel", f"prefetch {count}"):
+                channel.basic_qos(self._topology.prefetch_size, count)
+            self._prefetch = number, count
         for name in queues:
             with ask(self._connection, "queue", name):
                 on_message = partial(self._on_message, name, number * CHANNEL)

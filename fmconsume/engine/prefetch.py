@@ -6,8 +6,8 @@ while the old deliveries stay outstanding. Three things need that:
 - Messages that are held back before they return to their queue must not use up the prefetch, or a
   few bad messages would stop all good ones.
 - A held message at the head keeps the acknowledgements behind it from sharing a frame, which takes
-  half of the speed. Where something is held back on the channel, a new grant gets another one; it
-  shares the channel only where no other is to be had.
+  half of the speed. Where that has happened, a new grant gets a channel of its own, if there is
+  another one to be had.
 - A session begins with as many messages as there are workers, and gets the whole prefetch once a
   callback has come to its end. RabbitMQ 4 counts every return of a message to a quorum queue, also
   of one that was only prefetched: a message that kills its consumer would take its neighbours
@@ -91,7 +91,8 @@ class Prefetch:
 
     def _consume_again(self, session: Session, queues: list[str]) -> None:
         grants = self._account.grants
-        if not grants.is_clear and self._may_open_channel:
+        is_parted = any(grants.latest[queue].parted for queue in queues)
+        if is_parted and not grants.is_clear and self._may_open_channel:
             number = session.open_channel()
             if number is not None:
                 grants.open_channel(number)
