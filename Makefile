@@ -15,7 +15,8 @@ OTHERS := $(VENV)-peers
 METADATA := setup.cfg setup.py pyproject.toml
 INSTALLED = $(DESTDIR)$(PREFIX)
 # What the tests run besides RabbitMQ.
-TOOLS := chromium fish man-db mandoc systemd zsh
+TOOLS := chromium fish man-db mandoc systemd zsh $(DATABASES)
+DATABASES := mariadb-server postgresql
 PIP := -m pip --disable-pip-version-check --no-input -qq
 SCHEMAS := tests/schema-packages.txt
 
@@ -35,7 +36,7 @@ test: $(VENV)/.test  ## run all tests, on a private RabbitMQ
 	$(BIN)/python -m pytest $(ARGS)
 
 test-oldest: $(OLDEST)/.test  ## run the integration tests with the oldest pika we promise
-	@tests/install.sh rabbitmq-server
+	@tests/install.sh rabbitmq-server $(DATABASES)
 	$(OLDEST)/bin/python -m pytest tests/integration $(ARGS)
 
 coverage: $(VENV)/.test  ## run all tests and say which lines they missed
@@ -68,7 +69,7 @@ bench: $(VENV)/.test $(if $(PEERS),$(OTHERS)/.peers $(OTHERS)/bin/rabbitmq_c)  #
 	$(BIN)/python -m benchmarks $(if $(PEERS),--peers $(OTHERS)) $(ARGS)
 
 faults: $(VENV)/.test  ## survive a long series of random faults
-	@tests/install.sh rabbitmq-server
+	@tests/install.sh rabbitmq-server $(DATABASES)
 	$(BIN)/python -m tests.faults $(ARGS)
 
 check: lint types package test-oldest test  ## everything that CI checks

@@ -116,6 +116,7 @@ class Outcome:
             None when it goes on.
         seconds: How long the callback ran; 0 if it was not called.
         flaw: Why its body or its headers cannot be read; "" where they can.
+        is_repeat: The callback found that the work was done before.
         target: The delivery that it settles: its own, or a redelivery of the same message. The
             account sets it.
         returns: How often the message went back to its queue before; set by the account, for
@@ -128,6 +129,7 @@ class Outcome:
     error: BaseException | None = None
     seconds: float = 0.0
     flaw: str = ""
+    is_repeat: bool = False
     target: Delivery = field(init=False, repr=False, compare=False)
     returns: int = field(init=False, default=0, repr=False, compare=False)
     due: float = field(init=False, default=0.0, repr=False, compare=False)

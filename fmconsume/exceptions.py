@@ -9,6 +9,7 @@ from .redaction import hide_passwords, redact_value
 from .text import printable
 
 __all__ = [
+    "AlreadyDone",
     "BadDeclaration",
     "BodiesUnreadable",
     "ConfigurationException",
@@ -177,6 +178,10 @@ class BodiesUnreadable(ConsumeException):
 
 class Nack(ConsumeException):
     """Raised when a callback wants the message back in its queue."""
+
+
+class AlreadyDone(ConsumeException):
+    """Raised by an inbox when the work of a message was done before: it is acknowledged."""
 
 
 class Drop(ConsumeException):

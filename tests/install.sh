@@ -1,6 +1,7 @@
 #!/bin/sh
-# Install those packages that are missing; they have the same names at Debian and at Fedora.
-# RabbitMQ's system service is left switched off: the tests and the demo start a private one.
+# Install those packages that are missing; they have the same names at Debian and at Fedora, but for
+# one database.
+# System services are left switched off: the tests and the demo start private ones.
 set -eu
 
 die() {
@@ -24,6 +25,10 @@ is_installed() {
         chromium) has chromium || has chromium-browser ;;
         man-db) has man ;;
         systemd) has systemd-analyze ;;
+        mariadb-server) has mariadbd ;;
+        postgresql | postgresql-server)
+            has postgres || [ -n "$(ls /usr/lib/postgresql/*/bin/postgres 2>/dev/null)" ]
+            ;;
         *) has "$1" ;;
     esac
 }
@@ -53,7 +58,7 @@ epmd_was_there=no
 has epmd && epmd -names >/dev/null 2>&1 && epmd_was_there=yes
 
 if [ $installer = dnf ]; then
-    $root dnf install -y $missing
+    $root dnf install -y $(echo "$missing" | sed 's/postgresql/postgresql-server/')
 else
     # Debian starts a service as it installs it, unless this file forbids it.
     policy=/usr/sbin/policy-rc.d
@@ -75,3 +80,8 @@ case $missing in
         [ $epmd_was_there = yes ] || $root epmd -kill >/dev/null 2>&1 || :
         ;;
 esac
+for service in postgresql mariadb; do
+    case $missing in
+        *$service*) has systemctl && $root systemctl disable $service >/dev/null 2>&1 || : ;;
+    esac
+done

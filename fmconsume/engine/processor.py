@@ -25,7 +25,7 @@ from ..delivery import (
     Outcome,
     Verdict,
 )
-from ..exceptions import Drop, HaltConsumer, Nack, UndecodableError, ValidationError
+from ..exceptions import AlreadyDone, Drop, HaltConsumer, Nack, UndecodableError, ValidationError
 from ..log import get_logger
 from ..message import Message, decode
 from ..state.notes import Notes
@@ -196,6 +196,9 @@ class Processor:
     def _judge(self, delivery: Delivery, exc: BaseException, started: float) -> Outcome:
         """Make the outcome for an exception of the callback's."""
         error: BaseException | None = None
+        if isinstance(exc, AlreadyDone):
+            _log.debug("%s", exc)
+            return self._end(delivery, ACK, is_repeat=True)
         if isinstance(exc, HaltConsumer):
             _log.info("%s halted the consumer: %s", delivery.name, brief(str(exc)))
             verdict, error = (NACK if exc.requeue else ACK), exc

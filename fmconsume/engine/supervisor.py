@@ -479,8 +479,11 @@ class Supervisor(threading.Thread):
     def _follow_up(self) -> None:
         """Count the concluded outcomes, tell the observers, and hold Nacks back."""
         for outcome in self._account.flush():
-            self.stats.count(outcome.verdict)
-            self._status.tell_outcome(outcome)
+            if outcome.is_repeat:
+                self.stats.deduplicated += 1
+            else:
+                self.stats.count(outcome.verdict)
+                self._status.tell_outcome(outcome)
             if outcome.verdict in RETURNS:
                 self._schedule_release(outcome)
 

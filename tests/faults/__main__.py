@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 from tests.integration.broker import Broker
+from tests.integration.databases import SERVERS
 
 from . import endings, in_process, poison, processes, soak
 from .scene import Row
@@ -92,6 +93,11 @@ def faults(folder: Path, broker: Broker, scale: float, rng: random.Random) -> It
         for kind in ("classic", "quorum"):
             yield Fault(
                 "deadly", lambda b=both, k=kind: processes.kills_itself(broker, fresh(), *b, k)
+            )
+        for kind in SERVERS:
+            yield Fault(
+                f"inbox-{kind}",
+                lambda b=both, k=kind: processes.inbox_killed(broker, fresh(), k, times(200), *b),
             )
         yield Fault(
             "terminated", lambda b=both: processes.terminated(broker, fresh(), times(100), *b)

@@ -9,12 +9,23 @@ import signal
 import time
 from pathlib import Path
 
+import sqlalchemy
+
+from fmconsume.inbox import Inbox
 from tests.integration.broker import Broker
+from tests.integration.databases import SERVERS
 from tests.waiting import wait_until
 
 from .scene import Process, Row, publish, unique
 
-__all__ = ["both_killed", "consumer_killed", "consumers_share", "kills_itself", "terminated"]
+__all__ = [
+    "both_killed",
+    "consumer_killed",
+    "consumers_share",
+    "inbox_killed",
+    "kills_itself",
+    "terminated",
+]
 
 _HEARTBEAT = 10
 
@@ -188,3 +199,79 @@ def consumers_share(
     assert broker.depth(queue) == (0, 0), row
     broker.delete(queue)
     return _account(row, finished(), allowed_again=10 * rounds)
+
+
+class _InboxProcess(Process):
+    """Its callback writes a row into a database, in the transaction of an inbox."""
+
+    callback = """
+import random, time
+import sqlalchemy
+from fmconsume.inbox import Inbox
+engine = sqlalchemy.create_engine({database!r})
+inbox = Inbox(engine)
+def work(message):
+    with inbox.transaction(message) as connection:
+        time.sleep(random.random() * {seconds})
+        row = {{"n": message.body["n"]}}
+        connection.execute(sqlalchemy.text("INSERT INTO work (n) VALUES (:n)"), row)
+"""
+
+
+def inbox_killed(
+    broker: Broker,
+    folder: Path,
+    kind: str,
+    rounds: int,
+    workers: int,
+    rng: random.Random,
+) -> Row:
+    """Kill one of three consumers of a queue again and again; each has the same inbox.
+
+    A message runs once, whoever is killed when.
+    """
+    batch = 100
+    row = Row(f"one of three killed, inbox in {kind}", workers, rounds, rounds * batch)
+    queue = broker.declare(unique("inbox"))
+    with SERVERS[kind]() as url:
+        engine = sqlalchemy.create_engine(url)
+        Inbox(engine).create()
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("CREATE TABLE work (n INTEGER)"))
+            if kind == "sqlite":
+                connection.execute(sqlalchemy.text("PRAGMA journal_mode=WAL"))
+
+        def count(what: str) -> int:
+            with engine.connect() as connection:
+                found = connection.execute(sqlalchemy.text(f"SELECT count({what}) FROM work"))
+                return int(found.scalar_one())
+
+        database = f"{url}?timeout=60" if kind == "sqlite" else url
+        consumers = [
+            _InboxProcess(
+                *(folder / str(number), broker.url(heartbeat=_HEARTBEAT), queue),
+                workers=workers,
+                database=database,
+            )
+            for number in range(3)
+        ]
+        commands = [consumer.start() for consumer in consumers]
+        for number in range(rounds):
+            publish(broker, queue, range(number * batch, (number + 1) * batch))
+            some = (number + rng.random()) * batch
+            wait_until(lambda goal=some: count("*") > goal, 120)
+            victim = rng.randrange(3)
+            commands[victim].kill()
+            commands[victim].wait()
+            commands[victim] = consumers[victim].start()
+        wait_until(lambda: count("DISTINCT n") == row.messages, 120)
+        wait_until(lambda: broker.depth(queue) == (0, 0))
+        for command in commands:
+            command.wait_for("consuming from")
+            command.send_signal(signal.SIGTERM)
+            assert command.wait(30) == 0, command.logged()
+        row.lost = row.messages - count("DISTINCT n")
+        row.rerun = count("*") - count("DISTINCT n")
+        engine.dispose()
+    broker.delete(queue)
+    return row

@@ -225,9 +225,10 @@ class Process:
         seconds: How long each callback runs, at most.
         more: More of the configuration's keys, as TOML.
         queue_settings: More of the queue's.
+        names: For the callback's text.
     """
 
-    _CALLBACK = """
+    callback = """
 import os, random, time
 from fmconsume import Nack
 out = os.open({out!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -250,13 +251,15 @@ def work(message):
         workers: int = 1,
         more: str = "",
         queue_settings: str = "",
+        **names: object,
     ) -> None:
         self.folder = folder
         self.folder.mkdir(parents=True, exist_ok=True)
         self._out = folder / "finished"
         self._out.touch()
         callback = folder / "callback.py"
-        callback.write_text(self._CALLBACK.format(out=str(self._out), seconds=seconds))
+        text = self.callback.format(out=str(self._out), seconds=seconds, **names)
+        callback.write_text(text)
         config = folder / "config.toml"
         config.write_text(
             f"amqp_url = {json.dumps(url)}\nworkers = {workers}\n{more}"

@@ -126,6 +126,11 @@ def test_poison_and_kill(broker: Broker, tmp_path: Path, rng: random.Random) -> 
     check(poison.poison_and_kill(broker, tmp_path, "Nack", 2, 8, rng, "quorum"))
 
 
+def test_inbox_killed(broker: Broker, tmp_path: Path, rng: random.Random) -> None:
+    """With an inbox each message runs once, whoever is killed when."""
+    check(processes.inbox_killed(broker, tmp_path, "postgresql", 4, 8, rng))
+
+
 @WORKERS
 def test_kills_itself(broker: Broker, tmp_path: Path, rng: random.Random, workers: int) -> None:
     """A message that kills its consumer is set aside, and the others are not."""

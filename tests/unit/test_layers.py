@@ -22,7 +22,7 @@ FLOORS = (
     "broker/",
     "engine/",
     "service/ wiring",
-    "publisher recording checking kept requeueing peeking",
+    "publisher inbox recording checking kept requeueing peeking",
     "api testing",
     "compat __init__",
     "cli __main__",
