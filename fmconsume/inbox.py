@@ -41,7 +41,7 @@ from .log import get_logger
 from .message import Message
 from .text import describe, printable
 
-__all__ = ["AlreadyDone", "Inbox"]
+__all__ = ["Inbox"]
 
 _log = get_logger(__name__)
 

@@ -9,12 +9,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import pytest
 
 from fmconsume.config import DEFAULTS
+from fmconsume.delivery import Verdict
 from fmconsume.exceptions import ExitCode
+from fmconsume.message import Message
+from fmconsume.testing import deliver
 from tests.waiting import wait_until
 
 from .broker import Broker
@@ -177,3 +180,19 @@ def test_readme_exit_codes() -> None:
     """The table of exit statuses has each of them."""
     table = README.split("| exit status")[1].split("\n\n")[0]
     assert set(map(int, re.findall(r"^\| (\d+) \|", table, re.MULTILINE))) == set(ExitCode)
+
+
+def test_readme_inbox(tmp_path: Path) -> None:
+    """The sample of the inbox does its work once."""
+    (sample,) = [block for block in blocks("python") if "inbox.transaction" in block]
+    url = f"sqlite:///{tmp_path}/builds.db"
+    names: dict[str, Any] = {}
+    exec(sample.replace("postgresql+psycopg://worker@db/builds", url), names)
+    with names["engine"].begin() as connection:
+        connection.execute(names["text"]("CREATE TABLE builds (name TEXT)"))
+    message = Message(topic="a", body={"name": "kernel"})
+    message.queue = "builds"
+    result = deliver(names["callback"], message, message)
+    assert (result.verdicts, result.error) == ([Verdict.ACK, Verdict.ACK], None)
+    with names["engine"].connect() as connection:
+        assert connection.execute(names["text"]("SELECT name FROM builds")).all() == [("kernel",)]

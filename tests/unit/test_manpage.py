@@ -103,6 +103,7 @@ def test_page_sections(shown: str) -> None:
         "IN PLACE OF THE CONFIGURATION",
         "CALLBACKS",
         "CONFIGURATION",
+        "EXACTLY ONCE",
         "SERVICE",
         "SIGNALS",
         "EXIT STATUS",
