@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,10 +15,16 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Callable, NamedTuple
 
+import sqlalchemy
+
+from fmconsume.inbox import Inbox
+from tests.integration.databases import SERVERS
+
 from .runner import (
     BATCHED,
     CLIENTS,
     HANDED,
+    ONCE,
     OURS,
     PIKA,
     THREADED,
@@ -415,6 +423,44 @@ def _shrink_backlog(bench: Bench) -> Figure:
     )
 
 
+def once(bench: Bench) -> list[Figure]:
+    """What it costs that no message runs twice: a state, and an inbox beside the same work."""
+    count = bench.settings.count
+    with tempfile.TemporaryDirectory() as folder:
+        numbers = itertools.count()
+
+        def with_state(queue: str) -> Run:
+            state = f"{folder}/state-{next(numbers)}"
+            return bench.consume(OURS, queue, count, "--state", state)
+
+        runs = alternate(bench, count, with_state, _consumer(bench, OURS, count))
+    figures = _compare_both("a state vs none", *runs)
+    for kind, serve in SERVERS.items():
+        with serve() as url:
+            engine = sqlalchemy.create_engine(url)
+            Inbox(engine).create()
+            with engine.begin() as connection:
+                connection.execute(sqlalchemy.text("CREATE TABLE work (n INTEGER)"))
+            engine.dispose()
+            few, options = count // 10, ("--database", url)
+            runs = alternate(
+                *(bench, few),
+                lambda queue, o=options, c=few: bench.consume(ONCE, queue, c, *o, "--inbox"),
+                lambda queue, o=options, c=few: bench.consume(ONCE, queue, c, *o),
+            )
+        figures += _compare_both(f"an inbox vs none, a row in {kind}", *runs)
+    return figures
+
+
+def _compare_both(name: str, ours: Sequence[Run], theirs: Sequence[Run]) -> list[Figure]:
+    """Compare both the rate and the processor time."""
+    cpu_us = ([run.cpu_us for run in each] for each in (ours, theirs))
+    return [
+        compare(name, "/s", rates(ours), rates(theirs)),
+        compare(f"CPU, {name}", " us", *cpu_us),
+    ]
+
+
 def _half(bench: Bench) -> int:
     return bench.settings.count // 2
 
@@ -432,4 +478,5 @@ MEASURES: dict[str, Callable[[Bench], list[Figure]]] = {
     "start": start,
     "memory": memory,
     "growth": growth,
+    "once": once,
 }

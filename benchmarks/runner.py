@@ -24,6 +24,7 @@ __all__ = [
     "BATCHED",
     "CLIENTS",
     "HANDED",
+    "ONCE",
     "OURS",
     "PIKA",
     "THREADED",
@@ -41,6 +42,7 @@ __all__ = [
 ROOT = Path(__file__).parent.parent
 
 OURS = "fmconsume"
+ONCE = "fmconsume_once"
 PIKA = "pika"
 THREADED = "pika_threaded"
 BATCHED = "pika_batched"
@@ -63,7 +65,7 @@ CLIENTS = {
     C_CLIENT: "rabbitmq-c (C)",
 }
 #: Those that need nothing but what fmconsume needs.
-_NATIVE = (OURS, PIKA, THREADED, BATCHED, HANDED)
+_NATIVE = (OURS, ONCE, PIKA, THREADED, BATCHED, HANDED)
 
 #: A client that is so slow gets this part of the messages, so that a run stays short.
 _SHARE = {"fedora_messaging": 1 / 5}

@@ -91,6 +91,9 @@ class Inbox:
             Column("done_at", DateTime, nullable=False, index=True, comment="UTC"),
         )
 
+        # Made once, since SQLAlchemy takes long to make a statement.
+        self._insert = insert(self.table)
+
     # -- the table ---------------------------------------------------------
 
     def create(self) -> Any:
@@ -215,7 +218,7 @@ class Inbox:
     def _enter(self, scope: _Scope, row: dict[str, Any]) -> None:
         """Insert the row; this waits for another transaction that has inserted it."""
         try:
-            scope.execute(insert(self.table).values(row))
+            scope.execute(self._insert, row)
         except IntegrityError as exc:
             raise _Conflict from exc
 

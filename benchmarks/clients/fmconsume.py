@@ -23,6 +23,7 @@ def main() -> None:
     conf.load_config(os.devnull)
     conf["amqp_url"] = args.url
     conf["qos"]["prefetch_count"] = args.prefetch
+    conf["state"] = args.state
     make = coroutine_callback if args.coroutine else plain_callback
     queues = {name: {"durable": True} for name in args.queue.split(",")}
     with suppress(HaltConsumer):
