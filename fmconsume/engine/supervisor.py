@@ -291,7 +291,7 @@ class Supervisor(threading.Thread):
         self.stats.reconnections = self._sessions - 1
         self._prefetch.begin(session)
         if self._notes is not None:
-            self._notes.begin_session()
+            self._notes.begin_session(session.queues)
         self._session = session
         self.mailbox.attach(session.wake)
         session.start_ticking(self._sleep)

@@ -24,8 +24,9 @@ import marshal
 import os
 import secrets
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from operator import attrgetter
 from pathlib import Path
 from time import time
 from typing import NamedTuple
@@ -38,6 +39,8 @@ from .seat import NO_SLOT, SLOTS, Record, Seat, encode
 __all__ = ["Desk", "Mark", "Notes", "count_finished", "explain"]
 
 _log = get_logger(__name__)
+
+_time_of = attrgetter("time")
 
 #: Kinds of records. A session begins: what was received before, and is not finished, is back in its
 #: queue, or will be. A message is received, for the first time or again; a worker runs it (in the
@@ -80,8 +83,27 @@ class Mark(NamedTuple):
     deaths: int = 0
 
 
-#: A mark, and when it was made.
-_Dated = tuple[float, Mark]
+class _Dated(NamedTuple):
+    """A mark, when it was made, and the number of its message's queue."""
+
+    time: float
+    queue: int
+    mark: Mark
+
+
+class _QueueNumbers(dict[str, int]):
+    """Numbers for the names of queues, by the secret of a folder."""
+
+    def __init__(self, secret: bytes) -> None:
+        super().__init__()
+        self._secret = secret
+
+    def __missing__(self, queue: str) -> int:
+        digest = hashlib.blake2b(
+            queue.encode("utf-8", "surrogatepass"), digest_size=4, key=self._secret
+        ).digest()
+        self[queue] = int.from_bytes(digest, "little")
+        return self[queue]
 
 
 class Notes:
@@ -100,7 +122,10 @@ class Notes:
     def __init__(self, folder: Path, remember: int) -> None:
         self.folder = folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._hash = hashlib.blake2b(digest_size=8, key=_read_secret(folder))
+        secret = _read_secret(folder)
+        self._hash = hashlib.blake2b(digest_size=8, key=secret)
+        #: The queues of this process. What others know of other queues is not for it.
+        self._queues = _QueueNumbers(secret)
         self._seat = _take_seat(folder, _RECORDS_EACH * remember + _RECORDS_MORE)
         reader = _Reader(self._seat)
         #: What was found at the start.
@@ -135,7 +160,7 @@ class Notes:
 
     def make_desk(self, slot: int) -> Desk:
         """Make the place where a worker takes its notes."""
-        return Desk(self, self._seat, self._numbers, slot, self._latest + 1)
+        return Desk(self, self._seat, self._queues, self._numbers, slot, self._latest + 1)
 
     def fail(self, exc: Exception) -> None:
         """Take no more notes, and say why."""
@@ -145,10 +170,12 @@ class Notes:
 
     # -- for the supervisor ------------------------------------------------
 
-    def begin_session(self) -> None:
-        """Note that a session begins."""
+    def begin_session(self, queues: Iterable[str]) -> None:
+        """Note that a session with these queues begins."""
+        for queue in queues:
+            self._queues[queue]
         sequence = self._latest = next(self._numbers)
-        self._write([(sequence, encode(0, sequence, time(), 0, NO_SLOT, _SESSION, 0))])
+        self._write([(sequence, encode(0, sequence, time(), 0, 0, NO_SLOT, _SESSION, 0))])
 
     def receive(self, deliveries: Iterable[Delivery]) -> None:
         """Note deliveries that go to the workers."""
@@ -157,7 +184,9 @@ class Notes:
             if each.identity or each.attempt > 1:
                 sequence, kind = next(self._numbers), _AGAIN if each.redelivered else _RECEIVED
                 self._latest = sequence
-                records.append((sequence, _encode(sequence, kind, NO_SLOT, each, each.attempt - 1)))
+                queue, attempt = self._queues[each.queue], each.attempt - 1
+                record = _encode(sequence, kind, NO_SLOT, each, attempt, queue)
+                records.append((sequence, record))
         self._write(records)
 
     def news(self) -> list[Mark]:
@@ -169,7 +198,8 @@ class Notes:
                     found += self._read_other(reader)
             except (OSError, ValueError) as exc:
                 self.fail(exc)
-        return [mark for _, mark in sorted(found, key=lambda each: each[0])]
+        ours = set(self._queues.values())
+        return [each.mark for each in sorted(found, key=_time_of) if each.queue in ours]
 
     def close(self) -> None:
         """Give the seat back. A callback that still runs was abandoned, which is no death."""
@@ -222,7 +252,7 @@ class Notes:
                         deaths=each.deaths + 1,
                     )
                     records.append((sequence, encode(*died)))
-                    found.append((died.time, _make_mark(died)))
+                    found.append(_Dated(died.time, died.queue, _make_mark(died)))
             self._seat.write_all(records)
             reader.seat.clear_slots()
         return found
@@ -237,10 +267,17 @@ class Desk:
     """
 
     def __init__(
-        self, notes: Notes, seat: Seat, numbers: Iterator[int], slot: int, after: int
+        self,
+        notes: Notes,
+        seat: Seat,
+        queues: Mapping[str, int],
+        numbers: Iterator[int],
+        slot: int,
+        after: int,
     ) -> None:
         self._notes = notes
         self._seat = seat
+        self._queues = queues
         self._numbers = numbers
         self._slot = slot if slot < SLOTS else NO_SLOT
         #: The number after the worker's latest record.
@@ -250,7 +287,8 @@ class Desk:
         """Note that the worker runs a message."""
         slot = self._slot
         if self._notes.is_on and slot != NO_SLOT:
-            record = _encode(self._after, _RUNS, slot, delivery, delivery.attempt)
+            queue = self._queues[delivery.queue]
+            record = _encode(self._after, _RUNS, slot, delivery, delivery.attempt, queue)
             try:
                 self._seat.write_slot(slot, record)
             except OSError as exc:
@@ -263,9 +301,10 @@ class Desk:
         attempt = delivery.attempt if verdict in RETURNS else delivery.attempt - 1
         # The first comparison is for speed: up to Python 3.11 a look-up of a Verdict is slow.
         kind = _ACKED if verdict is ACK else _KINDS.get(verdict, _RETURNED)
-        sequence = next(self._numbers)
+        sequence, queue = next(self._numbers), self._queues[delivery.queue]
+        record = _encode(sequence, kind, self._slot, delivery, attempt, queue)
         try:
-            self._seat.write(sequence, _encode(sequence, kind, self._slot, delivery, attempt))
+            self._seat.write(sequence, record)
         except OSError as exc:
             self._notes.fail(exc)
         self._after = sequence + 1
@@ -307,7 +346,7 @@ class _Reader:
             if record.kind == _SESSION:
                 self._open.clear()
             else:
-                found.append((record.time, self._translate(record)))
+                found.append(_Dated(record.time, record.queue, self._translate(record)))
         return found
 
     def _translate(self, record: Record) -> Mark:
@@ -326,12 +365,15 @@ def _make_mark(record: Record) -> Mark:
     return Mark(record.number, has_id, _FINISHED.get(kind), False, record.attempt, record.deaths)
 
 
-def _encode(sequence: int, kind: int, slot: int, delivery: Delivery, attempt: int) -> bytes:
+def _encode(
+    sequence: int, kind: int, slot: int, delivery: Delivery, attempt: int, queue: int
+) -> bytes:
     """Give the bytes of the record of a delivery."""
     return encode(
         delivery.fingerprint,
         sequence,
         time(),
+        queue,
         attempt,
         slot,
         kind | _HAS_ID if delivery.identity else kind,

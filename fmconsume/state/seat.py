@@ -28,7 +28,7 @@ __all__ = ["NO_SLOT", "SLOTS", "Record", "Seat", "encode"]
 _MAGIC = b"fmconsume seat 1"
 #: Magic, records in the ring.
 _HEADER = Struct("<16sI")
-_BODY, _CHECK = Struct("<QQdHHBB"), Struct("<H")
+_BODY, _CHECK = Struct("<QQdIHHBB"), Struct("<H")
 _pack_body, _pack_check, _crc32 = _BODY.pack, _CHECK.pack, zlib.crc32
 _RECORD = Struct(_BODY.format + "H")
 _SIZE = _RECORD.size
@@ -50,6 +50,7 @@ class Record(NamedTuple):
         number: The fingerprint of a message; below 2^64, like sequence.
         sequence: From 1; no other record in the ring has the same number.
         time: When it was made, seconds since the epoch.
+        queue: The number of a queue; below 2^32.
         attempt: 65,535 at most, like slot.
         slot: The number of the worker, from 0.
         kind: What it says, as notes.py defines; 255 at most, like deaths.
@@ -58,6 +59,7 @@ class Record(NamedTuple):
     number: int
     sequence: int
     time: float
+    queue: int
     attempt: int
     slot: int
     kind: int
@@ -65,13 +67,20 @@ class Record(NamedTuple):
 
 
 def encode(
-    number: int, sequence: int, when: float, attempt: int, slot: int, kind: int, deaths: int
+    number: int,
+    sequence: int,
+    when: float,
+    queue: int,
+    attempt: int,
+    slot: int,
+    kind: int,
+    deaths: int,
 ) -> bytes:
     """Give the bytes of a Record; numbers that are too large are cut."""
     if attempt > _MOST_ATTEMPTS or deaths > _MOST_DEATHS:
         attempt, deaths = min(attempt, _MOST_ATTEMPTS), min(deaths, _MOST_DEATHS)
     # Names of this module's own are faster, and this runs three times for every message.
-    body = _pack_body(number, sequence, when, attempt, slot, kind, deaths)
+    body = _pack_body(number, sequence, when, queue, attempt, slot, kind, deaths)
     return body + _pack_check(_crc32(body) & 0xFFFF)
 
 

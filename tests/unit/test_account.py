@@ -326,7 +326,7 @@ class MortalWorld(World):
     def begin(self) -> None:
         """Open a session, and note it."""
         super().begin()
-        self.notes.begin_session()
+        self.notes.begin_session(self.channels)
 
     def note_receipt(self, delivery: Delivery) -> None:
         """Note what goes to the workers."""
@@ -348,7 +348,7 @@ class MortalWorld(World):
         self.notes._seat.release()
         self.notes = Notes(self.folder, 100)
         self.desks = [self.notes.make_desk(slot) for slot in range(100)]
-        assert [mark.deaths > 0 for _, mark in self.notes._past].count(True) >= before
+        assert [mark.deaths > 0 for _, _, mark in self.notes._past].count(True) >= before
         self.slots.clear()
         self.running.clear()
         self.account = self.make_account()

@@ -34,6 +34,7 @@ class Process(Notes):
 
     def __init__(self, folder: Path, remember: int = 10) -> None:
         super().__init__(folder, remember)
+        self.begin_session(["fruit"])
         self.desks = [self.make_desk(slot) for slot in range(4)]
 
     def run(self, verdict: Verdict, delivery: Delivery, slot: int = 0) -> None:
@@ -117,10 +118,10 @@ def test_closed(tmp_path: Path) -> None:
 def test_equal_messages(tmp_path: Path) -> None:
     """Of two in one session the second is another one; after a session it may be the first."""
     first = Process(tmp_path, 10)
-    first.begin_session()
+    first.begin_session(["fruit"])
     receive(first)
     receive(first, redelivered=True)
-    first.begin_session()
+    first.begin_session(["fruit"])
     receive(first, redelivered=True)
     die(first)
     assert [mark.is_new for mark in Process(tmp_path, 10).news()] == [True, True, False]
@@ -175,7 +176,7 @@ def test_full_disk(
     for _ in range(3):
         notes.run(ACK, apple)
         notes.receive([apple])
-        notes.begin_session()
+        notes.begin_session(["fruit"])
         assert notes.news() == []
     notes.close()
     (warning,) = caplog.records
@@ -220,3 +221,21 @@ def test_forked_child(tmp_path: Path) -> None:
     notes.run(DROP, apple)
     marks = Process(tmp_path, 10).news()
     assert [mark.verdict for mark in marks] == [None, DROP]
+
+
+def test_other_queues(tmp_path: Path) -> None:
+    """What a service notes is not for another one, but for the next process that has its queue."""
+    first, other = Process(tmp_path, 10), Notes(tmp_path, 10)
+    other.begin_session(["leaf"])
+    apple, leaf = receive(first), receive(first, "plum", queue="leaf")
+    for delivery in (apple, leaf):
+        first.run(ACK, delivery)
+    first.desks[0].begin(apple)
+    die(first)
+    assert [mark.number for mark in other.news()] == [leaf.fingerprint] * 2
+    die(other)
+    third = Notes(tmp_path, 10)
+    third.begin_session(["fruit", "leaf"])
+    marks = third.news()
+    assert {mark.number for mark in marks} == {apple.fingerprint, leaf.fingerprint}
+    assert [mark.number for mark in marks if mark.deaths] == [apple.fingerprint]

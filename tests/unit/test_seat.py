@@ -21,7 +21,7 @@ def make_seat(folder: Path, capacity: int = 10) -> Seat:
 
 def record(sequence: int, **fields: int) -> bytes:
     """Make a record whose number is ten times its sequence number."""
-    values = {"attempt": 1, "slot": 2, "kind": 3, "deaths": 4, **fields}
+    values = {"queue": 5, "attempt": 1, "slot": 2, "kind": 3, "deaths": 4, **fields}
     return encode(10 * sequence, sequence, 1000.5, *values.values())
 
 
@@ -33,8 +33,8 @@ def write(seat: Seat, *sequences: int) -> None:
 def test_record(tmp_path: Path) -> None:
     """A record comes back as it was written; numbers that do not fit are cut."""
     seat = make_seat(tmp_path)
-    seat.write(1, encode(2**64 - 1, 1, 1000.5, 100_000, 7, 255, 300))
-    assert seat.read_all() == [Record(2**64 - 1, 1, 1000.5, 0xFFFF, 7, 255, 0xFF)]
+    seat.write(1, encode(2**64 - 1, 1, 1000.5, 2**32 - 1, 100_000, 7, 255, 300))
+    assert seat.read_all() == [Record(2**64 - 1, 1, 1000.5, 2**32 - 1, 0xFFFF, 7, 255, 0xFF)]
 
 
 @pytest.mark.parametrize("written", [0, 1, 9, 10, 11, 25, 1000])
@@ -62,10 +62,10 @@ def test_read_torn(tmp_path: Path) -> None:
     """What is torn, or noise, is passed over."""
     seat = make_seat(tmp_path)
     write(seat, 1, 2, 3)
-    seat.write(2, record(2)[:20] + bytes(12))
-    seat.write(4, os.urandom(32))
+    seat.write(2, record(2)[:20] + bytes(16))
+    seat.write(4, os.urandom(36))
     assert [each.sequence for each in seat.read_all()] == [1, 3]
-    os.truncate(seat.path, seat.path.stat().st_size - 32 * 7 - 10)
+    os.truncate(seat.path, seat.path.stat().st_size - 36 * 7 - 10)
     assert [each.sequence for each in seat.read_all()] == [1]
     assert [each.sequence for each in seat.read_after(0)] == [1]
 
@@ -138,5 +138,5 @@ def test_write_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record that is not written in whole is an error."""
     seat = make_seat(tmp_path)
     monkeypatch.setattr(os, "pwrite", lambda fd, data, at: len(data) - 1)
-    with pytest.raises(OSError, match="only 31 of 32 bytes"):
+    with pytest.raises(OSError, match="only 35 of 36 bytes"):
         seat.write(1, record(1))
