@@ -58,7 +58,7 @@ class Intake:
     def hand_out(self) -> None:
         """Put the waiting deliveries into the inbox, within the limit."""
         batch: list[Delivery] = []
-        while self._waiting and self._budget and self._may_run(self._waiting[0], len(batch)):
+        while self._waiting and self._budget and self._may_run(self._waiting[0]):
             self._budget -= 1
             batch.append(self._waiting.popleft())
         if self._note is not None and batch:
@@ -66,14 +66,14 @@ class Intake:
         for delivery in batch:
             self.inbox.put(delivery)
 
-    def _may_run(self, delivery: Delivery, more: int) -> bool:
-        """Tell whether a delivery may run now, beside `more` others that were not handed out yet.
+    def _may_run(self, delivery: Delivery) -> bool:
+        """Tell whether a waiting delivery may run now.
 
         One that ran when a process died runs alone, so that the next death is its own.
         """
         if not (delivery.deaths or self._has_suspect):
             return True
-        if more or self._in_hand() > len(self._waiting):
+        if self._in_hand() > len(self._waiting):
             return False
         self._has_suspect = delivery.deaths > 0
         return True
