@@ -71,7 +71,8 @@ class Delivery:
         identity: The same, but 0 without a message id. The account sets it.
         attempt: 1 where no earlier run of this message has ended in a Nack or an exception, or
             with the process.
-        deaths: How many processes have died while it ran, as far as the state knows.
+        returns: How many runs of it ended so, as far as fmconsume remembers.
+        deaths: How many of these ended with the process.
     """
 
     session: int
@@ -87,6 +88,7 @@ class Delivery:
     fingerprint: int = 0
     identity: int = 0
     attempt: int = 1
+    returns: int = 0
     deaths: int = 0
 
     @property

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import secrets
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta, timezone
@@ -28,11 +29,12 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    bindparam,
     delete,
     insert,
     select,
 )
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession
 from sqlalchemy.orm import Session
 
@@ -93,6 +95,8 @@ class Inbox:
 
         # Made once, since SQLAlchemy takes long to make a statement.
         self._insert = insert(self.table)
+        self._find = select(self.table.c.done_at).where(self.table.c.id == bindparam("name"))
+        self._is_probed = False
 
     # -- the table ---------------------------------------------------------
 
@@ -151,26 +155,33 @@ class Inbox:
             AlreadyDone: The work was done before. It is for fmconsume, which acknowledges the
                 message.
             ValueError: The message has no id, and there is no key.
-            sqlalchemy.exc.SQLAlchemyError: From the database, or it has no such table.
+            sqlalchemy.exc.SQLAlchemyError: From the database, or it has no such table, or the
+                transaction was ended inside the block.
         """
         name = message.id if key is None else key
         if not name:
             what = f"a message from queue {message.queue!r} has no id"
             raise ValueError(f"{what}: give key=, a text that stands for it")
-        row = {
-            "id": _digest(message.queue or "", name),
-            "key_id": _digest(name),
-            "queue": printable(message.queue or "")[:_SHOWN],
-            "message": printable(name)[:_SHOWN],
-            "done_at": datetime.now(timezone.utc).replace(tzinfo=None),
-        }
+        row = self._make_row(message.queue or "", name)
         if self._is_async:
             return self._transaction_async(row, session)
         return self._transaction(row, session)
 
+    def _make_row(self, queue: str, name: str) -> dict[str, Any]:
+        return {
+            "id": _digest(queue, name),
+            "key_id": _digest(name),
+            "queue": printable(queue)[:_SHOWN],
+            "message": printable(name)[:_SHOWN],
+            "done_at": datetime.now(timezone.utc).replace(tzinfo=None),
+        }
+
     @contextmanager
     def _transaction(self, row: dict[str, Any], session: Any) -> Iterator[Any]:
         halt: HaltConsumer | None = None
+        if not self._is_probed:
+            with self._engine.connect() as connection:
+                self._probe(connection)
         try:
             with (session or self._engine).begin() as scope:
                 self._enter(session or scope, row)
@@ -180,6 +191,7 @@ class Inbox:
                     if exc.requeue:
                         raise
                     halt = exc  # The message is done, and the consumer ends.
+                self._leave(session or scope, row)
         except _Conflict as exc:
             with self._engine.begin() as connection:
                 self._explain(connection, row, exc)
@@ -195,6 +207,9 @@ class Inbox:
     @asynccontextmanager
     async def _transaction_async(self, row: dict[str, Any], session: Any) -> AsyncIterator[Any]:
         halt: HaltConsumer | None = None
+        if not self._is_probed:
+            async with self._engine.connect() as connection:
+                await connection.run_sync(self._probe)
         try:
             async with (session or self._engine).begin() as scope:
                 await (session or scope).run_sync(self._enter, row)
@@ -204,6 +219,7 @@ class Inbox:
                     if exc.requeue:
                         raise
                     halt = exc
+                await (session or scope).run_sync(self._leave, row)
         except _Conflict as exc:
             async with self._engine.begin() as connection:
                 await connection.run_sync(self._explain, row, exc)
@@ -215,6 +231,17 @@ class Inbox:
         if halt is not None:
             raise halt
 
+    def _probe(self, connection: Connection) -> None:
+        """Refuse an engine that commits each statement: it cannot undo a mark."""
+        row = self._make_row("", secrets.token_hex())
+        connection.execute(self._insert, row)
+        connection.rollback()
+        is_left = connection.execute(self._find, {"name": row["id"]}).scalar() is not None
+        if is_left:
+            connection.execute(delete(self.table).where(self.table.c.id == row["id"]))
+            raise InvalidRequestError("the engine commits each statement, and can undo none")
+        self._is_probed = True
+
     def _enter(self, scope: _Scope, row: dict[str, Any]) -> None:
         """Insert the row; this waits for another transaction that has inserted it."""
         try:
@@ -222,10 +249,20 @@ class Inbox:
         except IntegrityError as exc:
             raise _Conflict from exc
 
+    def _leave(self, scope: _Scope, row: dict[str, Any]) -> None:
+        """Refuse to call a message done whose transaction is not there any more.
+
+        PostgreSQL turns a commit into a rollback, without an error, where a statement has failed.
+        """
+        if scope.execute(self._find, {"name": row["id"]}).scalar() is None:
+            name = f"message {row['message']} from queue {row['queue']!r}"
+            raise InvalidRequestError(
+                f"the transaction of {name} was rolled back inside the block: its work is not done"
+            )
+
     def _explain(self, connection: Connection, row: dict[str, Any], conflict: _Conflict) -> None:
         """Raise AlreadyDone if the row is there, else what the database said."""
-        found = select(self.table.c.done_at).where(self.table.c.id == row["id"])
-        done_at = connection.execute(found).scalar()
+        done_at = connection.execute(self._find, {"name": row["id"]}).scalar()
         if done_at is None:
             assert conflict.__cause__ is not None
             raise conflict.__cause__

@@ -176,16 +176,18 @@ class Connection:
         finally:
             loop.remove_timeout(timers[-1])
 
-    def close(self, *channels: Any) -> None:
-        """Close the channels, then the connection.
+    def close(self, *channels: Any) -> bool:
+        """Close the channels, then the connection; tell whether the broker has answered all.
 
-        Once the broker has answered a channel's close, it has every frame that was sent on it.
+        Once it has answered a channel's close, it has every frame that was sent on it.
         A connection that is broken already is only dropped, and so is one that does not answer.
         """
         with suppress(SessionLost), self.within("closing", STOP_DEADLINE):
-            self._close(*channels)
+            return self._close(*channels)
+        return False
 
-    def _close(self, *channels: Any) -> None:
+    def _close(self, *channels: Any) -> bool:
+        is_answered = self.is_open
         for each in (*channels, self._blocking):
             try:
                 if each.is_open:
@@ -194,6 +196,8 @@ class Connection:
                 raise
             except Exception as exc:  # The connection is given up, whether or not closing works.
                 _log.debug("closing %s: %r", self.address.name, exc)
+                is_answered = False
+        return is_answered
 
     def discard(self, *channels: Any) -> None:
         """Close on another thread, since the line may be dead, and return at once."""

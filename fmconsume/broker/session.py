@@ -369,9 +369,9 @@ class Session:
         with LOSS, within, suppress(ChannelClosedByBroker):
             self._channels[0].queue_declare(nowhere, passive=True)
 
-    def close(self) -> None:
-        """Close the channel, then the connection, as `Connection.close` does."""
-        self._connection.close(*self._channels.values())
+    def close(self) -> bool:
+        """Close the channels, then the connection, as `Connection.close` does."""
+        return self._connection.close(*self._channels.values())
 
     def discard(self) -> None:
         """Close on another thread, since the line may be dead, and return at once."""

@@ -163,10 +163,8 @@ class DeliveryAccount:
             self._remember_concluded()
             for mark in self._news():
                 self._memory.note_mark(mark)
-            returns, delivery.deaths = self._memory.take_returns(number)
-            # A queue counts a death for all that was prefetched, too; then our count is better.
-            count = 0 if delivery.deaths else self._count_of(delivery)
-            delivery.attempt = 1 + max(returns, count)
+            delivery.returns, delivery.deaths = self._memory.take_returns(number)
+            delivery.attempt = 1 + max(delivery.returns, self._count_of(delivery))
         # A message that was not delivered before is new, even where an equal one is remembered.
         if delivery.redelivered and delivery.identity and self._is_known(delivery):
             return False
@@ -263,15 +261,16 @@ class DeliveryAccount:
                 attempt = max(outcome.delivery.attempt, outcome.target.attempt)
                 outcome.returns = attempt - 1
                 deaths = max(outcome.delivery.deaths, outcome.target.deaths)
-                self._memory.note_returns(outcome.target.fingerprint, attempt, deaths)
+                returns = 1 + max(outcome.delivery.returns, outcome.target.returns)
+                self._memory.note_returns(outcome.target.fingerprint, returns, deaths)
             else:
                 self._memory.note_finished(key, outcome.verdict, outcome.target.session)
             self._flushed.append(outcome)
 
     def _note_earlier_returns(self, delivery: Delivery) -> None:
         """Note the returns that a message had before this delivery, which ends without one."""
-        if delivery.attempt > 1:
-            self._memory.note_returns(delivery.fingerprint, delivery.attempt - 1, delivery.deaths)
+        if delivery.returns:
+            self._memory.note_returns(delivery.fingerprint, delivery.returns, delivery.deaths)
 
     def _count_of(self, delivery: Delivery) -> int:
         """Give how often a quorum queue says that a message came back; 0 for other queues."""

@@ -55,9 +55,9 @@ class FailurePolicy(NamedTuple):
         """Tell whether a message gets no further attempt after this one."""
         return 0 < self.max_attempts <= attempt
 
-    def is_beyond(self, attempt: int) -> bool:
-        """Tell whether a message has had all its attempts before this one."""
-        return 0 < self.max_attempts < attempt
+    def is_spent(self, returns: int) -> bool:
+        """Tell whether a message has had all its attempts, which ended in so many returns."""
+        return 0 < self.max_attempts <= returns
 
     def describe(self, attempt: int) -> str:
         """Say which attempt it was; nothing for the first of any number."""

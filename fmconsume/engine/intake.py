@@ -55,28 +55,38 @@ class Intake:
         """Keep a delivery until the next `hand_out`."""
         self._waiting.append(delivery)
 
-    def hand_out(self) -> None:
-        """Put the waiting deliveries into the inbox, within the limit."""
+    @property
+    def is_held_up(self) -> bool:
+        """Whether deliveries wait because of one that ran when a process died: it runs alone."""
+        return bool(self._waiting) and (self._has_suspect or self._waiting[0].deaths > 0)
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nothing is with the workers."""
+        return self._in_hand() <= len(self._waiting)
+
+    def hand_out(self, *, may_be_suspect: bool = False) -> None:
+        """Put the waiting deliveries into the inbox, within the limit.
+
+        Args:
+            may_be_suspect: One that ran when a process died may go, as nothing else runs. The next
+                death is its own then.
+        """
+        if self._has_suspect and not self.is_alone:
+            return
+        self._has_suspect = False
         batch: list[Delivery] = []
-        while self._waiting and self._budget and self._may_run(self._waiting[0]):
+        while self._waiting and self._budget and not self._has_suspect:
+            if self._waiting[0].deaths:
+                if batch or not may_be_suspect:
+                    break
+                self._has_suspect = True
             self._budget -= 1
             batch.append(self._waiting.popleft())
         if self._note is not None and batch:
             self._note(batch)
         for delivery in batch:
             self.inbox.put(delivery)
-
-    def _may_run(self, delivery: Delivery) -> bool:
-        """Tell whether a waiting delivery may run now.
-
-        One that ran when a process died runs alone, so that the next death is its own.
-        """
-        if not (delivery.deaths or self._has_suspect):
-            return True
-        if self._in_hand() > len(self._waiting):
-            return False
-        self._has_suspect = delivery.deaths > 0
-        return True
 
     def take_back(self) -> list[Delivery]:
         """Remove and give the deliveries that no worker has begun, oldest first.

@@ -131,6 +131,10 @@ class RecentVerdicts:
     def note_mark(self, mark: Mark) -> None:
         """Note what another process did with a message, or an earlier one."""
         key = mark.number if mark.has_id else 0
+        if mark.is_settled:
+            if key in self._finished:
+                self._note_several(key)  # What comes again is another one.
+            return
         if not mark.is_new:
             self._back_in_queue.pop(key, None)
             self.take_returns(mark.number)
@@ -138,8 +142,8 @@ class RecentVerdicts:
             self.note_finished(key, mark.verdict, _ELSEWHERE)
             return
         self.note_returned(key)
-        if mark.attempt:
-            self.note_returns(mark.number, mark.attempt, mark.deaths)
+        if mark.returns:
+            self.note_returns(mark.number, mark.returns, mark.deaths)
 
     def note_returns(self, number: int, count: int, deaths: int) -> None:
         """Note how often a message was returned, now that it goes back to its queue.

@@ -174,11 +174,11 @@ class Processor:
         """Set a message aside that has killed its consumer too often; None lets it run again."""
         times = "once" if delivery.deaths == 1 else f"{delivery.deaths} times"
         reason = f"its consumer died {times} while it ran"
-        if not self._policy.is_beyond(delivery.attempt):
+        if not self._policy.is_spent(delivery.returns):
             attempt = self._policy.describe(delivery.attempt)
             _log.warning("%s: %s; it runs again%s", delivery.name, reason, attempt)
             return None
-        delivery.attempt -= 1  # This one does not take place.
+        delivery.attempt = delivery.returns  # The present one does not take place.
         kept = self._keep_aside(delivery, reason)
         if kept is None:
             return NACK

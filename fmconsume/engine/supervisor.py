@@ -159,6 +159,8 @@ class Supervisor(threading.Thread):
         #: The end has come, and the unstarted deliveries are returned. From now on no delivery is
         #: accepted, and those in hand may be settled.
         self._may_settle_at_last = False
+        #: The broker has said at the end that it has every verdict.
+        self._is_settled = False
         #: Callbacks that run are not waited for any more.
         self._is_abandoned = False
         #: When the thread began, monotonic seconds.
@@ -194,7 +196,7 @@ class Supervisor(threading.Thread):
         assert self._ending is not None
         self._pool.end()
         if self._notes is not None:
-            self._notes.close()
+            self._notes.close(is_settled=self._is_settled and not self._is_abandoned)
         try:
             self._say_how_it_ended(self._ending)
         except Exception as exc:
@@ -306,7 +308,7 @@ class Supervisor(threading.Thread):
             session.discard()
             raise
         else:
-            session.close()
+            self._is_settled = session.close()
         finally:
             self._session = None
             self.mailbox.detach()
@@ -382,12 +384,22 @@ class Supervisor(threading.Thread):
         for item in self.mailbox.collect():
             self._accept(item)
         if self._ending is None:
-            self._intake.hand_out()  # What had to wait for an outcome.
             self._prefetch.ask(session)
         self._settle(session)
         self._follow_up()
         self._settle(session)  # `_follow_up` has released the Nacks that have no delay.
+        if self._ending is None and self._intake.is_held_up:
+            self._let_suspect_run(session)
         self._status.tick(session if self._ending is None else None)
+
+    def _let_suspect_run(self, session: Session) -> None:
+        """Hand out what had to wait, once it may run alone and the broker has what was settled.
+
+        Else the death that it may cause would take a verdict with it that is on its way.
+        """
+        if self._intake.is_alone:
+            session.depths()
+        self._intake.hand_out(may_be_suspect=self._intake.is_alone)
 
     def _settle(self, session: Session) -> None:
         """Send the verdicts that are due; after the end has come, only once that is allowed."""

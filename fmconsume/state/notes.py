@@ -44,8 +44,9 @@ _time_of = attrgetter("time")
 
 #: Kinds of records. A session begins: what was received before, and is not finished, is back in its
 #: queue, or will be. A message is received, for the first time or again; a worker runs it (in the
-#: worker's slot, never in the ring); it went back; a process died while it ran.
-_SESSION, _RECEIVED, _AGAIN, _RUNS, _RETURNED, _DIED = range(1, 7)
+#: worker's slot, never in the ring); it went back; a process died while it ran. The process ends,
+#: and the broker has told it that it has every verdict.
+_SESSION, _RECEIVED, _AGAIN, _RUNS, _RETURNED, _DIED, _SETTLED = range(1, 8)
 #: A message was finished with this verdict. What is only rejected is as good as returned: its
 #: callback never saw it.
 _FINISHED = {16: ACK, 17: DROP, 18: SET_ASIDE}
@@ -71,16 +72,18 @@ class Mark(NamedTuple):
         has_id: It has a message id.
         verdict: What it was finished with; None where it is not finished.
         is_new: It is the first mark of this very message.
-        attempt: How often it has run, and is to run again.
-        deaths: How often a process died while it ran.
+        returns: How many runs of it ended, and it is to run again.
+        deaths: How many of these ended with the process.
+        is_settled: The broker has its verdict: if it comes again, it is another message.
     """
 
     number: int
     has_id: bool
     verdict: Verdict | None = None
     is_new: bool = False
-    attempt: int = 0
+    returns: int = 0
     deaths: int = 0
+    is_settled: bool = False
 
 
 class _Dated(NamedTuple):
@@ -174,18 +177,17 @@ class Notes:
         """Note that a session with these queues begins."""
         for queue in queues:
             self._queues[queue]
-        sequence = self._latest = next(self._numbers)
-        self._write([(sequence, encode(0, sequence, time(), 0, 0, NO_SLOT, _SESSION, 0))])
+        self._note(_SESSION)
 
     def receive(self, deliveries: Iterable[Delivery]) -> None:
         """Note deliveries that go to the workers."""
         records = []
         for each in deliveries:
-            if each.identity or each.attempt > 1:
+            if each.identity or each.returns:
                 sequence, kind = next(self._numbers), _AGAIN if each.redelivered else _RECEIVED
                 self._latest = sequence
-                queue, attempt = self._queues[each.queue], each.attempt - 1
-                record = _encode(sequence, kind, NO_SLOT, each, attempt, queue)
+                queue = self._queues[each.queue]
+                record = _encode(sequence, kind, NO_SLOT, each, each.returns, queue)
                 records.append((sequence, record))
         self._write(records)
 
@@ -201,13 +203,24 @@ class Notes:
         ours = set(self._queues.values())
         return [each.mark for each in sorted(found, key=_time_of) if each.queue in ours]
 
-    def close(self) -> None:
-        """Give the seat back. A callback that still runs was abandoned, which is no death."""
+    def close(self, *, is_settled: bool) -> None:
+        """Give the seat back. A callback that still runs was abandoned, which is no death.
+
+        Args:
+            is_settled: The broker has said that it has every verdict.
+        """
+        if is_settled:
+            self._note(_SETTLED)
         if self.is_on:
             self.is_on = False
             with suppress(OSError):
                 self._seat.clear_slots()
         self._seat.release()
+
+    def _note(self, kind: int) -> None:
+        """Note what is about no message."""
+        sequence = self._latest = next(self._numbers)
+        self._write([(sequence, encode(0, sequence, time(), 0, 0, NO_SLOT, kind, 0))])
 
     def _write(self, records: list[tuple[int, bytes]]) -> None:
         if self.is_on:
@@ -288,7 +301,7 @@ class Desk:
         slot = self._slot
         if self._notes.is_on and slot != NO_SLOT:
             queue = self._queues[delivery.queue]
-            record = _encode(self._after, _RUNS, slot, delivery, delivery.attempt, queue)
+            record = _encode(self._after, _RUNS, slot, delivery, delivery.returns + 1, queue)
             try:
                 self._seat.write_slot(slot, record)
             except OSError as exc:
@@ -298,11 +311,11 @@ class Desk:
         """Note what came of a message."""
         if not self._notes.is_on:
             return
-        attempt = delivery.attempt if verdict in RETURNS else delivery.attempt - 1
+        returns = delivery.returns + (verdict in RETURNS)
         # The first comparison is for speed: up to Python 3.11 a look-up of a Verdict is slow.
         kind = _ACKED if verdict is ACK else _KINDS.get(verdict, _RETURNED)
         sequence, queue = next(self._numbers), self._queues[delivery.queue]
-        record = _encode(sequence, kind, self._slot, delivery, attempt, queue)
+        record = _encode(sequence, kind, self._slot, delivery, returns, queue)
         try:
             self._seat.write(sequence, record)
         except OSError as exc:
@@ -345,9 +358,23 @@ class _Reader:
             self._position = record.sequence
             if record.kind == _SESSION:
                 self._open.clear()
+            elif record.kind == _SETTLED:
+                found += self._list_settled(record)
             else:
                 found.append(_Dated(record.time, record.queue, self._translate(record)))
         return found
+
+    def _list_settled(self, end: Record) -> list[_Dated]:
+        """Give a mark for each message that was finished before the end of a process."""
+        finished = [
+            each
+            for each in self.seat.read_all()
+            if each.sequence < end.sequence and each.kind & ~_HAS_ID in _FINISHED
+        ]
+        return [
+            _Dated(end.time, each.queue, _make_mark(each)._replace(is_settled=True))
+            for each in finished
+        ]
 
     def _translate(self, record: Record) -> Mark:
         kind, number = record.kind & ~_HAS_ID, record.number
@@ -366,7 +393,7 @@ def _make_mark(record: Record) -> Mark:
 
 
 def _encode(
-    sequence: int, kind: int, slot: int, delivery: Delivery, attempt: int, queue: int
+    sequence: int, kind: int, slot: int, delivery: Delivery, returns: int, queue: int
 ) -> bytes:
     """Give the bytes of the record of a delivery."""
     return encode(
@@ -374,7 +401,7 @@ def _encode(
         sequence,
         time(),
         queue,
-        attempt,
+        returns,
         slot,
         kind | _HAS_ID if delivery.identity else kind,
         delivery.deaths,
@@ -404,9 +431,11 @@ def _read_secret(folder: Path) -> bytes:
 
 
 def _check_secret(path: Path) -> bytes:
-    secret = path.read_bytes()
+    # What is no file must not keep anybody waiting.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        secret = file.read(_SECRET_BYTES + 1)
     if len(secret) != _SECRET_BYTES:
-        raise ValueError(f"{path.name} has {len(secret)} bytes, not {_SECRET_BYTES}: remove it")
+        raise ValueError(f"{path.name} does not have {_SECRET_BYTES} bytes: remove it")
     return secret
 
 
@@ -447,6 +476,8 @@ def count_finished(folder: Path) -> int:
     """
     if not folder.exists():
         return 0
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder))
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
     with suppress(FileNotFoundError):

@@ -128,6 +128,45 @@ def test_halt(engine):
     assert not run(inbox, make_message())
 
 
+def _roll_back(connection):
+    connection.rollback()
+
+
+def _fail_quietly(connection):
+    with suppress(sa.exc.SQLAlchemyError):
+        connection.execute(sa.text("SELECT nothing FROM nowhere"))
+
+
+@pytest.mark.parametrize("end", [_roll_back, _fail_quietly])
+def test_rolled_back_inside(engine, end):
+    """A block whose transaction is gone at its end has done nothing, and says so."""
+    inbox = Inbox(engine)
+    inbox.create()
+
+    def work_in_vain():
+        with inbox.transaction(make_message()) as connection:
+            connection.execute(sa.insert(work).values(n=1))
+            end(connection)
+
+    if end is _fail_quietly and engine.dialect.name != "postgresql":
+        work_in_vain()  # Only PostgreSQL gives the transaction up.
+        assert count_work(engine) == 1
+        return
+    with pytest.raises(sa.exc.SQLAlchemyError):
+        work_in_vain()
+    assert count_work(engine) == 0
+    assert run(inbox, make_message())
+
+
+def test_autocommit(engine):
+    """An engine that commits each statement cannot undo the mark, and is refused."""
+    inbox = Inbox(engine.execution_options(isolation_level="AUTOCOMMIT"))
+    inbox.create()
+    with pytest.raises(sa.exc.InvalidRequestError, match="commits each statement"):
+        run(inbox, make_message())
+    assert count_work(engine) == 0
+
+
 def test_session(engine):
     """The work may be done with a session; there is one transaction for it and the mark."""
     inbox = Inbox(engine)

@@ -160,6 +160,60 @@ def test_attempts_outlive_the_process(broker, stage):
     wait_until(lambda: there.finished() == [1])
 
 
+def _return_unrun(broker, queue):
+    """Get a message and give it back, so that it comes redelivered."""
+    with broker.channel() as channel:
+        method, _, _ = channel.basic_get(queue)
+        channel.basic_nack(method.delivery_tag, requeue=True)
+
+
+def test_equal_message_after_a_stop(broker, stage):
+    """After a stop an equal message is another one, even if it comes redelivered."""
+    there = stage()
+    for number in range(1, 4):
+        broker.publish(there.queue, [{"n": 0}], message_id="the same", headers={})
+        _return_unrun(broker, there.queue)
+        command = there.start("note")
+        wait_until(lambda: broker.depth(there.queue) == Depth(0, 0))
+        command.send_signal(signal.SIGTERM)
+        assert command.wait(30) == 0
+        assert there.finished() == [0] * number
+
+
+def test_returns_are_no_attempts(broker, stage):
+    """What came back without a run does not count towards the attempts of one that died."""
+    there = stage(death="os.kill(os.getpid(), 9)")
+    broker.publish(there.queue, [{"n": 0, "bad": True}])
+    for _ in range(4):
+        _return_unrun(broker, there.queue)
+    for _ in range(3):
+        assert there.start("die").wait(30) == -signal.SIGKILL
+    command = there.start("die")
+    command.wait_for("its consumer died 3 times while it ran")
+    wait_until(lambda: broker.depth(there.queue) == Depth(0, 0))
+
+
+@pytest.mark.parametrize("message_id", ["the same", None])
+def test_equal_messages_that_kill(broker, stage, message_id):
+    """Each of two has its attempts, and a rejection is with the broker before the next one runs."""
+    there = stage(death="os.kill(os.getpid(), 9)", workers=8)
+    bad = [{"n": 0, "bad": True}] * 2
+    broker.publish(there.queue, bad, message_id=message_id, headers={})
+    broker.publish(there.queue, [{"n": 1}])
+    for _ in range(20):
+        command = there.start("die")
+        wait_until(
+            lambda command=command: (
+                command.poll() is not None or broker.depth(there.queue) == Depth(0, 0)
+            )
+        )
+        if command.poll() is None:
+            break
+    assert command.poll() is None, "it still dies"
+    assert there.finished() == [1]
+    assert len(list(there.kept.iterdir())) == 2
+
+
 def test_second_signal_is_no_death(broker, stage):
     """What an operator abandons has had no attempt."""
     there = stage(death="time.sleep(600)")

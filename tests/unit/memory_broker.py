@@ -142,9 +142,10 @@ class MemorySession:
     def leave(self) -> None:
         self.calls.put("leave")
 
-    def close(self) -> None:
+    def close(self) -> bool:
         self.closed += 1
         self.calls.put("close")
+        return True
 
     def discard(self) -> None:
         self.closed += 1

@@ -64,9 +64,9 @@ def test_hand_out_suspect() -> None:
     noted: list[Delivery] = []
     intake = Intake(SimpleQueue(), None, lambda: in_hand, noted.extend)
 
-    def hand_out() -> list[Delivery]:
+    def hand_out(*, may_be_suspect: bool = False) -> list[Delivery]:
         before = len(noted)
-        intake.hand_out()
+        intake.hand_out(may_be_suspect=may_be_suspect)
         found = [intake.inbox.get_nowait() for _ in range(intake.inbox.qsize())]
         assert found == noted[before:]
         return found
@@ -75,18 +75,18 @@ def test_hand_out_suspect() -> None:
     for suspect in (deliveries[2], deliveries[3]):
         suspect.deaths = 1
     in_hand = 6
+    assert not intake.is_held_up
     assert hand_out() == deliveries[:2]
-    in_hand = 5
-    assert hand_out() == []
+    assert (intake.is_held_up, intake.is_alone) == (True, False)
     in_hand = 4
-    assert hand_out() == deliveries[2:3]
+    assert (intake.is_held_up, intake.is_alone) == (True, True)
     assert hand_out() == []
+    assert hand_out(may_be_suspect=True) == deliveries[2:3]
+    assert hand_out(may_be_suspect=True) == []
     in_hand = 3
-    assert hand_out() == deliveries[3:4]
+    assert hand_out(may_be_suspect=True) == deliveries[3:4]
     assert hand_out() == []
     in_hand = 2
+    assert intake.is_held_up
     assert hand_out() == deliveries[4:]
-    in_hand = 1
-    fill(intake, 1)
-    in_hand = 2
-    assert len(hand_out()) == 1
+    assert not intake.is_held_up

@@ -274,7 +274,8 @@ def test_returns_of_equal_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- marks of other processes -----------------------------------------------------------
 
 RECEIVED, AGAIN = Mark(7, True, is_new=True), Mark(7, True)
-DONE, DIED = Mark(7, True, DROP), Mark(7, True, attempt=2, deaths=1)
+SETTLED = Mark(7, True, DROP, is_settled=True)
+DONE, DIED = Mark(7, True, DROP), Mark(7, True, returns=2, deaths=1)
 
 
 @pytest.mark.parametrize(
@@ -290,6 +291,8 @@ DONE, DIED = Mark(7, True, DROP), Mark(7, True, attempt=2, deaths=1)
         ([RECEIVED, DONE, RECEIVED], None),
         ([RECEIVED, DONE, DONE], None),
         ([Mark(7, False, DROP)], None),
+        ([RECEIVED, DONE, SETTLED], None),
+        ([SETTLED, RECEIVED, DONE], DROP),
     ],
 )
 def test_note_mark_finished(marks: list[Mark], verdict: Verdict | None) -> None:
@@ -303,7 +306,7 @@ def test_note_mark_finished(marks: list[Mark], verdict: Verdict | None) -> None:
 def test_note_mark_returns() -> None:
     """The latest mark of a message that was not new tells how often it was returned."""
     memory = RecentVerdicts(10)
-    for mark in (RECEIVED, Mark(7, True, attempt=1), DIED, Mark(7, True, attempt=2, deaths=1)):
+    for mark in (RECEIVED, Mark(7, True, returns=1), DIED, Mark(7, True, returns=2, deaths=1)):
         memory.note_mark(mark)
     assert [memory.take_returns(7) for _ in range(2)] == [(2, 1), (0, 0)]
     memory.note_mark(DIED)

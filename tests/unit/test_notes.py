@@ -65,7 +65,7 @@ def test_returned(tmp_path: Path, verdict: Verdict, attempt: int) -> None:
     """Attempts are counted on; what the callback never saw is not finished, and no attempt."""
     first = Process(tmp_path, 10)
     apple = receive(first)
-    apple.attempt = 3
+    apple.returns = 2
     first.run(verdict, apple)
     die(first)
     (_, back) = Process(tmp_path, 10).news()
@@ -83,7 +83,7 @@ def test_died(tmp_path: Path) -> None:
     second = Process(tmp_path, 10)
     (death,) = [mark for mark in second.news() if mark.deaths]
     assert death == Mark(plum.fingerprint, True, None, False, 1, 1)
-    plum.attempt, plum.deaths = 2, 1
+    plum.returns, plum.deaths = 1, 1
     second.desks[3].begin(plum)
     die(second)
     third = Process(tmp_path, 10)
@@ -109,10 +109,29 @@ def test_closed(tmp_path: Path) -> None:
     first = Process(tmp_path, 10)
     apple = receive(first)
     first.desks[0].begin(apple)
-    first.close()
+    first.close(is_settled=False)
     first.desks[0].finish(apple, ACK)
     first.desks[0].begin(apple)
     assert Process(tmp_path, 10).news() == [Mark(apple.fingerprint, True, is_new=True)]
+
+
+def test_settled(tmp_path: Path) -> None:
+    """After an end that the broker has confirmed, what comes again is another message."""
+    first, other = Process(tmp_path, 10), Process(tmp_path, 10)
+    apple = receive(first)
+    first.run(ACK, apple)
+    assert [mark.is_settled for mark in other.news()] == [False, False]
+    first.close(is_settled=True)
+    settled = Mark(apple.fingerprint, True, ACK, is_settled=True)
+    assert other.news() == [settled]
+    assert Process(tmp_path, 10).news()[-1] == settled
+
+
+def test_secret_is_no_file(tmp_path: Path) -> None:
+    """A pipe that somebody has put there keeps nobody waiting."""
+    os.mkfifo(tmp_path / "secret")
+    with pytest.raises(ValueError, match="secret does not have 32 bytes"):
+        Notes(tmp_path, 10)
 
 
 def test_equal_messages(tmp_path: Path) -> None:
@@ -178,7 +197,7 @@ def test_full_disk(
         notes.receive([apple])
         notes.begin_session(["fruit"])
         assert notes.news() == []
-    notes.close()
+    notes.close(is_settled=False)
     (warning,) = caplog.records
     assert "No space left on device" in warning.getMessage()
     assert f"state '{tmp_path}' cannot be used" in warning.getMessage()
@@ -188,7 +207,7 @@ def test_full_disk(
 def test_secret_torn(tmp_path: Path, size: int) -> None:
     """A secret of another size is left alone, and named."""
     (tmp_path / "secret").write_bytes(b"x" * size)
-    with pytest.raises(ValueError, match=f"secret has {size} bytes, not 32: remove it"):
+    with pytest.raises(ValueError, match="secret does not have 32 bytes: remove it"):
         Process(tmp_path, 10)
 
 

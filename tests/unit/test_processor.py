@@ -329,7 +329,7 @@ def test_process_after_a_death(
 ) -> None:
     """A message that has had its attempts is set aside, and the callback does not see it."""
     delivery, folder, seen = make_delivery(), Folder(), []
-    delivery.attempt, delivery.deaths = attempt, 1
+    delivery.attempt, delivery.returns, delivery.deaths = attempt, attempt - 1, 1
     policy = FailurePolicy(max_attempts=3)
     processor = Processor(seen.append, decode_body, folder.keep, policy=policy)
     assert processor.process(delivery).verdict is verdict
@@ -338,7 +338,7 @@ def test_process_after_a_death(
     (record,) = caplog.records
     assert record.getMessage().endswith(told)
     if verdict is SET_ASIDE:
-        folder.error, delivery.attempt = OSError("full"), attempt
+        folder.error = OSError("full")
         assert processor.process(delivery).verdict is NACK
         assert not seen
 
