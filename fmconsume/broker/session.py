@@ -232,11 +232,13 @@ class Session:
         )
 
     def start_ticking(self, seconds: float) -> None:
-        """Make `wait` return every `seconds` or half heartbeats from now on, and for a silent line.
+        """Make `wait` return every `seconds` or quarter of a heartbeat, and for a silent line.
+
+        A line is heard when a wait returns, so that a longer pause would count it as alive longer.
 
         It also ends a `settle` in which the broker has accepted nothing for almost DEADLINE.
         """
-        self._tick(min(seconds, self._connection.heartbeat / 2 or seconds))
+        self._tick(min(seconds, self._connection.heartbeat / 4 or seconds))
 
     def _tick(self, seconds: float) -> None:
         if monotonic() - self._sending_since > DEADLINE - seconds:

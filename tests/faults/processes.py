@@ -110,8 +110,7 @@ def both_killed(folder: Path, rounds: int, workers: int, rng: random.Random) -> 
             command.kill()
             command.wait()
             broker.start()
-        process.finish(row.messages)
-        wait_until(lambda: broker.depth(queue) == (0, 0))
+        process.finish(row.messages, lambda: broker.depth(queue) == (0, 0))
     return _account(row, process.finished(), allowed_again=_in_doubt(row.messages))
 
 

@@ -254,7 +254,7 @@ def test_consume_long_callback_keeps_the_connection(broker, queue, run_consumer,
     assert broker.ready(queue) == 0
 
 
-@pytest.mark.parametrize(("heartbeat", "turns"), [(1, 7), (60, 2)])
+@pytest.mark.parametrize(("heartbeat", "turns"), [(1, 13), (60, 2)])
 def test_consume_idle(broker, queue, run_consumer, gate, heartbeat, turns):
     """An idle consumer wakes for heartbeats and every five seconds, and for a message at once."""
     gate.open.set()

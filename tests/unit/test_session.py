@@ -776,12 +776,12 @@ def test_wait_time_limit(session: Session, connection: FakeConnection) -> None:
 
 @pytest.mark.parametrize(
     ("configured", "agreed", "longest"),
-    [("", 60, 30.0), ("heartbeat=7", 7, 3.5), ("heartbeat=0", 0, 1000.0)],
+    [("", 60, 15.0), ("heartbeat=7", 7, 1.75), ("heartbeat=0", 0, 1000.0)],
 )
 def test_start_ticking_heartbeat(
     connection: FakeConnection, configured: str, agreed: int, longest: float
 ) -> None:
-    """Each half heartbeat has a tick, if there are any; the URL goes before the broker."""
+    """Each quarter of a heartbeat has a tick, if there are any; the URL goes before the broker."""
     parameters = partial(pika.URLParameters, f"amqp://h?{configured}")
     session = open_quietly(connection, ADDRESS._replace(parameters=parameters))
     connection.ioloop.timers.clear()
@@ -806,12 +806,12 @@ def test_start_ticking_silent_line(
     connection.ioloop.timers.clear()
     session.start_ticking(1000.0)
     pauses = []
-    for _ in range(3):
+    for _ in range(6):
         ((seconds, _),) = connection.ioloop.timers
         pauses.append(round(seconds, 2))
         now += seconds
         connection.ioloop.fire()
-    assert pauses == [5.0, 5.0, 4.01]
+    assert pauses == [2.5, 2.5, 2.5, 2.5, 2.5, 1.51]
     with pytest.raises(SessionLost, match="nothing heard from the broker for 14 s"):
         session.wait(0)
 
