@@ -316,6 +316,26 @@ def test_connection_lost(servers):
     engine.dispose()
 
 
+def test_answer_lost(engine, monkeypatch):
+    """A commit whose answer is lost is the callback's exception; the next run finds it done."""
+    inbox = Inbox(engine)
+    inbox.create()
+    assert run(inbox, make_message("plum"))
+    commit = engine.dialect.do_commit
+
+    def lose_the_answer(connection):
+        commit(connection)
+        raise ConnectionError("the answer is lost")
+
+    monkeypatch.setattr(engine.dialect, "do_commit", lose_the_answer)
+    with pytest.raises(ConnectionError):
+        run(inbox, make_message())
+    monkeypatch.undo()
+    engine.dispose()
+    assert not run(inbox, make_message())
+    assert count_work(engine) == 2
+
+
 def test_no_id(sqlite_engine):
     """A message without an id is refused, and the error says what to do."""
     inbox = Inbox(sqlite_engine)

@@ -146,9 +146,17 @@ def test_message_that_hangs(broker, stage):
     assert there.finished() == [1]
 
 
-def test_attempts_outlive_the_process(broker, stage):
+@pytest.mark.parametrize(
+    "death",
+    [
+        "raise ValueError",
+        "import resource as r; r.setrlimit(r.RLIMIT_AS, (2**30, 2**30)); bytes(2**31)",
+    ],
+    ids=["exception", "memory"],
+)
+def test_attempts_outlive_the_process(broker, stage, death):
     """A callback that raises ends the consumer, and each start counts as an attempt."""
-    there = stage(death="raise ValueError")
+    there = stage(death=death)
     broker.publish(there.queue, [{"n": 0, "bad": True}, {"n": 1}])
     codes = []
     for _ in range(2):
