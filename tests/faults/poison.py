@@ -138,7 +138,8 @@ def poison_and_kill(
     process.finish(row.messages, lambda: broker.depth(queue) == (0, 0))
     in_kept = len(list(kept.iterdir()))
     row.notes.append(f"{broker.ready(dead)} of {bad} dead-lettered, {in_kept} kept")
-    row.lost += sum(not bad <= found <= bad + rounds for found in (broker.ready(dead), in_kept))
+    most = bad + rounds * workers  # Each worker may be between the two steps.
+    row.lost += sum(not bad <= found <= most for found in (broker.ready(dead), in_kept))
     for name in (queue, dead):
         broker.delete(name)
     counts = collections.Counter(process.finished())
