@@ -1,4 +1,4 @@
-"""What all tests share: no trace of the machine's own settings, and a clean end on SIGTERM."""
+"""What all tests share: no trace of the machine's own settings, and a clean end on signals."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ settings.load_profile("fmconsume")
 
 
 def pytest_configure() -> None:
-    """Let SIGTERM end the run as Ctrl-C does, so that fixtures end what they started."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Let SIGTERM end the run as Ctrl-C does, so that fixtures end what they started.
+
+    A shell starts what runs in the background with SIGINT ignored, and commands would inherit that.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
