@@ -82,6 +82,7 @@ def test_stop_lets_running_callbacks_finish(broker, queue, run_consumer, gate):
     broker.publish(queue, numbered(5))
     wait_until(lambda: running.consumer.stats.received == 6)
     running.consumer.stop()
+    running.wait_for_state("stopping")
     wait_until(lambda: broker.ready(queue) == 4)  # while the callback still runs
     gate.open.set()
     running.result()
@@ -98,6 +99,7 @@ def test_stop_lets_every_worker_finish(broker, queue, run_consumer, gate):
     broker.publish(queue, numbered(8))
     wait_until(lambda: len(gate.seen) == 3)
     running.consumer.stop()
+    running.wait_for_state("stopping")
     wait_until(lambda: broker.ready(queue) == 5)
     gate.open.set()
     running.result()
