@@ -159,8 +159,6 @@ class Supervisor(threading.Thread):
         #: The end has come, and the unstarted deliveries are returned. From now on no delivery is
         #: accepted, and those in hand may be settled.
         self._may_settle_at_last = False
-        #: The broker has said at the end that it has every verdict.
-        self._is_settled = False
         #: Callbacks that run are not waited for any more.
         self._is_abandoned = False
         #: When the thread began, monotonic seconds.
@@ -196,7 +194,7 @@ class Supervisor(threading.Thread):
         assert self._ending is not None
         self._pool.end()
         if self._notes is not None:
-            self._notes.close(is_settled=self._is_settled and not self._is_abandoned)
+            self._notes.close()
         try:
             self._say_how_it_ended(self._ending)
         except Exception as exc:
@@ -308,7 +306,8 @@ class Supervisor(threading.Thread):
             session.discard()
             raise
         else:
-            self._is_settled = session.close()
+            if session.close() and self._notes is not None and not self._is_abandoned:
+                self._notes.settle()
         finally:
             self._session = None
             self.mailbox.detach()

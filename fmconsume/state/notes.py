@@ -203,14 +203,12 @@ class Notes:
         ours = set(self._queues.values())
         return [each.mark for each in sorted(found, key=_time_of) if each.queue in ours]
 
-    def close(self, *, is_settled: bool) -> None:
-        """Give the seat back. A callback that still runs was abandoned, which is no death.
+    def settle(self) -> None:
+        """Note that the broker has said that it has every verdict."""
+        self._note(_SETTLED)
 
-        Args:
-            is_settled: The broker has said that it has every verdict.
-        """
-        if is_settled:
-            self._note(_SETTLED)
+    def close(self) -> None:
+        """Give the seat back. A callback that still runs was abandoned, which is no death."""
         if self.is_on:
             self.is_on = False
             with suppress(OSError):
@@ -340,22 +338,17 @@ class _Reader:
 
     def __init__(self, seat: Seat) -> None:
         self.seat = seat
-        #: The number of the last record that was read.
-        self._position = 0
+        #: The number of the last record that was read; 0 before the first.
+        self.position = 0
         #: Numbers of the messages that were received in its session, and have no outcome.
         self._open: set[int] = set()
 
-    @property
-    def position(self) -> int:
-        """The number of the last record that was read; 0 before the first."""
-        return self._position
-
     def read(self) -> list[_Dated]:
         """Give a mark for each record that was not read before."""
-        read = self.seat.read_after if self._position else self.seat.read_all
+        read = self.seat.read_after if self.position else self.seat.read_all
         found: list[_Dated] = []
-        for record in read(self._position):
-            self._position = record.sequence
+        for record in read(self.position):
+            self.position = record.sequence
             if record.kind == _SESSION:
                 self._open.clear()
             elif record.kind == _SETTLED:

@@ -109,7 +109,7 @@ def test_closed(tmp_path: Path) -> None:
     first = Process(tmp_path, 10)
     apple = receive(first)
     first.desks[0].begin(apple)
-    first.close(is_settled=False)
+    first.close()
     first.desks[0].finish(apple, ACK)
     first.desks[0].begin(apple)
     assert Process(tmp_path, 10).news() == [Mark(apple.fingerprint, True, is_new=True)]
@@ -121,7 +121,8 @@ def test_settled(tmp_path: Path) -> None:
     apple = receive(first)
     first.run(ACK, apple)
     assert [mark.is_settled for mark in other.news()] == [False, False]
-    first.close(is_settled=True)
+    first.settle()
+    first.close()
     settled = Mark(apple.fingerprint, True, ACK, is_settled=True)
     assert other.news() == [settled]
     assert Process(tmp_path, 10).news()[-1] == settled
@@ -197,7 +198,7 @@ def test_full_disk(
         notes.receive([apple])
         notes.begin_session(["fruit"])
         assert notes.news() == []
-    notes.close(is_settled=False)
+    notes.close()
     (warning,) = caplog.records
     assert "No space left on device" in warning.getMessage()
     assert f"state '{tmp_path}' cannot be used" in warning.getMessage()
