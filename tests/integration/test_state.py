@@ -218,7 +218,8 @@ def test_equal_messages_that_kill(broker, stage, message_id):
         if command.poll() is None:
             break
     assert command.poll() is None, "it still dies"
-    assert there.finished() == [1]
+    # Killed after the callback's last act, and before its return, it is not finished.
+    assert there.finished() in ([1], [1, 1])
     assert len(list(there.kept.iterdir())) == 2
 
 
