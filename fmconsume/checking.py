@@ -33,7 +33,15 @@ from pika.exceptions import (
 from .broker.certificate import validity
 from .broker.connection import Connection, connect
 from .broker.errors import FORBIDDEN, NOT_FOUND, SessionLost, reason
-from .broker.topology import Topology, declare_exchange, declare_queue
+from .broker.topology import (
+    NO_CONSUMER,
+    Topology,
+    declare_exchange,
+    declare_queue,
+    is_stream,
+    stream_error,
+    try_to_consume,
+)
 from .callbacks import prepare
 from .config import conf
 from .console import say
@@ -52,7 +60,6 @@ _Refusal = Union[ChannelClosedByBroker, ConnectionClosedByBroker]
 #: Arguments whose values have the wrong type: RabbitMQ refuses them, and names them in its answer.
 _NO_EXCHANGE = {"alternate-exchange": 0}
 _NO_QUEUE = {"x-expires": "never"}
-_NO_CONSUMER = {"x-priority": "none"}
 
 _NO_FILE = "not there: the defaults hold"
 
@@ -271,15 +278,17 @@ class _Look:
             found = declare_queue(channel, name, wanted, **options)
             counts.append(f"{found.message_count} messages, {found.consumer_count} consumers")
 
-        def consume(channel: Any) -> None:
-            channel.basic_consume(name, print, arguments=_NO_CONSUMER)
-
         counts: list[str] = []
         passive = wanted.get("passive", self._topology.passive)
         row = self._compare(Row("queue", name, "exists"), declare, _NO_QUEUE, passive)
         if row.exit_code or not counts:
             return row
-        return self._ask(row._replace(status=f"exists, {counts[0]}"), consume, *_NO_CONSUMER)
+        row = row._replace(status=f"exists, {counts[0]}")
+        refusal = self._refusal(lambda channel: try_to_consume(channel, name))
+        if is_stream(refusal):
+            text = f"cannot be consumed: {stream_error(name).reason}"
+            return row._replace(status=text, exit_code=ExitCode.DECLARATION)
+        return _judge(row, refusal, *NO_CONSUMER)
 
     def _look_at_binding(
         self,
@@ -324,6 +333,9 @@ class _Look:
             passive: The consumer would not declare it: it must exist.
         """
         refusal = self._refusal(partial(declare, passive=True))
+        if refusal is not None and refusal.reply_code == FORBIDDEN:
+            # From RabbitMQ 4.3 on, who has no permission is not told whether it exists.
+            return _refused(row._replace(status="may exist"), refusal)
         if refusal is not None and refusal.reply_code != NOT_FOUND:
             return _refused(row, refusal)
         if passive and refusal is not None:
@@ -342,10 +354,7 @@ class _Look:
         Args:
             harmless: Texts; a refusal that contains one of them does not count.
         """
-        refusal = self._refusal(request)
-        if refusal is None or any(text in refusal.reply_text for text in harmless):
-            return row
-        return _refused(row, refusal)
+        return _judge(row, self._refusal(request), *harmless)
 
     def _refusal(self, request: Callable[[Any], None]) -> _Refusal | None:
         channel = self._connection.open_channel()
@@ -355,6 +364,13 @@ class _Look:
         except (ChannelClosedByBroker, ConnectionClosedByBroker) as exc:
             return exc
         return None
+
+
+def _judge(row: Row, refusal: _Refusal | None, *harmless: str) -> Row:
+    """Return the row, with the refusal if there is one; see `_Look._ask`."""
+    if refusal is None or any(text in refusal.reply_text for text in harmless):
+        return row
+    return _refused(row, refusal)
 
 
 def _refused(row: Row, refusal: _Refusal) -> Row:

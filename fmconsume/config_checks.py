@@ -254,9 +254,23 @@ def _identify(properties: dict[str, Any], _: _Place) -> dict[str, Any]:
 
 #: Settings that exchanges and queues share.
 _ENTITY = {"durable": _BOOLEAN, "auto_delete": _BOOLEAN, "arguments": _ARGUMENTS}
+
+
+def _refuse_stream(arguments: dict[str, Any], place: _Place) -> Any:
+    """Report a stream: it keeps its messages whatever the consumer answers."""
+    if arguments.get("x-queue-type") == "stream":
+        place.enter("x-queue-type").report("'stream'", "'quorum' or 'classic': only queues work here")
+    return arguments
+
+
 _EXCHANGE = _table({"type": _TEXT, **_ENTITY}, DEFAULTS["exchanges"]["amq.topic"])
 _QUEUE = _table(
-    {**_ENTITY, "exclusive": _BOOLEAN, "passive": _BOOLEAN},
+    {
+        **_ENTITY,
+        "arguments": _in_turn(_ARGUMENTS, _refuse_stream),
+        "exclusive": _BOOLEAN,
+        "passive": _BOOLEAN,
+    },
     {"durable": False, "auto_delete": False, "exclusive": False, "arguments": {}},
 )
 _QUEUES = _in_turn(_DICT, _value("the name of at least one queue", bool), _each(_QUEUE))

@@ -22,7 +22,7 @@ from ..redaction import hide_passwords
 from .addresses import Address
 from .connection import DEADLINE, STOP_DEADLINE, Connection, connect
 from .errors import LOSS, SessionLost, connect_error, is_gone
-from .topology import Topology, ask, declare
+from .topology import Topology, ask, declare, is_stream, stream_error, try_to_consume
 from .wire import expect_no_callbacks, install, ordered
 
 __all__ = ["Session", "make_delivery", "open_session"]
@@ -106,6 +106,10 @@ class Session:
         self._names = names
         self._topology = topology
         self._counting = topology.counting_queues
+        #: Queues of which nothing has come yet, and whose type is not known.
+        self._untyped = {names[name] for name in topology.untyped_queues}
+        #: Queues whose first message came as from a stream.
+        self._maybe_streams: set[str] = set()
         self._deliver = deliver
         #: When the present `settle` began to send, monotonic seconds; infinity while none runs.
         self._sending_since = math.inf
@@ -256,6 +260,7 @@ class Session:
 
         Raises:
             SessionLost: The connection or the channel is closed, or the line is silent.
+            BadDeclaration: A queue is a stream.
         """
         with LOSS:
             for _ in range(_PIECES):
@@ -264,6 +269,29 @@ class Session:
                     break
                 seconds = 0.0
         self._check()
+        if self._maybe_streams:
+            self._refuse_streams(self._maybe_streams)
+
+    def refuse_streams(self) -> None:
+        """Raise if a queue is a stream, without waiting for its first message.
+
+        Raises:
+            BadDeclaration: It is.
+            SessionLost: The session ended meanwhile.
+        """
+        self._refuse_streams(self._untyped)
+
+    def _refuse_streams(self, queues: set[str]) -> None:
+        with LOSS:
+            while queues:
+                queue = queues.pop()
+                channel = self._connection.open_channel()
+                try:
+                    with self._connection.within(f"queue {queue!r}"):
+                        try_to_consume(channel, queue)
+                except ChannelClosedByBroker as exc:
+                    if is_stream(exc):
+                        raise stream_error(queue) from exc
 
     def call_later(self, seconds: float, action: Callable[[], None]) -> None:
         """Call the action after `seconds`, inside a `wait`; never once the session has ended."""
@@ -387,6 +415,10 @@ class Session:
         # Before RabbitMQ 4.3, a quorum queue sorts the headers when it adds its count. Sorted
         # always, they are the same in a redelivery.
         published = properties.published
+        if queue in self._untyped:
+            self._untyped.remove(queue)
+            if "x-stream-offset" in (properties.headers or ()):
+                self._maybe_streams.add(queue)
         if queue in self._counting:
             published = ordered(published)
         numbers = self.number, base + method.delivery_tag

@@ -21,7 +21,24 @@ from ..exceptions import BadDeclaration
 from .connection import Connection
 from .errors import SessionLost, reason, refusal
 
-__all__ = ["Topology", "ask", "declare", "declare_exchange", "declare_queue"]
+__all__ = [
+    "NO_CONSUMER",
+    "Topology",
+    "ask",
+    "declare",
+    "declare_exchange",
+    "declare_queue",
+    "is_stream",
+    "stream_error",
+    "try_to_consume",
+]
+
+#: Arguments whose values have the wrong type: RabbitMQ refuses them, and names them in its answer.
+NO_CONSUMER = {"x-priority": "none"}
+_STREAM = (
+    "it is a stream, which keeps its messages whatever a consumer answers: bind a quorum queue "
+    "to the exchange and consume from that, or use a client for streams"
+)
 
 
 class Topology(NamedTuple):
@@ -51,6 +68,16 @@ class Topology(NamedTuple):
             name
             for name, queue in self.queues.items()
             if queue["arguments"].get("x-queue-type") == "quorum"
+        }
+
+    @property
+    def untyped_queues(self) -> set[str]:
+        """The queues that may turn out to be streams, as their type is not declared."""
+        return {
+            name
+            for name, queue in self.queues.items()
+            if not queue["exclusive"]
+            and (queue.get("passive", self.passive) or "x-queue-type" not in queue["arguments"])
         }
 
     @property
@@ -144,6 +171,24 @@ def declare_queue(
         arguments={**queue["arguments"], **(more_arguments or {})},
     )
     return answer.method
+
+
+def try_to_consume(channel: Any, name: str) -> None:
+    """Ask whether one may consume from a queue, with arguments that RabbitMQ refuses afterwards."""
+    channel.basic_consume(name, print, arguments=NO_CONSUMER)
+
+
+def is_stream(refusal: object) -> bool:
+    """Tell whether an answer to `try_to_consume` comes from a stream.
+
+    Source: seen on RabbitMQ 3.10 and 4.3, which name the type of queue that lacks the argument.
+    """
+    return "rabbit_stream_queue" in getattr(refusal, "reply_text", "")
+
+
+def stream_error(name: str) -> BadDeclaration:
+    """Make the exception for a queue that is a stream."""
+    return BadDeclaration("queue", name, _STREAM)
 
 
 @contextmanager

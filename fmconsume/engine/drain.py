@@ -34,9 +34,11 @@ class Drain:
 
         Raises:
             SessionLost: From the session.
+            BadDeclaration: What looks like an empty queue is a stream.
         """
         held = self._account.held
         if self._is_drained(session, receive):
+            session.refuse_streams()
             if held:
                 _log.warning("drained; %d messages that were returned are left", held)
             return End(None, ExitCode.OK)

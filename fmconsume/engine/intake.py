@@ -65,15 +65,15 @@ class Intake:
         """Whether nothing is with the workers."""
         return self._in_hand() <= len(self._waiting)
 
-    def hand_out(self, *, may_be_suspect: bool = False) -> None:
-        """Put the waiting deliveries into the inbox, within the limit.
+    def hand_out(self, *, may_be_suspect: bool = False) -> int:
+        """Put the waiting deliveries into the inbox, within the limit; give how many.
 
         Args:
             may_be_suspect: One that ran when a process died may go, as nothing else runs. The next
                 death is its own then.
         """
         if self._has_suspect and not self.is_alone:
-            return
+            return 0
         self._has_suspect = False
         batch: list[Delivery] = []
         while self._waiting and self._budget and not self._has_suspect:
@@ -87,6 +87,7 @@ class Intake:
             self._note(batch)
         for delivery in batch:
             self.inbox.put(delivery)
+        return len(batch)
 
     def take_back(self) -> list[Delivery]:
         """Remove and give the deliveries that no worker has begun, oldest first.

@@ -4,8 +4,8 @@ Workers post outcomes, and any thread may post an action, which the supervisor r
 supervisor sleeps in one of three places, and a thread that posts ends that sleep:
 
 - in `wait`, where the item itself ends it;
-- in `linger`, where it waits for the workers to empty their inbox: the worker that posts and
-  finds the inbox empty ends it, so that one frame can settle the deliveries of all workers;
+- in `linger`, where it lets the workers empty their inbox: the worker that posts and finds the
+  inbox empty ends it, so that one frame can settle the deliveries of all workers;
 - in its wait for the network: the first thread that posts calls `wake`, and the others need not.
 
 No item is missed, because each side writes first and reads afterwards:
@@ -15,8 +15,10 @@ No item is missed, because each side writes first and reads afterwards:
   and then looks. An item that was posted before is collected; whoever posts later finds that
   nobody has woken it, and calls `wake`.
 - `linger` sets `is_woken`, since `collect` follows anyway. It sets `_lingers_for`, then looks at
-  the inbox. A worker gets a delivery from the inbox, later posts, and then looks at `_lingers_for`
-  and at the inbox. So at least one of the two sees that the inbox is empty.
+  the inbox and at the items. A worker gets a delivery from the inbox, later posts, and then looks
+  at `_lingers_for` and at the inbox. So at least one of the two sees that the inbox is empty and
+  the outcome is there. An empty inbox alone says nothing: from Python 3.13 on, a delivery that is
+  put where a worker waits is never counted in the inbox.
 - Each session has a `_Network` of its own, and `is_woken` with it. A thread that wakes an old
   session late does not set `is_woken` for the next one.
 
@@ -64,6 +66,8 @@ class Mailbox:
         self._lingers_for: SimpleQueue[Any] | None = None
         #: Filled by the thread that ends the wait.
         self._emptied: SimpleQueue[None] = SimpleQueue()
+        #: Deliveries that the workers were given since the last `collect`.
+        self._given = 0
 
     @property
     def is_lingering(self) -> bool:
@@ -96,14 +100,19 @@ class Mailbox:
         """Say that there is no network any more."""
         self._network = None
 
-    def linger(self, inbox: SimpleQueue[Any]) -> None:
-        """Let the workers empty their inbox, for a millisecond at most."""
+    def linger(self, inbox: SimpleQueue[Any], given: int) -> None:
+        """Let the workers empty their inbox, for a millisecond at most.
+
+        Args:
+            given: Deliveries that were put into the inbox since the last `linger`.
+        """
         if self._network is not None:
             self._network.is_woken = True
         while self._emptied.qsize():
             self._emptied.get()  # A worker put it just after the last `linger` was over.
+        self._given += given
         self._lingers_for = inbox
-        if inbox.qsize():
+        if inbox.qsize() or (given and self._items.qsize() < self._given):
             with suppress(Empty):
                 self._emptied.get(timeout=_LINGER)
         self._lingers_for = None
@@ -112,6 +121,7 @@ class Mailbox:
         """Give all items, oldest first, also those that are posted meanwhile."""
         if self._network is not None:
             self._network.is_woken = False
+        self._given = 0
         return self._drain()
 
     def _drain(self) -> Iterator[Item]:

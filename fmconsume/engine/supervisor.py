@@ -217,6 +217,7 @@ class Supervisor(threading.Thread):
             except SessionLost as exc:
                 self._survive(exc)
             except FmconsumeError as exc:
+                self._forget_session()
                 self._end(exc, exc.exit_code)
         if self._is_waiting_for_callbacks:
             self._tell_stopping()
@@ -360,23 +361,23 @@ class Supervisor(threading.Thread):
 
     def _turn(self, session: Session) -> None:
         """Sleep until an event comes, hand out the new deliveries, read the mailbox, settle."""
-        self._receive(session)
-        self.mailbox.linger(self._intake.inbox)
+        given = self._receive(session)
+        self.mailbox.linger(self._intake.inbox, given)
         if 0 < 2 * len(self._account) < self._topology.prefetch_count:
             # RabbitMQ sends the first of many messages alone. If we settled it alone, the next ones
             # would come in small parts, too. So look once more before settling.
-            self._receive(session, 0)
-            self.mailbox.linger(self._intake.inbox)
+            given = self._receive(session, 0)
+            self.mailbox.linger(self._intake.inbox, given)
         self._read_mailbox(session)
 
-    def _receive(self, session: Session, seconds: float | None = None) -> None:
+    def _receive(self, session: Session, seconds: float | None = None) -> int:
         """Wait for the next event, `seconds` at most, and hand out the deliveries that have come.
 
-        Once the end has come, none is handed out.
+        Returns:
+            How many; none once the end has come.
         """
         session.wait(seconds)
-        if self._ending is None:
-            self._intake.hand_out()
+        return self._intake.hand_out() if self._ending is None else 0
 
     def _read_mailbox(self, session: Session) -> None:
         """Settle the outcomes in the mailbox; then, while the broker works on, count them."""
@@ -419,9 +420,8 @@ class Supervisor(threading.Thread):
 
     def _survive(self, loss: SessionLost) -> None:
         """Forget a session and wait before the next one, unless the end has come."""
-        self._follow_up()
         reason = self._explain(loss)
-        self._account.lose(self._intake.take_back())
+        self._forget_session()
         if self._ending is not None:
             _log.warning("connection lost while stopping: %s", reason)
             return
@@ -430,6 +430,11 @@ class Supervisor(threading.Thread):
         deadline = monotonic() + delay
         while self._ending is None and monotonic() < deadline:
             self._wait_for_mail(deadline - monotonic())
+
+    def _forget_session(self) -> None:
+        """Wait no more for what a session delivered and no worker has begun: the broker has it."""
+        self._follow_up()
+        self._account.lose(self._intake.take_back())
 
     def _explain(self, loss: SessionLost) -> str:
         """Give the text of a loss, and what a person has to change if a slow callback is likely.

@@ -13,6 +13,8 @@ import pytest
 from fmconsume.engine import mailbox as mailbox_module
 from fmconsume.engine.mailbox import Mailbox
 
+from tests.waiting import wait_until
+
 from .fakes import TIMEOUT
 
 
@@ -141,7 +143,7 @@ def test_linger_until_inbox_is_empty(
         inbox.put(None)
     worker = threading.Thread(target=work)
     worker.start()
-    mailbox.linger(inbox)
+    mailbox.linger(inbox, 5)
     worker.join()
     assert looks == [True, True, True, True, False]
     assert len(list(mailbox.collect())) == 5
@@ -151,14 +153,44 @@ def test_linger_until_inbox_is_empty(
 @pytest.mark.usefixtures("patient")
 def test_linger_over_empty_inbox(mailbox: Mailbox, inbox: SimpleQueue[Any]) -> None:
     """Where the workers have nothing to take there is nothing to wait for."""
-    mailbox.linger(inbox)
+    mailbox.linger(inbox, 0)
     assert not mailbox.is_lingering
+
+
+@pytest.mark.usefixtures("patient")
+def test_linger_for_lone_delivery(
+    mailbox: Mailbox, network: Network, inbox: SimpleQueue[Any]
+) -> None:
+    """What a waiting worker got at once, and so was never counted, is waited for."""
+
+    def work() -> None:
+        inbox.get()
+        while not mailbox.is_lingering:
+            pass
+        mailbox.post(make_item())
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    inbox.put(None)
+    wait_until(inbox.empty)
+    mailbox.linger(inbox, 1)
+    worker.join()
+    assert len(list(mailbox.collect())) == 1
+    assert network.wakes == 0
+
+
+@pytest.mark.usefixtures("patient")
+def test_linger_after_outcome(mailbox: Mailbox, inbox: SimpleQueue[Any]) -> None:
+    """Where the worker was faster there is nothing to wait for."""
+    mailbox.post(make_item())
+    mailbox.linger(inbox, 1)
+    assert len(list(mailbox.collect())) == 1
 
 
 def test_linger_not_for_ever(mailbox: Mailbox, inbox: SimpleQueue[Any]) -> None:
     """A worker that is busy holds nobody up for longer than a millisecond."""
     inbox.put(None)
-    mailbox.linger(inbox)
+    mailbox.linger(inbox, 1)
     assert not mailbox.is_lingering
 
 
@@ -167,7 +199,7 @@ def test_linger_after_late_end(
 ) -> None:
     """A worker that ends a lingering too late does not end the next one."""
     inbox.put(None)
-    mailbox.linger(inbox)  # Its time is up right when a worker looks.
+    mailbox.linger(inbox, 1)  # Its time is up right when a worker looks.
     mailbox._emptied.put(None)
     monkeypatch.setattr(mailbox_module, "_LINGER", 2 * TIMEOUT)
 
@@ -179,14 +211,14 @@ def test_linger_after_late_end(
 
     worker = threading.Thread(target=work)
     worker.start()
-    mailbox.linger(inbox)
+    mailbox.linger(inbox, 0)
     assert inbox.empty()
     worker.join()
 
 
 def test_post_after_lingering(mailbox: Mailbox, network: Network, inbox: SimpleQueue[Any]) -> None:
     """Between the lingering and the collection that follows it nobody has to be woken."""
-    mailbox.linger(inbox)
+    mailbox.linger(inbox, 0)
     mailbox.post(make_item())
     assert network.wakes == 0
     assert len(list(mailbox.collect())) == 1
@@ -207,7 +239,7 @@ class Owner:
         found = 0
         while found < self._expected:
             self._wakes.get(timeout=TIMEOUT)  # It fails where something was missed.
-            self.mailbox.linger(self.inbox)
+            self.mailbox.linger(self.inbox, 0)
             found += len(list(self.mailbox.collect()))
             # A new session now and then.
             if not found % 7:

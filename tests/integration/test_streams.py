@@ -1,0 +1,85 @@
+"""Streams are refused: they would be consumed from "next", and keep whatever a callback answers."""
+
+from __future__ import annotations
+
+import pytest
+
+from fmconsume.exceptions import BadDeclaration
+from tests.waiting import wait_until
+
+from .running import durable, numbered, write_config
+
+
+@pytest.fixture
+def stream(new_queue):
+    """Give the name of a stream that holds messages."""
+    return new_queue(x_queue_type="stream")
+
+
+@pytest.fixture
+def config(tmp_path, broker, stream):
+    """Write a configuration that does not say what kind of queue it is."""
+    return write_config(
+        tmp_path / "config.toml", broker.url(), durable(stream), passive_declares=True
+    )
+
+
+@pytest.fixture
+def run(tmp_path, run_command):
+    """Run the command with a configuration; give its exit status, and what it printed and logged."""
+    callback = tmp_path / "callback.py"
+    callback.write_text("def callback(message):\n    pass\n")
+
+    def run(config, *more):
+        command = run_command("--config", config, "--callback-file", f"{callback}:callback", *more)
+        return command.wait(30), command.printed(), command.logged()
+
+    return run
+
+
+def test_stream_configured(run, broker, tmp_path):
+    """A stream in the configuration is an error of it."""
+    config = write_config(
+        tmp_path / "config.toml", broker.url(), durable("events", x_queue_type="stream")
+    )
+    for more in ([], ["--check"]):
+        status, _, error = run(config, *more)
+        assert status == 2
+        assert "queues.events.arguments.x-queue-type: found 'stream'" in error
+
+
+def test_stream_checked(run, config, stream):
+    """The check tells that an existing queue is a stream."""
+    status, printed, _ = run(config, "--check")
+    assert status == 10
+    (row,) = (line for line in printed.splitlines() if f"queue          {stream}" in line)
+    assert "cannot be consumed: it is a stream" in row
+
+
+def test_stream_drained(run, config, broker, stream):
+    """A drain does not take a stream for an empty queue."""
+    broker.publish(stream, numbered(3))
+    status, _, error = run(config, "--drain")
+    assert status == 10
+    assert f"queue {stream!r}: it is a stream" in error
+
+
+def test_stream_consumed(broker, stream, run_consumer):
+    """The first message tells that a queue is a stream: it does not run."""
+    seen = []
+    running = run_consumer(seen.append, durable(stream), wait=True, passive_declares=True)
+    broker.publish(stream, numbered(3))
+    with pytest.raises(BadDeclaration, match="it is a stream"):
+        running.result()
+    assert seen == []
+
+
+def test_header_of_a_stream(broker, queue, run_consumer):
+    """A message in a queue that looks as from a stream ends nobody."""
+    seen = []
+    running = run_consumer(lambda message: seen.append(message.body["n"]), queue)
+    broker.publish(queue, numbered(3), headers={"x-stream-offset": 7})
+    wait_until(lambda: running.consumer.stats.acknowledged == 3)
+    running.stop()
+    assert seen == [0, 1, 2]
+    assert running.consumer.stats.reconnections == 0
