@@ -6,6 +6,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # More for pytest: make test ARGS="-k ledger -x"
 ARGS ?=
+# Processes that share the tests; most of them wait for something.
+JOBS ?= 4
 # Measure other clients too: make bench PEERS=1
 PEERS ?=
 
@@ -17,6 +19,7 @@ INSTALLED = $(DESTDIR)$(PREFIX)
 # What the tests run besides RabbitMQ.
 TOOLS := chromium fish man-db mandoc systemd zsh $(DATABASES)
 DATABASES := mariadb-server postgresql
+PYTEST := -m pytest -n $(JOBS) --dist worksteal
 PIP := -m pip --disable-pip-version-check --no-input -qq
 SCHEMAS := tests/schema-packages.txt
 
@@ -33,16 +36,16 @@ demo: $(VENV)/.test  ## consume real messages from a private RabbitMQ
 
 test: $(VENV)/.test  ## run all tests, on a private RabbitMQ
 	@tests/install.sh rabbitmq-server $(TOOLS)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python $(PYTEST) $(ARGS)
 
 test-oldest: $(OLDEST)/.test  ## run the integration tests with the oldest pika we promise
 	@tests/install.sh rabbitmq-server $(DATABASES)
-	$(OLDEST)/bin/python -m pytest tests/integration $(ARGS)
+	$(OLDEST)/bin/python $(PYTEST) tests/integration $(ARGS)
 
 coverage: $(VENV)/.test  ## run all tests and say which lines they missed
 	@tests/install.sh rabbitmq-server $(TOOLS)
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage run $(PYTEST) $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -257,9 +257,10 @@ _ENTITY = {"durable": _BOOLEAN, "auto_delete": _BOOLEAN, "arguments": _ARGUMENTS
 
 
 def _refuse_stream(arguments: dict[str, Any], place: _Place) -> Any:
-    """Report a stream: it keeps its messages whatever the consumer answers."""
+    """Report a stream: it keeps its messages whatever a consumer answers."""
     if arguments.get("x-queue-type") == "stream":
-        place.enter("x-queue-type").report("'stream'", "'quorum' or 'classic': only queues work here")
+        expected = "'quorum' or 'classic', as a stream keeps its messages"
+        place.enter("x-queue-type").report("'stream'", expected)
     return arguments
 
 

@@ -9,6 +9,7 @@ import tempfile
 from pathlib import Path
 
 from tests.integration.broker import Broker, BrokerMissing
+from tests.waiting import PATIENCE
 
 TOPIC = "org.example.buildsys.build.finished"
 QUEUE = "demo"
@@ -94,7 +95,9 @@ def consume(config: Path) -> None:
     command += ["--callback", "fmconsume.example:printer", "--limit", str(len(BUILDS))]
     say(f"$ {' '.join(command)}")
     script = Path(sys.executable).with_name(command[0])
-    status = subprocess.run([script, *command[1:]], stdin=subprocess.DEVNULL, timeout=60).returncode
+    status = subprocess.run(
+        [script, *command[1:]], stdin=subprocess.DEVNULL, timeout=PATIENCE
+    ).returncode
     if status:
         raise DemoFailed(f"fmconsume ended with exit status {status}; it says why above")
 

@@ -26,7 +26,7 @@ class Drain:
         self._account = account
         self._prefetch = prefetch
 
-    def look(self, session: Session, receive: Callable[[], None]) -> End | None:
+    def look(self, session: Session, receive: Callable[[], object]) -> End | None:
         """Tell how to end, if it is time to.
 
         Args:
@@ -36,9 +36,9 @@ class Drain:
             SessionLost: From the session.
             BadDeclaration: What looks like an empty queue is a stream.
         """
+        session.refuse_streams()
         held = self._account.held
         if self._is_drained(session, receive):
-            session.refuse_streams()
             if held:
                 _log.warning("drained; %d messages that were returned are left", held)
             return End(None, ExitCode.OK)
@@ -48,7 +48,7 @@ class Drain:
             return End(full, full.exit_code)
         return None
 
-    def _is_drained(self, session: Session, receive: Callable[[], None]) -> bool:
+    def _is_drained(self, session: Session, receive: Callable[[], object]) -> bool:
         """Tell whether the queues are empty and everything is settled or held."""
         # Twice: a queue may answer that it is empty before its last message has been sent.
         for _ in range(2):

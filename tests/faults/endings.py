@@ -16,7 +16,7 @@ from fmconsume.exceptions import (
     PermissionException,
 )
 from tests.integration.broker import Broker
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .scene import Account, Row, Runner, publish, running, unique
 
@@ -70,7 +70,7 @@ class _Gate:
 
     def __call__(self, message: object) -> None:
         self.entered.set()
-        assert self.opened.wait(60)
+        assert self.opened.wait(PATIENCE)
 
 
 def queue_deleted(broker: Broker, workers: int, rng: random.Random) -> Row:
@@ -81,7 +81,7 @@ def queue_deleted(broker: Broker, workers: int, rng: random.Random) -> Row:
     queue = broker.declare(unique("deleted"))
     publish(broker, queue, range(1))
     with running(broker.url(), queue, account, workers) as runner:
-        assert gate.entered.wait(30)
+        assert gate.entered.wait(PATIENCE)
         broker.delete(queue)
         runner.wait_for_state("stopping")
         assert not account.finished
@@ -144,7 +144,7 @@ def memory_alarm(broker: Broker, workers: int, rng: random.Random) -> Row:
     queue = broker.declare(unique("alarm"))
     publish(broker, queue, range(row.messages))
     with running(broker.url(), queue, account, workers):
-        assert gate.entered.wait(30)
+        assert gate.entered.wait(PATIENCE)
         _alarm(broker)
         try:
             gate.opened.set()
@@ -174,7 +174,7 @@ def acknowledgement_timeout(
         prefetch = {"prefetch_count": workers, "prefetch_size": 0}
         with running(broker.url(), queue, account, workers, arguments, qos=prefetch) as runner:
             wait_until(lambda: account.has_all(rounds), 20 + 8 * rounds)
-            wait_until(lambda: broker.depth(queue) == (0, 0), 60)
+            wait_until(lambda: broker.depth(queue) == (0, 0))
             assert runner.consumer.stats.reconnections, row
             row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
     return account.enter_into(row)
@@ -187,12 +187,12 @@ def node_killed(folder: Path, rounds: int, workers: int, rng: random.Random) -> 
     account = Account(lambda message: time.sleep(rng.random() * 0.004))
     with _cluster(folder) as nodes:
         queue = nodes[2].declare(unique("cluster"), x_queue_type="quorum")
-        wait_until(lambda: _members(nodes[2], queue) == 3, 60)
+        wait_until(lambda: _members(nodes[2], queue) == 3)
         urls = [node.url(heartbeat=5) for node in nodes[:2]]
         with running(urls, queue, account, workers, {"x-queue-type": "quorum"}) as runner:
             for number in range(rounds):
                 serving = nodes[number % 2]
-                wait_until(lambda n=serving: f":{n.port} " in runner.state_text("consuming"), 60)
+                wait_until(lambda n=serving: f":{n.port} " in runner.state_text("consuming"))
                 publish(nodes[2], queue, range(number * batch, (number + 1) * batch))
                 some = (number + rng.random() / 2) * batch
                 wait_until(lambda goal=some: len(account.finished) > goal, 120)

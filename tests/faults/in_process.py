@@ -11,7 +11,7 @@ from fmconsume import publish as publish_again
 from fmconsume.message import Message
 from tests.integration.broker import Broker
 from tests.integration.proxy import Proxy
-from tests.waiting import wait_until
+from tests.waiting import Stopwatch, wait_until
 
 from .scene import (
     Account,
@@ -58,7 +58,7 @@ def crash(
                 broker.kill()
                 broker.start()
             wait_until(lambda: account.has_all(row.messages), 120)
-            wait_until(lambda: broker.depth(queue) == (0, 0), 60)
+            wait_until(lambda: broker.depth(queue) == (0, 0))
             row.notes.append(f"{runner.consumer.stats.deduplicated} deduplicated")
     return account.enter_into(row)
 
@@ -81,7 +81,7 @@ def reset_equal(broker: Broker, rounds: int, workers: int, rng: random.Random) -
             some = (number + rng.random()) * batch
             wait_until(lambda goal=some: len(account.finished) > goal, 120)
             proxy.cut()
-        wait_until(lambda: account.has_all(row.messages), 60)
+        wait_until(lambda: account.has_all(row.messages))
         wait_until(lambda: broker.depth(queue) == (0, 0))
     broker.delete(queue)
     return account.enter_into(row)
@@ -113,7 +113,7 @@ def republished(broker: Broker, rounds: int, workers: int, rng: random.Random) -
             some = (number + rng.random()) * 2 * batch
             wait_until(lambda goal=some: len(account.finished) > goal, 120)
             proxy.cut()
-        wait_until(lambda: account.has_all(row.messages), 60)
+        wait_until(lambda: account.has_all(row.messages))
         wait_until(lambda: broker.depth(queue) == (0, 0))
         row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
     broker.delete(queue)
@@ -149,7 +149,7 @@ def _disturb(
             some = (number + rng.random()) * batch
             wait_until(lambda goal=some: len(account.finished) > goal, 120)
             disturb(proxy)
-        wait_until(lambda: account.has_all(row.messages), 60)
+        wait_until(lambda: account.has_all(row.messages))
         wait_until(lambda: broker.depth(queue) == (0, 0))
         row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
     broker.delete(queue)
@@ -170,13 +170,13 @@ def stall(broker: Broker, rounds: int, workers: int, rng: random.Random) -> Row:
                 publish(broker, queue, range(number * batch, (number + 1) * batch))
                 wait_until(lambda n=number: len(account.finished) > n * batch)
                 proxy.stall()
-                began = time.monotonic()
-                wait_until(lambda: runner.consumer.state.name != "consuming")
-                noticed = time.monotonic() - began
+                with Stopwatch() as watch:
+                    wait_until(lambda: runner.consumer.state.name != "consuming")
+                    noticed = watch.seconds
                 row.notes.append(f"noticed after {noticed / heartbeat:.2f} heartbeats")
                 assert noticed <= 2 * heartbeat, row
                 proxy.resume()
-            wait_until(lambda: account.has_all(row.messages), 60)
+            wait_until(lambda: account.has_all(row.messages))
     broker.delete(queue)
     return account.enter_into(row)
 
@@ -212,7 +212,7 @@ def hold_cpu(broker: Broker, rounds: int, workers: int, rng: random.Random) -> R
     queue = broker.declare(unique("cpu"))
     publish(broker, queue, range(rounds))
     with running(broker.url(heartbeat=heartbeat), queue, account, workers) as runner:
-        wait_until(lambda: account.has_all(rounds), 60)
+        wait_until(lambda: account.has_all(rounds))
     assert runner.consumer.stats.reconnections == 0, row
     assert broker.depth(queue) == (0, 0), row
     broker.delete(queue)

@@ -14,7 +14,7 @@ import sqlalchemy
 from fmconsume.inbox import Inbox
 from tests.integration.broker import Broker
 from tests.integration.databases import SERVERS
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .scene import Process, Row, publish, unique
 
@@ -137,7 +137,7 @@ def kills_itself(
     broker.publish(queue, [{"n": deadly, "bad": "kill"}])
     broker.publish(queue, [{"n": number} for number in numbers[deadly:]])
     for _ in range(3):
-        assert process.start().wait(60) == -signal.SIGKILL
+        assert process.start().wait(PATIENCE) == -signal.SIGKILL
     process.finish(row.messages)
     assert broker.depth(queue) == (0, 0), row
     assert len(list(kept.iterdir())) == 1, row
@@ -159,7 +159,7 @@ def terminated(broker: Broker, folder: Path, rounds: int, workers: int, rng: ran
         # The moment is the point: anywhere from connecting to idle.
         time.sleep(rng.random() * 0.3)
         command.send_signal(signal.SIGTERM)
-        code = command.wait(30)
+        code = command.wait(PATIENCE)
         assert code == 0, command.logged()
     process.finish(row.messages)
     broker.delete(queue)
@@ -194,7 +194,7 @@ def consumers_share(
     for command in commands:
         command.wait_for("consuming from")
         command.send_signal(signal.SIGTERM)
-        assert command.wait(30) == 0, command.logged()
+        assert command.wait(PATIENCE) == 0, command.logged()
     assert broker.depth(queue) == (0, 0), row
     broker.delete(queue)
     return _account(row, finished(), allowed_again=10 * rounds)
@@ -268,7 +268,7 @@ def inbox_killed(
         for command in commands:
             command.wait_for("consuming from")
             command.send_signal(signal.SIGTERM)
-            assert command.wait(30) == 0, command.logged()
+            assert command.wait(PATIENCE) == 0, command.logged()
         row.lost = row.messages - count("DISTINCT n")
         row.rerun = count("*") - count("DISTINCT n")
         engine.dispose()

@@ -26,7 +26,7 @@ from fmconsume.config import conf
 from fmconsume.message import Message
 from tests.integration.broker import Broker
 from tests.integration.command import Command
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 __all__ = [
     "Account",
@@ -138,7 +138,7 @@ class Runner(threading.Thread):
         except BaseException as exc:
             self.error = exc
 
-    def wait_for_state(self, name: str, timeout: float = 30) -> str:
+    def wait_for_state(self, name: str, timeout: float = PATIENCE) -> str:
         """Wait until the consumer is in a state; give the state's text."""
         return wait_until(lambda: self.state_text(name), timeout)
 
@@ -147,7 +147,7 @@ class Runner(threading.Thread):
         state = self.consumer.state
         return state.text if state.name == name else ""
 
-    def wait_for_end(self, timeout: float = 30) -> BaseException | None:
+    def wait_for_end(self, timeout: float = PATIENCE) -> BaseException | None:
         """Wait until the consumer has ended; give what it raised."""
         self.join(timeout)
         assert not self.is_alive(), f"still {self.consumer.state}"
@@ -288,7 +288,7 @@ def work(message):
             is_done: Tells whether nothing else has to happen.
         """
         command = self.start()
-        wait_until(lambda: len(set(self.finished())) == messages and is_done(), 60)
+        wait_until(lambda: len(set(self.finished())) == messages and is_done())
         command.wait_for("consuming from")
         command.send_signal(signal.SIGTERM)
-        assert command.wait(30) == 0, command.logged()
+        assert command.wait(PATIENCE) == 0, command.logged()

@@ -43,7 +43,7 @@ def many_reconnections(broker: Broker, rounds: int, workers: int, rng: random.Ra
             proxy.cut()
         publish(broker, queue, [rounds])
         wait_until(lambda: account.has_all(rounds + 1))
-        after = wait_until(lambda: (held := _held()) <= before and held, 20)
+        after = wait_until(lambda: (held := _held()) <= before and held)
     row.messages += 1
     row.notes.append(f"threads and descriptors {before} before, {after} after")
     broker.delete(queue)
@@ -70,7 +70,7 @@ def many_messages(broker: Broker, messages: int, workers: int, rng: random.Rando
         for start in range(0, messages, chunk):
             end = min(start + chunk, messages)
             publish(broker, queue, range(start, end))
-            wait_until(lambda end=end: runner.consumer.stats.acknowledged >= end, 60)
+            wait_until(lambda end=end: runner.consumer.stats.acknowledged >= end)
             # By then the memory of finished messages is full.
             if start <= max(messages // 10, 30_000):
                 warm = psutil.Process().memory_info().rss
@@ -101,7 +101,7 @@ def hostile_input(broker: Broker, messages: int, workers: int, rng: random.Rando
                     channel.tx_commit()
             channel.tx_commit()
         stats = runner.consumer.stats
-        wait_until(lambda: _settled(runner.consumer.stats) >= messages, 60)
+        wait_until(lambda: _settled(runner.consumer.stats) >= messages)
         wait_until(lambda: broker.depth(queue) == (0, 0))
         assert runner.is_alive(), row
         stats = runner.consumer.stats

@@ -12,6 +12,7 @@ import json
 import os
 import random
 import re
+import shutil
 import socket
 import subprocess
 import uuid
@@ -310,7 +311,22 @@ class Broker:
 
     def eval(self, erlang: str) -> str:
         """Return what the node answers to the expressions `erlang`, which end with a full stop."""
-        return self.ctl("eval", erlang)
+        program = shutil.which("erl_call")
+        if program is None:
+            return self.ctl("eval", erlang)
+        # Two hundred times as fast as rabbitmqctl, which starts an Erlang machine.
+        cookie = (self._home / ".erlang.cookie").read_text()
+        done = subprocess.run(
+            [program, "-c", cookie, "-name", self.name, "-e"],
+            env=self._node.envvars,
+            input=f"{erlang}\n",
+            capture_output=True,
+            text=True,
+        )
+        answer = re.fullmatch(r"\{ok, (.*)\}", done.stdout.strip(), re.DOTALL)
+        if not answer:
+            raise RuntimeError(f"erl_call {erlang}: {done.stdout}{done.stderr}")
+        return answer[1]
 
     # What a program does
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 __all__ = ["Command"]
 
@@ -44,7 +44,7 @@ class Command(subprocess.Popen):
         """Return what it has written to standard error so far."""
         return self._err.read_text(errors="replace")
 
-    def wait_for(self, text: str, timeout: float = 30) -> str:
+    def wait_for(self, text: str, timeout: float = PATIENCE) -> str:
         """Wait until `text` is on standard error, and return all of it.
 
         Raises:

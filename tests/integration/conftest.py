@@ -11,6 +11,7 @@ from typing import Any, Callable
 import pytest
 
 from fmconsume.api import Consumer
+from tests.waiting import PATIENCE
 
 from .broker import Broker
 from .command import Command
@@ -80,7 +81,7 @@ def run_consumer(broker: Broker) -> Iterator[Callable[..., Running]]:
     for running in started:
         running.consumer.stop()
     for running in started:
-        running.join(10)
+        running.join(PATIENCE)
         assert not running.is_alive(), f"it did not stop: {running.consumer.state}"
 
 

@@ -64,7 +64,7 @@ def _serving(command: list[str], url: str, folder: Path, popen: dict[str, Any]) 
 
     with subprocess.Popen(command, **popen) as server:
         try:
-            wait_until(answers, 60)
+            wait_until(answers)
             yield url
         finally:
             server.kill()

@@ -13,6 +13,8 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any
 
+from tests.waiting import PATIENCE
+
 from .broker import LOOPBACK, Broker
 
 __all__ = ["Proxy"]
@@ -80,7 +82,7 @@ class Proxy:
     # Inside the loop
 
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=10)
+        asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=PATIENCE)
 
     async def _listen(self) -> None:
         self._flowing = asyncio.Event()

@@ -17,7 +17,7 @@ import pika
 from fmconsume.api import Consumer
 from fmconsume.config import DEFAULTS, conf
 from fmconsume.message import Message
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import Broker
 
@@ -67,7 +67,7 @@ class Running(threading.Thread):
         wait_until(lambda: self.consumer.state.name == name)
         return self.consumer.state.text
 
-    def result(self, timeout: float = 20) -> None:
+    def result(self, timeout: float = PATIENCE) -> None:
         """Wait until the consumer ends by itself, and raise what it raises."""
         self.join(timeout)
         assert not self.is_alive(), f"still running: {self.consumer.state}"
@@ -130,7 +130,7 @@ class Gate:
             return
         self.seen.append(message.body["n"])
         self.entered.set()
-        assert self.open.wait(30)
+        assert self.open.wait(PATIENCE)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from fmconsume.exceptions import BodiesUnreadable, Nack
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import Depth
 from .running import durable, failures, numbered
@@ -137,7 +137,7 @@ def test_slow_start(broker, new_queue, run_consumer, gate, arguments):
     queue = new_queue(**arguments)
     broker.publish(queue, numbered(30))
     run_consumer(gate, durable(queue, **arguments), workers=2)
-    assert gate.entered.wait(10)
+    assert gate.entered.wait(PATIENCE)
     wait_until(lambda: len(gate.seen) == 2)
     assert broker.depth(queue) == Depth(28, 2)
     gate.open.set()
@@ -270,6 +270,6 @@ def test_bodies_kept(broker, queue, run_consumer, tmp_path):
     done = threading.Event()
     settings = failures(keep_in=str(tmp_path / "kept"))
     running = run_consumer(lambda message: done.set(), queue, failures=settings)
-    assert done.wait(10)
+    assert done.wait(PATIENCE)
     wait_until(lambda: running.consumer.stats.rejected == 30)
     assert len(list((tmp_path / "kept").iterdir())) == 30

@@ -10,7 +10,7 @@ from typing import ClassVar
 import pytest
 
 from fmconsume.exceptions import Drop, HaltConsumer, Nack
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .running import failures, numbered
 
@@ -172,7 +172,7 @@ def test_callback_coroutine_with_verdicts(broker, queue, run_consumer):
 def test_callback_several_workers(broker, queue, run_consumer):
     """As many callbacks as there are workers run at the same time."""
     together = threading.Barrier(4)
-    running = run_consumer(lambda message: together.wait(20) and None, queue, workers=4)
+    running = run_consumer(lambda message: together.wait(PATIENCE) and None, queue, workers=4)
     broker.publish(queue, numbered(8))
     wait_until(lambda: running.consumer.stats.acknowledged == 8 or not running.is_alive())
     running.stop()
@@ -213,7 +213,7 @@ def test_callback_background_task_ends_the_loop(broker, queue, run_consumer):
 
     running = run_consumer(callback, queue, wait=False)
     broker.publish(queue, numbered(1))
-    assert ended.wait(20)
+    assert ended.wait(PATIENCE)
     wait_until(lambda: tasks[0].get_loop().is_closed())
     # Unless somebody asks, it is logged when it is collected as garbage, in some later test.
     assert isinstance(tasks[0].exception(), SystemExit)
@@ -237,4 +237,4 @@ def test_callback_background_task_runs_between_messages(broker, queue, run_consu
 
     run_consumer(callback, queue)
     broker.publish(queue, [{}])
-    assert ticked.wait(20)
+    assert ticked.wait(PATIENCE)

@@ -6,6 +6,8 @@ import uuid
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 from .broker import Depth
 from .running import write_config
 
@@ -23,7 +25,7 @@ def check(tmp_path, run_command):
         config = write_config(tmp_path / "config.toml", url, queues, tables, **settings)
         callback = ("--callback", "fmconsume.example:printer")
         command = run_command("--config", config, "--check", *callback, *args)
-        status = command.wait(30)
+        status = command.wait(PATIENCE)
         assert "Traceback" not in command.logged()
         lines = [line[2:].split(None, 2) for line in command.printed().splitlines()]
         return status, {(line[0], line[1]): line[2] for line in lines}
@@ -223,7 +225,7 @@ def test_check_what_amqp_cannot_carry(
     """
     config = write_config(tmp_path / "config.toml", broker.url(), queue, tables)
     command = run_command("--config", config, "--callback", "fmconsume.example:printer", option)
-    assert command.wait(30) == 10, command.logged()
+    assert command.wait(PATIENCE) == 10, command.logged()
     assert "Traceback" not in command.logged()
     assert (f"cannot be declared: {complaint}" in command.printed()) == (option == "--check")
 
@@ -269,7 +271,7 @@ def test_check_callback_missing(broker, run_command, tmp_path):
     """A callback that cannot be imported has status 2."""
     config = write_config(tmp_path / "config.toml", broker.url())
     command = run_command("--config", config, "--check", "--callback", "no_such_module:f")
-    assert command.wait(30) == 2
+    assert command.wait(PATIENCE) == 2
     assert "no module named 'no_such_module'" in command.logged()
 
 

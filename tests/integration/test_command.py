@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import LOOPBACK, Depth, free_port
 from .running import numbered, write_config
@@ -31,7 +31,7 @@ def take(message):
     print("took", message.topic, message.body["n"], flush=True)
 
 def meet(message):
-    together.wait(20)
+    together.wait(PATIENCE)
     take(message)
 
 def fail(message):
@@ -135,7 +135,7 @@ def _wait_for_print(command, text):
 
 def _complaint(command, status):
     """Return what the command says on its end, which is no traceback."""
-    assert command.wait(30) == status, command.logged()
+    assert command.wait(PATIENCE) == status, command.logged()
     assert "Traceback" not in command.logged()
     head, _, complaint = command.logged().rpartition("fmconsume: ")
     assert complaint, command.logged()
@@ -145,7 +145,7 @@ def _complaint(command, status):
 
 def _stop(command):
     command.send_signal(signal.SIGTERM)
-    assert command.wait(20) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
 
 
 # -- What it does
@@ -190,7 +190,7 @@ def test_command_module(broker, queue, folder, run_command):
         executable=sys.executable,
         cwd=folder,
     )
-    assert command.wait(20) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert command.printed() == f"took {queue} 0\n"
 
 
@@ -200,7 +200,7 @@ def test_command_configuration_by_variable(broker, queue, folder, run_command, v
     config = write_config(folder / "config.toml", broker.url(), queue, callback="callbacks:take")
     broker.publish(queue, numbered(1))
     command = run_command("--limit", "1", env={variable: str(config)}, cwd=folder)
-    assert command.wait(20) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert command.printed() == f"took {queue} 0\n"
 
 
@@ -210,7 +210,7 @@ def test_command_callback_file(broker, queue, folder, run_command):
     broker.publish(queue, numbered(1))
     file = f"{folder / 'callbacks.py'}:take"
     command = run_command("--callback-file", file, "--conf", config, "--limit", "1")
-    assert command.wait(20) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert command.printed() == f"took {queue} 0\n"
 
 
@@ -218,7 +218,7 @@ def test_command_limit(broker, queue, fmconsume):
     """--limit ends the command with 0 after so many messages; the others stay."""
     broker.publish(queue, numbered(5))
     command = fmconsume("--limit", "3")
-    assert command.wait(20) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert command.printed().splitlines() == [f"took {queue} {n}" for n in range(3)]
     assert broker.ready(queue) == 2
 
@@ -227,7 +227,7 @@ def test_command_workers(broker, queue, fmconsume):
     """--workers 2 runs two callbacks at the same time."""
     broker.publish(queue, numbered(2))
     command = fmconsume("--workers", "2", "--limit", "2", callback="callbacks:meet")
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert command.printed().count("took") == 2
 
 
@@ -243,7 +243,7 @@ def test_command_queue_exchange_and_routing_keys(broker, folder, fmconsume, tabl
     assert name in command.wait_for("consuming from")
     for key in "cba":
         broker.publish(f"{name}.{key}", numbered(1), "amq.direct")
-    assert command.wait(10) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert command.printed().splitlines() == [f"took {name}.b 0", f"took {name}.a 0"]
 
 
@@ -262,10 +262,10 @@ def test_command_log_level_debug(broker, queue, fmconsume):
     """The log tells of the connection by default, and --log-level warning does not."""
     broker.publish(queue, numbered(2))
     normal = fmconsume("--limit", "1")
-    assert normal.wait(20) == 0
+    assert normal.wait(PATIENCE) == 0
     assert "connecting to" in normal.logged()
     quiet = fmconsume("--limit", "1", "--log-level", "warning")
-    assert quiet.wait(20) == 0
+    assert quiet.wait(PATIENCE) == 0
     assert quiet.logged() == ""
 
 
@@ -344,7 +344,7 @@ def test_command_wrong_callback(fmconsume, option, callback, complaint):
 def test_command_wrong_number(fmconsume, option, value):
     """A number that makes no sense is a usage error that names its option."""
     command = fmconsume(option, value)
-    assert command.wait(20) == 2
+    assert command.wait(PATIENCE) == 2
     assert re.search(rf"{option[2:]}.*{value}", command.logged())
     assert "Traceback" not in command.logged()
 
@@ -360,7 +360,7 @@ def test_command_wrong_number(fmconsume, option, value):
 def test_command_callback_that_cannot_start_now(fmconsume, option, callback, complaint):
     """A callback that may start later ends with 1, which systemd retries, and one traceback."""
     command = fmconsume(option, callback, callback=None)
-    assert command.wait(30) == 1, command.logged()
+    assert command.wait(PATIENCE) == 1, command.logged()
     assert command.logged().count("Traceback") == 1
     last = command.logged().splitlines()[-1]
     assert last.startswith("fmconsume: the callback failed before the first message: ")
@@ -420,7 +420,7 @@ def shell(folder, tmp_path):
             cwd=folder,
             env={**ours, **(env or {})},
             capture_output=True,
-            timeout=50,
+            timeout=PATIENCE,
         )
         # With a pipe, the shell ends before the command does.
         wait_until(lambda: (folder / "status").exists() and (folder / "status").read_text())
@@ -596,7 +596,7 @@ def test_command_callback_fails(broker, queue, fmconsume):
     """A failed callback ends the command with 13 and one traceback; its message is back."""
     broker.publish(queue, numbered(2))
     command = fmconsume(callback="callbacks:fail")
-    assert command.wait(20) == 13
+    assert command.wait(PATIENCE) == 13
     assert command.logged().count("Traceback") == 1
     assert 'callbacks.py", line' in command.logged()
     assert command.logged().splitlines()[-1].startswith("fmconsume: ")
@@ -608,7 +608,7 @@ def test_command_thread_left_behind(broker, queue, fmconsume):
     """A thread of the callback's own that never ends keeps no process without a consumer."""
     broker.publish(queue, numbered(1))
     command = fmconsume(callback="callbacks:Refreshing")
-    assert command.wait(30) == 13
+    assert command.wait(PATIENCE) == 13
     assert "left behind: the callback's own threads refresh" in command.logged()
 
 
@@ -619,14 +619,14 @@ def test_command_thread_waited_for(broker, queue, fmconsume):
     command.send_signal(signal.SIGTERM)
     command.wait_for("waiting; a signal ends that: the callback's own threads refresh")
     command.send_signal(signal.SIGTERM)
-    assert command.wait(20) == -signal.SIGTERM
+    assert command.wait(PATIENCE) == -signal.SIGTERM
 
 
 @pytest.mark.parametrize("option", ["--replay", "--queue-name", "--exchange"])
 def test_command_empty_value(fmconsume, option):
     """An option with an empty value is not taken for none: that would consume what it must not."""
     command = fmconsume(option, "", callback="callbacks:take")
-    assert command.wait(20) == 2
+    assert command.wait(PATIENCE) == 2
     assert f"argument {option}: found an empty value" in command.logged()
 
 
@@ -635,7 +635,7 @@ def test_command_usage_hides_passwords(fmconsume):
     url = f"amqp://bob:{_SECRET}@localhost/"
     for arguments in (["--amqp-url", url], ["--limit", url], ["--log-level", url]):
         command = fmconsume(*arguments, callback="callbacks:take")
-        assert command.wait(20) == 2
+        assert command.wait(PATIENCE) == 2
         assert "amqp://bob:***@localhost/" in command.logged()
         assert _SECRET not in command.logged()
 

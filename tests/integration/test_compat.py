@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 from .broker import Depth
 from .running import numbered, write_config
 
@@ -46,7 +48,7 @@ def test_schema_package(broker, queue, package):
         env={**os.environ, "PYTHONPATH": str(_SCHEMAS)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, f"{done.stderr}\nwas {_SCHEMAS} made by `make test`?"
     assert int(done.stdout) > 0
@@ -58,7 +60,7 @@ def test_consumer_style(broker, queue, run_consumer_of_fedora, name):
     """A consumer of each style gets its messages, and Twisted is never imported."""
     broker.publish(queue, numbered(3))
     command = run_consumer_of_fedora(name, "--limit", 3)
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert command.printed() == "".join(f"seen {queue} {n}\n" for n in range(3)) + "False\n"
     assert broker.depth(queue) == Depth(0, 0)
 
@@ -68,7 +70,7 @@ def test_consumer_that_publishes(broker, queue, new_queue, run_consumer_of_fedor
     target = new_queue()
     broker.publish(queue, numbered(3))
     command = run_consumer_of_fedora("republish", "--limit", 3, target=target)
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert command.printed().endswith("False\n")
     assert [message.body for message in broker.drain(target)] == [
         b'{"n": 0}',
@@ -82,7 +84,7 @@ def test_consumer_that_judges(broker, queue, run_consumer_of_fedora):
     """Nack, Drop and HaltConsumer mean what they mean in fedora-messaging."""
     broker.publish(queue, numbered(4))
     command = run_consumer_of_fedora("Judge")
-    assert command.wait(30) == 7, command.logged()
+    assert command.wait(PATIENCE) == 7, command.logged()
     assert "enough" in command.logged()
     assert set(command.printed().splitlines()) >= {f"seen {queue} 0", f"seen {queue} 3", "False"}
 
@@ -98,7 +100,7 @@ def test_consumer_with_main(broker, queue, tmp_path):
         env={**os.environ, "PYTHONPATH": str(_HERE), "FEDORA_MESSAGING_CONF": str(config)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stdout.count("seen")) == (0, 3), done.stderr
     assert done.stdout.endswith("False\n")
@@ -107,7 +109,7 @@ def test_consumer_with_main(broker, queue, tmp_path):
 def test_consumer_without_option(run_consumer_of_fedora):
     """Without the option the error names it."""
     command = run_consumer_of_fedora("Printer", alias=False)
-    assert command.wait(30) == 2
+    assert command.wait(PATIENCE) == 2
     assert "No module named 'fedora_messaging'" in command.logged()
     assert "run it with --as-fedora-messaging" in command.logged()
 
@@ -118,7 +120,7 @@ def test_consumer_of_twisted(tmp_path, run_command):
     config = write_config(tmp_path / "config.toml", "amqp://127.0.0.1:1")
     options = ("--config", config, "--callback", "reactive:main", "--as-fedora-messaging")
     command = run_command(*options, cwd=tmp_path)
-    assert command.wait(30) == 2
+    assert command.wait(PATIENCE) == 2
     assert "without Twisted: consume with fedora_messaging.api.consume()" in command.logged()
 
 
@@ -136,9 +138,9 @@ def test_consumer_beside_the_real_package(broker, queue, tmp_path, run_command):
     options = ("--config", config, "--callback", "mine:callback", "--limit", 1)
     broker.publish(queue, numbered(2))
     with_option = run_command(*options, "--as-fedora-messaging", cwd=tmp_path)
-    assert with_option.wait(30) == 0, with_option.logged()
+    assert with_option.wait(PATIENCE) == 0, with_option.logged()
     assert with_option.printed() == "False\n"
     without = run_command(*options, cwd=tmp_path)
-    assert without.wait(30) == 0, without.logged()
+    assert without.wait(PATIENCE) == 0, without.logged()
     assert without.printed() == "True\n"
     assert "run it with --as-fedora-messaging" in without.logged()

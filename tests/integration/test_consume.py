@@ -14,7 +14,7 @@ from pika.exceptions import ChannelClosedByBroker
 from fmconsume.api import Consumer
 from fmconsume.broker.session import Session
 from fmconsume.exceptions import BadDeclaration
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .running import Running, configured, durable, numbered, warm_up
 
@@ -146,7 +146,7 @@ def test_consume_without_arguments_takes_the_configuration(broker, queue, key):
     topics = []
 
     def callback(message):
-        both.wait(20)
+        both.wait(PATIENCE)
         topics.append(message.topic)
 
     with configured(

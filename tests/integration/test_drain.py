@@ -6,7 +6,7 @@ import uuid
 
 import pytest
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import Depth
 from .running import durable, numbered, write_config
@@ -62,7 +62,7 @@ def test_drain_all(broker, queue, drain, workers):
     """Every message runs and is acknowledged; then it ends with 0 and says how many."""
     broker.publish(queue, numbered(200))
     command = drain(broker, queue, "take", "--workers", workers)
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert sorted(numbers(command)) == list(range(200))
     assert "acknowledged 200" in command.logged()
     assert broker.depth(queue) == Depth(0, 0)
@@ -71,7 +71,7 @@ def test_drain_all(broker, queue, drain, workers):
 def test_drain_empty(broker, queue, drain):
     """With nothing to do it ends at once."""
     command = drain(broker, queue, "take")
-    assert command.wait(20) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert "nothing received" in command.logged()
 
 
@@ -81,7 +81,7 @@ def test_drain_several_queues(broker, queue, new_queue, drain):
     broker.publish(queue, numbered(30))
     broker.publish(other, numbered(50))
     command = drain(broker, durable(queue, other), "take")
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert len(numbers(command)) == 80
     assert (broker.ready(queue), broker.ready(other)) == (0, 0)
 
@@ -95,7 +95,7 @@ def test_drain_returned_messages(broker, new_queue, drain, arguments):
     queue = new_queue(**arguments)
     broker.publish(queue, numbered(25))
     command = drain(broker, durable(queue, **arguments), "return_the_first")
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert numbers(command) == [23, 24]
     assert "drained; 23 messages that were returned are left" in command.logged()
     wait_until(lambda: broker.depth(queue) == Depth(23, 0))
@@ -105,7 +105,7 @@ def test_drain_good_among_many_bad(broker, queue, drain):
     """It ends, however many are returned and wherever they are."""
     broker.publish(queue, numbered(2400))
     command = drain(broker, queue, "return_each_fourth")
-    assert command.wait(60) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert "acknowledged 1800" in command.logged()
     wait_until(lambda: broker.depth(queue) == Depth(600, 0))
 
@@ -118,7 +118,7 @@ def test_drain_auto_delete(broker, drain):
         channel.queue_declare(queue, auto_delete=True)
     broker.publish(queue, numbered(25))
     command = drain(broker, settings, "return_the_first")
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert numbers(command) == [23, 24]
 
 
@@ -127,7 +127,7 @@ def test_drain_single_active_consumer(broker, new_queue, drain):
     queue = new_queue(x_single_active_consumer=True)
     broker.publish(queue, numbered(25))
     command = drain(broker, durable(queue, x_single_active_consumer=True), "return_the_first")
-    assert command.wait(30) == 1, command.logged()
+    assert command.wait(PATIENCE) == 1, command.logged()
     assert "not drained" in command.logged()
     wait_until(lambda: broker.depth(queue) == Depth(25, 0))
 
@@ -136,7 +136,7 @@ def test_drain_messages_that_come_meanwhile(broker, queue, drain):
     """What the callbacks themselves add to the queue is drained too."""
     broker.publish(queue, [{"n": 20}])
     command = drain(broker, queue, "feed")
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert numbers(command) == list(range(20, -1, -1))
     assert broker.depth(queue) == Depth(0, 0)
 
@@ -145,5 +145,5 @@ def test_drain_failure(broker, queue, drain):
     """A callback that fails ends it as it ends any consumer."""
     broker.publish(queue, numbered(3))
     command = drain(broker, queue, "fail")
-    assert command.wait(30) == 13
+    assert command.wait(PATIENCE) == 13
     assert broker.depth(queue) == Depth(3, 0)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from fmconsume.exceptions import Nack
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import Depth
 from .running import failures, warm_up
@@ -56,7 +56,7 @@ def test_redelivery_with_headers_in_any_order(broker, proxy, new_queue, run_cons
     broker.publish(queue, [{"n": 0}], headers={"b": 1, "a": {"d": 1, "c": 2}})
     queues = {queue: {"durable": True, "arguments": {"x-queue-type": "quorum"}}}
     running = run_consumer(gate, queues, workers=2, amqp_url=proxy.url())
-    assert gate.entered.wait(20)
+    assert gate.entered.wait(PATIENCE)
     proxy.cut()
     wait_until(lambda: running.consumer.stats.deduplicated == 1)
     gate.open.set()
@@ -110,7 +110,7 @@ def test_equal_comes_back_through_a_dead_letter_queue(broker, proxy, new_queue, 
 
     def callback(message):
         runs.append(message.body["n"])
-        assert message.body["n"] == 0 or go_on.wait(30)
+        assert message.body["n"] == 0 or go_on.wait(PATIENCE)
 
     _publish(broker, queue)
     one = {"prefetch_count": 1, "prefetch_size": 0}

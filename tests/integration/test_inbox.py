@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 from fmconsume.exceptions import AlreadyDone, HaltConsumer, Nack
 from fmconsume.inbox import Inbox
 from fmconsume.message import Message
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import Depth
 from .databases import SERVERS
@@ -190,7 +190,7 @@ def test_two_at_once(engine, is_kept):
         with suppress(ValueError), inbox.transaction(make_message()) as connection:
             connection.execute(sa.insert(work).values(n=1))
             entered.set()
-            assert go.wait(10)
+            assert go.wait(PATIENCE)
             if not is_kept:
                 raise ValueError
 
@@ -199,13 +199,13 @@ def test_two_at_once(engine, is_kept):
 
     threads = [threading.Thread(target=first), threading.Thread(target=second)]
     threads[0].start()
-    assert entered.wait(10)
+    assert entered.wait(PATIENCE)
     threads[1].start()
     threads[1].join(0.3)
     assert threads[1].is_alive()
     go.set()
     for thread in threads:
-        thread.join(10)
+        thread.join(PATIENCE)
     assert results == [not is_kept]
     assert count_work(engine) == 1
 

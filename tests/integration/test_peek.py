@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import Depth, free_port
 from .running import durable, numbered, write_config
@@ -27,7 +27,7 @@ def peek(config, run_command, tmp_path):
     def peek(*options):
         path = tmp_path / "recorded"
         command = run_command("--config", config, "--record", path, "--peek", *options)
-        assert command.wait(30) == 0, command.logged()
+        assert command.wait(PATIENCE) == 0, command.logged()
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         assert command.printed() == f"{len(lines)} messages: recorded and returned\n"
         return lines
@@ -94,7 +94,7 @@ def test_peek_is_replayed(broker, queue, peek, config, run_command, tmp_path):
     peek()
     options = ("--callback", "callbacks:take", "--replay", "recorded")
     command = run_command("--config", config, *options, cwd=tmp_path)
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert "{'n': 1}" in command.printed()
 
 
@@ -106,9 +106,9 @@ def test_peek_several_queues(broker, new_queue, run_command, tmp_path):
         broker.publish(name, numbered(1))
     options = ("--config", config, "--peek", "--record")
     both = run_command(*options, tmp_path / "both")
-    assert both.wait(30) == 0, both.logged()
+    assert both.wait(PATIENCE) == 0, both.logged()
     one = run_command(*options, tmp_path / "one", "--queue-name", names[1])
-    assert one.wait(30) == 0, one.logged()
+    assert one.wait(PATIENCE) == 0, one.logged()
     found = [
         [json.loads(line)["queue"] for line in (tmp_path / file).read_text().splitlines()]
         for file in ("both", "one")
@@ -120,7 +120,7 @@ def test_peek_missing_queue(broker, queue, config, run_command, tmp_path):
     """A queue that is not there is told of, and not declared."""
     broker.delete(queue)
     command = run_command("--config", config, "--record", tmp_path / "recorded", "--peek")
-    assert command.wait(30) == 1
+    assert command.wait(PATIENCE) == 1
     assert f"cannot look into queue '{queue}': 404 NOT_FOUND" in command.logged()
 
 
@@ -137,7 +137,7 @@ def test_peek_ends_early(broker, queue, proxy, run_command, tmp_path, is_cut):
         proxy.cut()
     else:
         command.send_signal(signal.SIGINT)
-    assert command.wait(30) == (1 if is_cut else 130), command.logged()
+    assert command.wait(PATIENCE) == (1 if is_cut else 130), command.logged()
     wait_until(lambda: broker.depth(queue) == Depth(total, 0))
 
 
@@ -145,5 +145,5 @@ def test_peek_no_broker(run_command, tmp_path):
     """A broker that is not there is told of; it is not waited for."""
     config = write_config(tmp_path / "offline.toml", f"amqp://127.0.0.1:{free_port()}", "q")
     command = run_command("--config", config, "--record", tmp_path / "recorded", "--peek")
-    assert command.wait(30) == 1
+    assert command.wait(PATIENCE) == 1
     assert "refused" in command.logged()

@@ -18,7 +18,7 @@ from fmconsume.delivery import Verdict
 from fmconsume.exceptions import ExitCode
 from fmconsume.message import Message
 from fmconsume.testing import deliver
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import Broker
 from .command import Command
@@ -60,7 +60,7 @@ def test_readme_first_sample(broker: Broker, config: Path, tmp_path: Path) -> No
         broker.publish("readme.first", [{"n": 2}], exchange="amq.topic")
         wait_until(lambda: "readme.first {'n': 2}" in process.stdout.readline())
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 def bindings_of_nameless(broker: Broker) -> str:
@@ -85,7 +85,7 @@ def test_readme_class_sample(
         broker.publish(topic, [{"n": 0}], exchange="amq.topic")
     wait_until(lambda: written.exists() and written.read_text().split() == topics)
     command.send_signal(signal.SIGTERM)
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert broker.depth("topics") == (0, 0)
     broker.delete("topics")
 
@@ -118,7 +118,7 @@ def test_readme_consume_sample(broker: Broker, config: Path, fruit: str) -> None
         words = process.stdout.readline().split(maxsplit=2)
         assert (words[0], words[2]) == (fruit, "fruit.ripe {'n': 1}\n")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
     assert broker.depth(fruit) == (0, 0)
 
 
@@ -149,7 +149,7 @@ def test_readme_drain_sample(broker: Broker, config: Path, fruit: str) -> None:
 def last_line(code: str, config: Path) -> str:
     """Run a sample to its end, and give the last line that it prints."""
     with start(code, config) as process:
-        printed, _ = process.communicate(timeout=30)
+        printed, _ = process.communicate(PATIENCE)
         assert process.returncode == 0
     return printed.splitlines()[-1]
 
@@ -159,14 +159,14 @@ def test_readme_publish_sample(broker: Broker, config: Path, queue: str) -> None
     broker.bind(queue, "amq.topic", "fruit.*")
     code = next(block for block in blocks("python") if "publish(Message" in block)
     env = {**os.environ, "FMCONSUME_CONF": str(config)}
-    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=50)
+    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=PATIENCE)
     assert [message.body for message in broker.drain(queue)] == [b'{"fruit": "pear"}']
 
 
 def test_readme_testing_sample() -> None:
     """The testing sample passes."""
     code = next(block for block in blocks("python") if "deliver" in block)
-    subprocess.run([sys.executable, "-c", f"{code}\ntest_callback()"], check=True, timeout=50)
+    subprocess.run([sys.executable, "-c", f"{code}\ntest_callback()"], check=True, timeout=PATIENCE)
 
 
 def test_readme_configuration_table() -> None:

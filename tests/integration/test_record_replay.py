@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import Depth, free_port
 from .running import failures, numbered, write_config
@@ -54,7 +54,7 @@ def test_record_and_replay(broker, queue, folder, config, offline, run_command):
     """What --record takes from a queue, --replay gives to a callback without a broker."""
     broker.publish(queue, numbered(5))
     recording = run_command("--config", config, "--record", "file", "--limit", 5, cwd=folder)
-    assert recording.wait(30) == 0, recording.logged()
+    assert recording.wait(PATIENCE) == 0, recording.logged()
     assert broker.depth(queue) == Depth(0, 0)
     lines = [json.loads(line) for line in (folder / "file").read_text().splitlines()]
     assert [line["body"]["n"] for line in lines] == [0, 1, 2, 3, 4]
@@ -62,13 +62,13 @@ def test_record_and_replay(broker, queue, folder, config, offline, run_command):
 
     options = ("--config", offline, "--replay", "file")
     taking = run_command(*options, "--callback", "callbacks:take", cwd=folder)
-    assert taking.wait(30) == 0, taking.logged()
+    assert taking.wait(PATIENCE) == 0, taking.logged()
     took = [f"took {queue} {n} {line['headers']['sent-at']}" for n, line in enumerate(lines)]
     assert [line for line in taking.printed().splitlines() if line.startswith("took")] == took
     assert taking.printed().endswith("5 messages: 5 acknowledged\n")
 
     judging = run_command(*options, "--callback", "callbacks:judge", cwd=folder)
-    assert judging.wait(30) == 0, judging.logged()
+    assert judging.wait(PATIENCE) == 0, judging.logged()
     assert judging.printed().endswith("5 messages: 3 acknowledged, 1 requeued, 1 dropped\n")
 
 
@@ -79,9 +79,9 @@ def test_record_killed(broker, queue, folder, config, run_command):
     first = run_command("--config", config, "--record", path, cwd=folder)
     wait_until(lambda: path.exists() and path.stat().st_size > 20_000)
     first.send_signal(signal.SIGKILL)
-    first.wait(10)
+    first.wait(PATIENCE)
     second = run_command("--config", config, "--record", path, "--drain", cwd=folder)
-    assert second.wait(30) == 0, second.logged()
+    assert second.wait(PATIENCE) == 0, second.logged()
     lines = path.read_text().splitlines()
     recorded = {json.loads(line)["body"]["n"] for line in lines if line.endswith("}")}
     assert recorded == set(range(2000))
@@ -93,10 +93,10 @@ def test_record_other_bodies(broker, queue, folder, run_command):
     (folder / "raw.py").write_text("def show(message):\n    print(message.body)\n")
     broker.publish(queue, [b"\xff\x00", "text"])
     recording = run_command("--config", config, "--record", "file", "--limit", 2, cwd=folder)
-    assert recording.wait(30) == 0, recording.logged()
+    assert recording.wait(PATIENCE) == 0, recording.logged()
     options = ("--config", config, "--replay", "file", "--callback", "raw:show")
     replaying = run_command(*options, cwd=folder)
-    assert replaying.wait(30) == 0, replaying.logged()
+    assert replaying.wait(PATIENCE) == 0, replaying.logged()
     assert replaying.printed().splitlines()[::2][:2] == [r"b'\xff\x00'", "b'text'"]
 
 
@@ -106,7 +106,7 @@ def test_record_to_a_full_disk(broker, queue, folder, run_command, rule):
     path = write_config(folder / "my.toml", broker.url(), queue, f"[failures]\n{rule}")
     broker.publish(queue, numbered(20))
     command = run_command("--config", path, "--record", "/dev/full", "--drain", cwd=folder)
-    assert command.wait(30) == 1, command.logged()
+    assert command.wait(PATIENCE) == 1, command.logged()
     assert "cannot record to '/dev/full': No space left on device" in command.logged()
     assert "Traceback" not in command.logged()
     wait_until(lambda: broker.depth(queue) == Depth(20, 0))
@@ -116,7 +116,7 @@ def test_record_to_nowhere(broker, queue, folder, config, run_command):
     """A file that cannot be written is a usage error, and no message is taken."""
     broker.publish(queue, numbered(1))
     command = run_command("--config", config, "--record", folder / "no" / "file", cwd=folder)
-    assert command.wait(30) == 2
+    assert command.wait(PATIENCE) == 2
     assert "No such file or directory" in command.logged()
     assert broker.depth(queue) == Depth(1, 0)
 
@@ -127,7 +127,7 @@ def test_replay_failure(folder, offline, run_command):
     (folder / "file").write_text("\n".join([lines[0], "broken", *lines[1:]]))
     options = ("--config", offline, "--replay", "file", "--callback", "callbacks:fail_once")
     command = run_command(*options, cwd=folder)
-    assert command.wait(30) == 1, command.logged()
+    assert command.wait(PATIENCE) == 1, command.logged()
     assert "broken: line 2 holds no message" in command.printed()
     assert "failed: line 3, " in command.printed()
     assert "RuntimeError: the disk is full" in command.printed()
@@ -147,7 +147,7 @@ def test_failed_message_is_kept(broker, queue, folder, run_command):
     broker.publish(queue, numbered(3))
     for _ in range(2):  # As it would be started again and again.
         consuming = run_command("--config", config, cwd=folder)
-        assert consuming.wait(30) == 13, consuming.logged()
+        assert consuming.wait(PATIENCE) == 13, consuming.logged()
     (file,) = kept.iterdir()
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     line = json.loads(file.read_text())
@@ -156,7 +156,7 @@ def test_failed_message_is_kept(broker, queue, folder, run_command):
     assert broker.depth(queue) == Depth(2, 0)
 
     replaying = run_command("--config", config, "--replay", file, cwd=folder)
-    assert replaying.wait(30) == 1
+    assert replaying.wait(PATIENCE) == 1
     assert "RuntimeError: the disk is full" in replaying.printed()
 
 
@@ -176,6 +176,6 @@ def test_failed_message_cannot_be_kept(broker, queue, folder, run_command):
     )
     broker.publish(queue, [{"n": 1}])
     command = run_command("--config", config, cwd=folder)
-    assert command.wait(30) == 13, command.logged()
+    assert command.wait(PATIENCE) == 13, command.logged()
     assert "could not be kept" in command.logged()
     assert broker.depth(queue) == Depth(1, 0)

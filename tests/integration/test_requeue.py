@@ -11,7 +11,7 @@ import pytest
 from fmconsume.broker.wire import Properties, encode_published, install
 from fmconsume.delivery import Delivery
 from fmconsume.kept import KeptMessages, parse_kept
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import Depth, free_port
 from .running import RawProperties, write_config
@@ -119,7 +119,7 @@ def test_requeue_exact(broker, queue, set_aside, config, run_command, tmp_path, 
     assert [raw for raw, _ in before] == list(_ODD.values())
     assert broker.depth(queue) == Depth(0, 0)
     command = run_command("--config", config, "--requeue", tmp_path / "kept")
-    assert command.wait(30) == 0, command.printed() + command.logged()
+    assert command.wait(PATIENCE) == 0, command.printed() + command.logged()
     assert sorted(_received(broker, queue)) == sorted(before)
     assert list((tmp_path / "kept").iterdir()) == []
     assert command.printed().endswith(f"{len(_ODD)} files: {len(_ODD)} requeued\n")
@@ -143,7 +143,7 @@ def test_requeue_dead_lettered(broker, new_queue, config, run_command, tmp_path)
         channel.basic_reject(method.delivery_tag, requeue=False)
     raw = parse_kept(path.read_bytes()).raw_properties
     command = run_command("--config", config, "--requeue", path)
-    assert command.wait(30) == 0, command.printed()
+    assert command.wait(PATIENCE) == 0, command.printed()
     (received,) = broker.drain(goal)
     assert received.properties.headers["x-death"][0]["queue"] == source
     assert not received.properties.headers.get("x-delivery-count")
@@ -162,7 +162,7 @@ def test_requeue_missing_queue(broker, queue, set_aside, config, run_command, tm
     set_aside(len(_ODD))
     broker.delete(queue)
     command = run_command("--config", config, "--requeue", tmp_path / "kept")
-    assert command.wait(30) == 1
+    assert command.wait(PATIENCE) == 1
     assert command.printed().count(f"left: queue '{queue}': no queue takes it: NO_ROUTE") == len(
         _ODD
     )
@@ -176,7 +176,7 @@ def test_requeue_dry(broker, queue, set_aside, tmp_path, run_command):
     config = write_config(tmp_path / "offline.toml", f"amqp://127.0.0.1:{free_port()}")
     before = sorted((tmp_path / "kept").iterdir())
     command = run_command("--config", config, "--requeue", tmp_path / "kept", "--check")
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     assert command.printed().endswith("2 files: 2 would be requeued\n")
     assert sorted((tmp_path / "kept").iterdir()) == before
     assert broker.depth(queue) == Depth(0, 0)
@@ -193,11 +193,11 @@ def test_requeue_forbidden(broker, queue, set_aside, tmp_path, run_command):
         url = broker.url(user=user, password="Sesame-17-open")
         config = write_config(tmp_path / "user.toml", url)
         command = run_command("--config", config, "--requeue", tmp_path / "kept")
-        assert command.wait(30) == 1
+        assert command.wait(PATIENCE) == 1
         assert command.printed().count("ACCESS_REFUSED") == 2, command.printed()
         wrong = write_config(tmp_path / "wrong.toml", broker.url(user=user, password="wrong"))
         command = run_command("--config", wrong, "--requeue", tmp_path / "kept")
-        assert command.wait(30) == 1
+        assert command.wait(PATIENCE) == 1
         assert "2 files: 2 left" in command.printed()
         assert "wrong" not in command.printed()
     finally:
@@ -210,7 +210,7 @@ def test_failed_lists_what_is_kept(broker, queue, set_aside, config, run_command
     broker.publish(queue, [{"n": 1}])
     set_aside(1)
     command = run_command("--config", config, "--failed")
-    assert command.wait(30) == 0, command.logged()
+    assert command.wait(PATIENCE) == 0, command.logged()
     title, line = command.printed().splitlines()
     assert title.startswith("last failed (UTC)")
     assert f"{queue}  {queue}  1         set aside  " in line
@@ -228,10 +228,10 @@ def test_kept_before_is_skipped(broker, queue, config, run_command, tmp_path):
         failures={"keep_in": str(tmp_path / "kept")},
     )
     command = run_command("--config", failing, "--callback", "failing:fail", cwd=tmp_path)
-    assert command.wait(30) == 13, command.logged()
+    assert command.wait(PATIENCE) == 13, command.logged()
     (file,) = (tmp_path / "kept").iterdir()
     assert json.loads(file.read_text())["exchange"] == ""
     command = run_command("--config", config, "--requeue", tmp_path / "kept")
-    assert command.wait(30) == 0, command.printed()
+    assert command.wait(PATIENCE) == 0, command.printed()
     assert command.printed().endswith("1 files: 1 skipped\n")
     assert broker.depth(queue) == Depth(1, 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import Depth
 from .running import durable, numbered, write_config
@@ -103,7 +103,7 @@ def test_finished_before_a_kill(broker, proxy, stage):
     again = there.start()
     wait_until(lambda: broker.depth(there.queue) == Depth(0, 0))
     again.send_signal(signal.SIGTERM)
-    assert again.wait(30) == 0, again.logged()
+    assert again.wait(PATIENCE) == 0, again.logged()
     assert sorted(there.finished()) == list(range(9))
 
 
@@ -115,11 +115,11 @@ def test_message_that_kills(broker, stage, death, workers):
     there = stage(death=_DEATHS[death], workers=workers)
     broker.publish(there.queue, [{"n": number, "bad": number == 50} for number in range(100)])
     for _ in range(3):
-        assert there.start("die").wait(30) in (-signal.SIGKILL, -signal.SIGSEGV, 0)
+        assert there.start("die").wait(PATIENCE) in (-signal.SIGKILL, -signal.SIGSEGV, 0)
     command = there.start("die")
     wait_until(lambda: broker.depth(there.queue) == Depth(0, 0))
     command.send_signal(signal.SIGTERM)
-    assert command.wait(30) == 0
+    assert command.wait(PATIENCE) == 0
     assert "set aside, kept as" in command.logged()
     assert "its consumer died 3 times while it ran" in command.logged()
     finished = there.finished()
@@ -139,7 +139,7 @@ def test_message_that_hangs(broker, stage):
         command = there.start("die")
         command.wait_for("past callback_timeout")
         command.send_signal(signal.SIGABRT)
-        assert command.wait(30) == -signal.SIGABRT
+        assert command.wait(PATIENCE) == -signal.SIGABRT
     command = there.start("die")
     wait_until(lambda: broker.depth(there.queue) == Depth(0, 0))
     assert "its consumer died 3 times while it ran" in command.wait_for("set aside, kept as")
@@ -161,7 +161,7 @@ def test_attempts_outlive_the_process(broker, stage, death):
     codes = []
     for _ in range(2):
         command = there.start("die")
-        codes.append(command.wait(30))
+        codes.append(command.wait(PATIENCE))
     assert codes == [13, 13]
     command = there.start("die")
     command.wait_for("set aside, kept as")
@@ -184,7 +184,7 @@ def test_equal_message_after_a_stop(broker, stage):
         command = there.start("note")
         wait_until(lambda: broker.depth(there.queue) == Depth(0, 0))
         command.send_signal(signal.SIGTERM)
-        assert command.wait(30) == 0
+        assert command.wait(PATIENCE) == 0
         assert there.finished() == [0] * number
 
 
@@ -195,7 +195,7 @@ def test_returns_are_no_attempts(broker, stage):
     for _ in range(4):
         _return_unrun(broker, there.queue)
     for _ in range(3):
-        assert there.start("die").wait(30) == -signal.SIGKILL
+        assert there.start("die").wait(PATIENCE) == -signal.SIGKILL
     command = there.start("die")
     command.wait_for("its consumer died 3 times while it ran")
     wait_until(lambda: broker.depth(there.queue) == Depth(0, 0))
@@ -229,11 +229,12 @@ def test_second_signal_is_no_death(broker, stage):
     broker.publish(there.queue, [{"n": 0, "bad": True}])
     for _ in range(4):
         command = there.start("die")
+        command.wait_for("consuming from")
         wait_until(lambda: broker.depth(there.queue) == Depth(0, 1))
         command.send_signal(signal.SIGTERM)
         command.wait_for("stopping")
         command.send_signal(signal.SIGTERM)
-        assert command.wait(30) == 128 + signal.SIGTERM
+        assert command.wait(PATIENCE) == 128 + signal.SIGTERM
         wait_until(lambda: broker.depth(there.queue) == Depth(1, 0))
         assert "died" not in command.logged()
 
@@ -251,7 +252,7 @@ def test_others_know(broker, proxy, run_command, tmp_path, queue):
     command.wait()
     wait_until(lambda: broker.depth(queue) == Depth(0, 0))
     second.send_signal(signal.SIGTERM)
-    assert second.wait(30) == 0, second.logged()
+    assert second.wait(PATIENCE) == 0, second.logged()
     # A kill between the callback's last act and the mark cannot be told from one before it.
     assert len(first.finished()) <= 401
     assert set(first.finished()) == set(range(400))
@@ -281,7 +282,7 @@ def test_state_that_cannot_be_used(broker, run_command, tmp_path, queue, spoil):
     command = there.start()
     wait_until(lambda: broker.depth(queue) == Depth(0, 0) and len(there.finished()) == 10)
     command.send_signal(signal.SIGTERM)
-    assert command.wait(30) == 0
+    assert command.wait(PATIENCE) == 0
     warnings = [line for line in command.logged().splitlines() if "WARNING" in line]
     assert len(warnings) == 1
     assert f"state '{there.state}' cannot be used" in warnings[0]
@@ -302,7 +303,7 @@ def test_torn_seat(broker, run_command, tmp_path, queue):
         command = there.start()
         wait_until(lambda: broker.depth(queue) == Depth(0, 0))
         command.send_signal(signal.SIGTERM)
-        assert command.wait(30) == 0
+        assert command.wait(PATIENCE) == 0
         assert "WARNING" not in command.logged()
         spoil(there.state / "seat-0")
     assert len(there.finished()) == 40
@@ -315,6 +316,6 @@ def test_state_directory(broker, run_command, tmp_path, queue):
     command = there.start(STATE_DIRECTORY=f"{tmp_path}/var:{tmp_path}/other")
     wait_until(lambda: there.finished() == [0])
     command.send_signal(signal.SIGTERM)
-    assert command.wait(30) == 0
+    assert command.wait(PATIENCE) == 0
     assert sorted(path.name for path in (tmp_path / "var/state").iterdir()) == ["seat-0", "secret"]
     assert not there.state.exists()

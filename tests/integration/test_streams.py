@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fmconsume.exceptions import BadDeclaration
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .running import durable, numbered, write_config
 
@@ -26,13 +26,13 @@ def config(tmp_path, broker, stream):
 
 @pytest.fixture
 def run(tmp_path, run_command):
-    """Run the command with a configuration; give its exit status, and what it printed and logged."""
+    """Run the command with a configuration; give its status, and what it printed and logged."""
     callback = tmp_path / "callback.py"
     callback.write_text("def callback(message):\n    pass\n")
 
     def run(config, *more):
         command = run_command("--config", config, "--callback-file", f"{callback}:callback", *more)
-        return command.wait(30), command.printed(), command.logged()
+        return command.wait(PATIENCE), command.printed(), command.logged()
 
     return run
 

@@ -14,7 +14,7 @@ import trustme
 from fmconsume import Message, publish, publisher
 from fmconsume.publisher import Publisher
 from tests.unit.fakes import restored_configuration
-from tests.waiting import wait_until
+from tests.waiting import PATIENCE, wait_until
 
 from .broker import Broker, free_port
 from .command import Command
@@ -122,7 +122,7 @@ def consume(run_command: Callable[..., Command], tmp_path: Path) -> Callable[...
 
 def _refused(command: Command, code: int, *words: str) -> None:
     """Check the exit code, and that one line says what is wrong."""
-    assert command.wait(30) == code, command.logged()
+    assert command.wait(PATIENCE) == code, command.logged()
     complaints = [line for line in command.logged().splitlines() if line.startswith("fmconsume:")]
     assert len(complaints) == 1, command.logged()
     for word in words:
@@ -229,7 +229,7 @@ def test_tls_rotation(tls: Tls, consume: Callable[..., Command]) -> None:
     bob.keyfile.replace(alice.keyfile)
     wait_until(lambda: "bob" in _users(tls))
     command.terminate()
-    assert command.wait(30) == 0
+    assert command.wait(PATIENCE) == 0
 
 
 def test_tls_rotation_expired(tls: Tls, consume: Callable[..., Command]) -> None:

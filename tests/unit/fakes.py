@@ -16,6 +16,7 @@ from fmconsume.broker.topology import Topology
 from fmconsume.broker.wire import published
 from fmconsume.config import DEFAULTS, LazyConfig, conf
 from fmconsume.delivery import Delivery
+from tests.waiting import PATIENCE
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ T = TypeVar("T")
 PLAIN = Topology({}, {"fruit": {"arguments": {}}}, [], False, 10, 0)
 
 #: Seconds after which a rendezvous has failed; nothing waits that long in a good run.
-TIMEOUT = 10.0
+TIMEOUT = PATIENCE
 
 #: Keys and values that a configuration file may hold, most of them wrong.
 CONFIG_KEYS = st.sampled_from(

@@ -132,6 +132,9 @@ class MemorySession:
         for frame in frames:
             self.calls.put(frame)
 
+    def refuse_streams(self) -> None:
+        self.check()
+
     def depths(self) -> dict[str, int]:
         return {"fruit": self.ready}
 

@@ -583,7 +583,6 @@ def list_loops() -> list[str]:
         (callback, 0),
         (print, 0),
     ],
-    ids=str,
 )
 def test_run_starts_loop(stage: Stage, function: Any, expected: int) -> None:
     """The loop runs for the whole life of a coroutine callback, and only for such."""

@@ -281,7 +281,6 @@ def decorated(message: Any, basket: str) -> None:
         Mock(spec=Taker),
         print,
     ],
-    ids=str,
 )
 def test_instantiate_callable(callback: Any) -> None:
     """Whatever can be called is taken as it is."""
@@ -294,7 +293,7 @@ def test_instantiate_class(cls: type) -> None:
     assert type(instantiate(cls)) is cls
 
 
-@pytest.mark.parametrize("callback", [None, 7, "orchard:pick", {}, object()], ids=str)
+@pytest.mark.parametrize("callback", [None, 7, "orchard:pick", {}, object()])
 def test_instantiate_not_callable(callback: Any) -> None:
     """What cannot be called is an error that shows it."""
     with pytest.raises(ValueError, match=r"^callback: found .*, expected a function") as caught:
@@ -403,7 +402,6 @@ class AsyncGenerator:
         partial(generate),
         partial(partial(Generator())),
     ],
-    ids=str,
 )
 def test_instantiate_generator(callback: Any) -> None:
     """What contains a yield would run nothing, and is refused in every disguise."""
@@ -428,7 +426,6 @@ def demanding(message: Any, basket: Any) -> None:
         (partial(function, 1), "function cannot be called"),
         (type("Lonely", (), {"__call__": lambda self: None}), "cannot be called with one"),
     ],
-    ids=str,
 )
 def test_instantiate_wrong_signature(callback: Any, text: str) -> None:
     """What does not take one argument is refused, with how it would be called."""

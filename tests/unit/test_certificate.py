@@ -51,6 +51,7 @@ def test_validity() -> None:
         PEM.encode("utf-16").decode("latin-1"),
         PEM.replace("MII", "\xe9\xe9\xe9"),
     ],
+    ids=range(15),
 )
 def test_validity_garbage(pem: str) -> None:
     """What is no certificate is a ValueError that says so."""

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from tests.waiting import PATIENCE
+
 HEAD = "import os, sys\nfrom fmconsume import console\nconsole.prepare()\n"
 #: More than any buffer holds.
 TALK = "for _ in range(3000): console.say('x' * 99); console.complain('y' * 99)\n"
@@ -24,7 +26,7 @@ def run(code: str, redirection: str = "", **environment: str) -> tuple[int, str,
         ["sh", "-c", f'exec "$0" -c "$1" {redirection}', sys.executable, HEAD + code],
         env={**ours, **environment},
         capture_output=True,
-        timeout=50,
+        timeout=PATIENCE,
     )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
@@ -47,7 +49,7 @@ def test_say_to_closed_pipe(number: int) -> None:
     streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     streams["stdout" if number == 1 else "stderr"] = writer
     command = [sys.executable, "-c", f"{HEAD}{TALK}sys.exit(3)"]
-    done = subprocess.run(command, timeout=50, **streams)
+    done = subprocess.run(command, timeout=PATIENCE, **streams)
     os.close(writer)
     assert done.returncode == 3
     assert b"Traceback" not in (done.stdout or b"") + (done.stderr or b"")
@@ -95,7 +97,7 @@ def test_complain_to_full_pipe() -> None:
             os.write(writer, b"z" * 4096)
     os.set_blocking(writer, True)
     code = f"{HEAD}console.complain('y')\nsys.exit(3)"
-    done = subprocess.run([sys.executable, "-c", code], stderr=writer, timeout=50)
+    done = subprocess.run([sys.executable, "-c", code], stderr=writer, timeout=PATIENCE)
     os.close(reader)
     os.close(writer)
     assert done.returncode == 3
@@ -118,7 +120,7 @@ def test_end_while_the_log_is_stuck(tmp_path: Path) -> None:
     (tmp_path / "config.toml").touch()
     reader, writer = os.pipe()
     command = [sys.executable, "-c", HEAD + _STUCK, str(tmp_path / "config.toml")]
-    done = subprocess.run(command, stderr=writer, timeout=50)
+    done = subprocess.run(command, stderr=writer, timeout=PATIENCE)
     os.close(reader)
     os.close(writer)
     assert done.returncode == 7

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,7 @@ def test_map_names_every_module() -> None:
     assert sorted(named) == sorted(name for name in MODULES if not name.endswith("/__init__"))
 
 
+@cache
 def list_names() -> set[str]:
     """List classes, functions and methods of the package, a method with its class."""
     names = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,7 @@ WITHOUT_ALL = {
 }
 
 
+@cache
 def parse(module: str) -> ast.Module:
     """Read a module's source."""
     return ast.parse((HOUSE / f"{module}.py").read_text(encoding="utf-8"))

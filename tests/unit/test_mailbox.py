@@ -12,7 +12,6 @@ import pytest
 
 from fmconsume.engine import mailbox as mailbox_module
 from fmconsume.engine.mailbox import Mailbox
-
 from tests.waiting import wait_until
 
 from .fakes import TIMEOUT

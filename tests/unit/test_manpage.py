@@ -16,6 +16,7 @@ import pytest
 from fmconsume.cli import parser
 from fmconsume.config import DEFAULTS
 from fmconsume.exceptions import ExitCode
+from tests.waiting import PATIENCE
 
 HOUSE = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ def run(*command: object, **environment: str) -> str:
         env={**os.environ, "LC_ALL": "C.UTF-8", **environment},
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=PATIENCE,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout + done.stderr
     return done.stdout
@@ -48,7 +49,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(HOUSE / name, folder / name)
     (folder / "README.md").touch()
     command = [sys.executable, "setup.py", "--quiet", "build_manpages"]
-    subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=50)
+    subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=PATIENCE)
     return folder / "man" / "fmconsume.1"
 
 

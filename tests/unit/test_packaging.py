@@ -13,6 +13,7 @@ import pytest
 
 from fmconsume.cli import parser
 from fmconsume.version import __version__
+from tests.waiting import PATIENCE
 
 HOUSE = Path(__file__).parents[2]
 UNIT = HOUSE / "etc" / "fm-consumer@.service"
@@ -26,7 +27,7 @@ def run(*command: object) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=50,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout
     return done.stdout

@@ -19,6 +19,7 @@ from fmconsume.service import history as history_module
 from fmconsume.service import page
 from fmconsume.service.history import STEP, STEPS, Entry, History
 from fmconsume.service.monitoring import Monitoring
+from tests.waiting import PATIENCE
 
 from .fakes import make_delivery
 from .test_monitoring import port_of
@@ -239,7 +240,7 @@ def browse(server: Monitoring, folder: Path, milliseconds: int) -> str:
         *(f"--user-data-dir={folder}", "--enable-logging=stderr", "--dump-dom"),
         *(f"--virtual-time-budget={milliseconds}", f"http://127.0.0.1:{port_of(server)}/"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
     assert "Content Security Policy" not in done.stderr
     return done.stdout
 

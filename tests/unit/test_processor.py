@@ -80,7 +80,7 @@ def test_process_callback_returns(result: Any) -> None:
     assert (outcome.verdict, outcome.error) == (ACK, None)
 
 
-@pytest.mark.parametrize("error", [Nack, Nack(), Nack("busy", 3), Nack(make_delivery())], ids=repr)
+@pytest.mark.parametrize("error", [Nack, Nack(), Nack("busy", 3), Nack(make_delivery())])
 def test_process_callback_raises_nack(error: Any) -> None:
     """A Nack in any shape requeues the message, and is no error."""
     outcomes = work(raising(error), make_delivery(tag=1), make_delivery(tag=2))
@@ -90,7 +90,7 @@ def test_process_callback_raises_nack(error: Any) -> None:
     ]
 
 
-@pytest.mark.parametrize("error", [Drop, Drop(), Drop("bad", 3), Drop(make_delivery())], ids=repr)
+@pytest.mark.parametrize("error", [Drop, Drop(), Drop("bad", 3), Drop(make_delivery())])
 def test_process_callback_raises_drop(error: Any) -> None:
     """A Drop in any shape drops the message, and is no error."""
     outcomes = work(raising(error), make_delivery(tag=1), make_delivery(tag=2))

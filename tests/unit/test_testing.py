@@ -16,6 +16,7 @@ import pytest
 from fmconsume import Drop, HaltConsumer, Message, Nack, api, publish
 from fmconsume.exceptions import ValidationError
 from fmconsume.testing import DeliverResult, Verdict, deliver, mock_sends
+from tests.waiting import PATIENCE
 
 ACK, NACK, DROP, REJECT, SET_ASIDE, FAIL = Verdict
 
@@ -332,7 +333,7 @@ def run_pytest(
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE,
     )
 
 

@@ -11,6 +11,7 @@ from queue import Empty
 import pytest
 
 from fmconsume.wakeup import WakeupQueue
+from tests.waiting import PATIENCE
 
 
 def test_get_left_before_bell() -> None:
@@ -114,6 +115,10 @@ with WakeupQueue().open():
 def test_bell_forked_child() -> None:
     """A child that a callback forks ends on SIGTERM, as any process does."""
     done = subprocess.run(
-        [sys.executable, "-c", FORKING], capture_output=True, text=True, check=True, timeout=50
+        [sys.executable, "-c", FORKING],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=PATIENCE,
     )
     assert done.stdout.split() == [str(int(signal.SIGTERM))]
