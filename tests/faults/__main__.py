@@ -105,8 +105,13 @@ def faults(folder: Path, broker: Broker, scale: float, rng: random.Random) -> It
         yield Fault(
             "shared", lambda b=both: processes.consumers_share(broker, fresh(), times(10), *b)
         )
-        yield Fault("cluster", lambda b=both: endings.node_killed(fresh(), times(5), *b))
-        yield Fault("home", lambda b=both: endings.home_node_down(fresh(), times(3), *b))
+        for name, fault, count in (
+            ("cluster", endings.node_killed, times(5)),
+            ("home", endings.home_node_down, times(3)),
+        ):
+            yield Fault(
+                name, lambda b=both, f=fault, n=count: endings.in_cluster(fresh(), f, n, *b)
+            )
         yield Fault("cpu", lambda b=both: in_process.hold_cpu(broker, times(2), *b))
         yield Fault("hostile", lambda b=both: soak.hostile_input(broker, times(100_000), *b))
     yield Fault("leaks", lambda: soak.many_reconnections(broker, times(300), 1, rng))

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import quote
 
+import pika
+
 from fmconsume.exceptions import (
     BadDeclaration,
     ConnectionException,
@@ -21,9 +23,11 @@ from tests.waiting import PATIENCE, wait_until
 from .scene import Account, Row, Runner, publish, running, unique
 
 __all__ = [
+    "Cluster",
     "acknowledgement_timeout",
     "blocked",
     "home_node_down",
+    "in_cluster",
     "memory_alarm",
     "node_killed",
     "queue_contradicts",
@@ -33,30 +37,30 @@ __all__ = [
 
 Step = Callable[[Broker, str], object]
 
-#: What an administrator does to a user on a virtual host of the same name, and the exit code.
-REFUSALS: dict[str, tuple[Step, type[Exception], int]] = {
+#: What an administrator does to a user on a virtual host of the same name, and what the consumer
+#: may end with.
+REFUSALS: dict[str, tuple[Step, dict[type[Exception], int]]] = {
     "permission withdrawn": (
         lambda broker, name: broker.ctl("clear_permissions", "-p", name, name),
         # RabbitMQ refuses the whole virtual host to a user without permissions there.
-        ConnectionException,
-        14,
+        {ConnectionException: 14},
     ),
     "permission to read withdrawn": (
         lambda broker, name: broker.ctl("set_permissions", "-p", name, name, ".*", ".*", "^$"),
-        PermissionException,
-        15,
+        {PermissionException: 15},
     ),
     "virtual host deleted": (
         lambda broker, name: broker.ctl("delete_vhost", name),
-        # RabbitMQ deletes the queues first, and cancels their consumers.
-        ConsumerCanceled,
-        12,
+        # Until 4.0 RabbitMQ deletes the queues first, and cancels their consumers.
+        {ConsumerCanceled: 12, ConnectionException: 14},
     ),
-    "user deleted": (lambda broker, name: broker.ctl("delete_user", name), ConnectionException, 14),
+    "user deleted": (
+        lambda broker, name: broker.ctl("delete_user", name),
+        {ConnectionException: 14},
+    ),
     "password changed": (
         lambda broker, name: broker.ctl("change_password", name, "other"),
-        ConnectionException,
-        14,
+        {ConnectionException: 14},
     ),
 }
 
@@ -86,14 +90,14 @@ def queue_deleted(broker: Broker, workers: int, rng: random.Random) -> Row:
         runner.wait_for_state("stopping")
         assert not account.finished
         gate.opened.set()
-        _expect(runner, ConsumerCanceled, 12, queue)
+        _expect(runner, {ConsumerCanceled: 12}, queue)
     row.notes.append("exit 12")
     return account.enter_into(row)
 
 
 def user_refused(broker: Broker, fault: str, workers: int, rng: random.Random) -> Row:
     """Refuse a user who was welcome until the connection is lost."""
-    step, error, code = REFUSALS[fault]
+    step, codes = REFUSALS[fault]
     row = Row(fault, workers, 1, 1)
     name = unique("refused")
     broker.ctl("add_vhost", name)
@@ -103,26 +107,16 @@ def user_refused(broker: Broker, fault: str, workers: int, rng: random.Random) -
     url = broker.url(vhost=quote(name), user=name, password="secret-word")
     with running(url, name, account, workers) as runner:
         runner.wait_for_state("consuming")
-        broker.eval(_PUBLISH.format(vhost=name, queue=name))
+        with pika.BlockingConnection(pika.URLParameters(url)) as connection:
+            properties = pika.BasicProperties(message_id="only")
+            connection.channel().basic_publish("", name, b'{"n": 0}', properties)
         wait_until(lambda: account.finished)
         step(broker, name)
         broker.ctl("close_all_user_connections", name, "test")
-        _expect(runner, error, code, name)
+        _expect(runner, codes, name)
     assert "secret-word" not in str(runner.error), runner.error
-    row.notes.append(f"exit {code}")
+    row.notes.append(f"exit {runner.consumer.exit_code}")
     return account.enter_into(row)
-
-
-#: Publishes as the node itself does, so that no second user is needed.
-_PUBLISH = """
-X = rabbit_misc:r(<<"{vhost}">>, exchange, <<"">>),
-Headers = [{{<<"fedora_messaging_severity">>, signedint, 20}}],
-P = {{'P_basic', <<"application/json">>, <<"utf-8">>, Headers, 2, undefined, undefined, undefined,
-     undefined, <<"only">>, undefined, undefined, undefined, undefined, undefined}},
-C = rabbit_basic:build_content(P, <<"{{\\"n\\": 0}}">>),
-{{ok, M}} = rabbit_basic:message(X, <<"{queue}">>, C),
-rabbit_basic:publish(rabbit_basic:delivery(false, false, M, undefined)).
-"""
 
 
 def queue_contradicts(broker: Broker, workers: int, rng: random.Random) -> Row:
@@ -130,7 +124,7 @@ def queue_contradicts(broker: Broker, workers: int, rng: random.Random) -> Row:
     row = Row("queue exists with other attributes", workers, 1, 0)
     queue = broker.declare(unique("contradicts"))
     with running(broker.url(), queue, Account(), workers, {"x-max-length": 5}) as runner:
-        _expect(runner, BadDeclaration, 10, "x-max-length")
+        _expect(runner, {BadDeclaration: 10}, "x-max-length")
     broker.delete(queue)
     row.notes.append("exit 10")
     return row
@@ -151,7 +145,7 @@ def memory_alarm(broker: Broker, workers: int, rng: random.Random) -> Row:
             wait_until(lambda: account.has_all(row.messages))
             wait_until(lambda: broker.depth(queue) == (0, 0))
         finally:
-            broker.ctl("set_vm_memory_high_watermark", "0.4")
+            _end_alarm(broker)
     broker.delete(queue)
     return account.enter_into(row)
 
@@ -180,30 +174,29 @@ def acknowledgement_timeout(
     return account.enter_into(row)
 
 
-def node_killed(folder: Path, rounds: int, workers: int, rng: random.Random) -> Row:
+def node_killed(nodes: list[Broker], rounds: int, workers: int, rng: random.Random) -> Row:
     """Kill the node that serves the consumer, of three that share a quorum queue."""
     batch = 200
     row = Row("node of a cluster of three killed", workers, rounds, rounds * batch)
     account = Account(lambda message: time.sleep(rng.random() * 0.004))
-    with _cluster(folder) as nodes:
-        queue = nodes[2].declare(unique("cluster"), x_queue_type="quorum")
-        wait_until(lambda: _members(nodes[2], queue) == 3)
-        urls = [node.url(heartbeat=5) for node in nodes[:2]]
-        with running(urls, queue, account, workers, {"x-queue-type": "quorum"}) as runner:
-            for number in range(rounds):
-                serving = nodes[number % 2]
-                wait_until(lambda n=serving: f":{n.port} " in runner.state_text("consuming"))
-                publish(nodes[2], queue, range(number * batch, (number + 1) * batch))
-                some = (number + rng.random() / 2) * batch
-                wait_until(lambda goal=some: len(account.finished) > goal, 120)
-                serving.kill()
-                wait_until(lambda n=number + 1: account.has_all(n * batch), 120)
-                serving.start()
-            row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
+    queue = nodes[2].declare(unique("cluster"), x_queue_type="quorum")
+    wait_until(lambda: _members(nodes[2], queue) == 3)
+    urls = [node.url(heartbeat=5) for node in nodes[:2]]
+    with running(urls, queue, account, workers, {"x-queue-type": "quorum"}) as runner:
+        for number in range(rounds):
+            serving = nodes[number % 2]
+            wait_until(lambda n=serving: f":{n.port} " in runner.state_text("consuming"))
+            publish(nodes[2], queue, range(number * batch, (number + 1) * batch))
+            some = (number + rng.random() / 2) * batch
+            wait_until(lambda goal=some: len(account.finished) > goal)
+            serving.kill()
+            wait_until(lambda n=number + 1: account.has_all(n * batch))
+            serving.start()
+        row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
     return account.enter_into(row)
 
 
-def home_node_down(folder: Path, rounds: int, workers: int, rng: random.Random) -> Row:
+def home_node_down(nodes: list[Broker], rounds: int, workers: int, rng: random.Random) -> Row:
     """Stop the node of a classic queue under a consumer that is connected to another one.
 
     RabbitMQ cancels the consumer, and says of the queue that it is not found.
@@ -211,32 +204,30 @@ def home_node_down(folder: Path, rounds: int, workers: int, rng: random.Random) 
     batch = 50
     row = Row("home node of a classic queue down", workers, rounds, rounds * batch)
     account = Account(lambda message: time.sleep(rng.random() * 0.004))
-    with _cluster(folder) as nodes:
-        home, other = nodes[1], nodes[0]
-        queue = home.declare(unique("home"))
-        with running(other.url(heartbeat=5), queue, account, workers) as runner:
-            for number in range(rounds):
-                runner.wait_for_state("consuming", 60)
-                publish(home, queue, range(number * batch, (number + 1) * batch))
-                some = (number + rng.random() / 2) * batch
-                wait_until(lambda goal=some: len(account.finished) > goal, 120)
-                home.stop()
-                assert "down or inaccessible" in runner.wait_for_state("waiting", 60)
-                home.start()
-                wait_until(lambda n=number + 1: account.has_all(n * batch), 120)
-            row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
+    home, other = nodes[1], nodes[0]
+    queue = home.declare(unique("home"))
+    with running(other.url(heartbeat=5), queue, account, workers) as runner:
+        for number in range(rounds):
+            runner.wait_for_state("consuming")
+            publish(home, queue, range(number * batch, (number + 1) * batch))
+            some = (number + rng.random() / 2) * batch
+            wait_until(lambda goal=some: len(account.finished) > goal)
+            home.stop()
+            assert "cancelled the consumer" in runner.wait_for_state("waiting")
+            home.start()
+            wait_until(lambda n=number + 1: account.has_all(n * batch))
+        row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
     return account.enter_into(row)
 
 
-def _expect(runner: Runner, error: type[Exception], code: int, word: str) -> None:
+def _expect(runner: Runner, codes: dict[type[Exception], int], word: str) -> None:
     """Check how the consumer ended, and that it says of what."""
     ended = runner.wait_for_end()
-    assert type(ended) is error, repr(ended)
-    assert runner.consumer.exit_code == code, runner.consumer.exit_code
+    assert runner.consumer.exit_code == codes.get(type(ended)), repr(ended)
     assert word in str(ended), ended
 
 
-class _cluster:
+class Cluster:
     """Three nodes that share their queues."""
 
     def __init__(self, folder: Path) -> None:
@@ -267,11 +258,24 @@ class _cluster:
             node.close()
 
 
+def in_cluster(folder: Path, fault: Callable[..., Row], *args: Any) -> Row:
+    """Make a cluster for one fault."""
+    with Cluster(folder) as nodes:
+        return fault(nodes, *args)
+
+
 def _members(node: Broker, queue: str) -> int:
     """Count the nodes that hold a replica of a quorum queue."""
-    table = node.ctl("list_queues", "--formatter=csv", "name", "members")
-    line = next(line for line in table.splitlines() if queue in line)
-    return line.count("@")
+    return int(node.eval(_MEMBERS % queue))
+
+
+_MEMBERS = """
+{ok, Q} = rabbit_amqqueue:lookup(rabbit_misc:r(<<"/">>, queue, <<"%s">>)),
+case maps:get(nodes, amqqueue:get_type_state(Q)) of
+    Map when is_map(Map) -> maps:size(Map);
+    List -> length(List)
+end.
+"""
 
 
 def blocked(broker: Broker, workers: int, rng: random.Random) -> Row:
@@ -286,7 +290,7 @@ def blocked(broker: Broker, workers: int, rng: random.Random) -> Row:
             lambda: supervisor._session._channels[0].basic_publish("", "nowhere", b"")
         )
         assert "low on memory" in runner.wait_for_state("blocked")
-        broker.ctl("set_vm_memory_high_watermark", "0.4")
+        _end_alarm(broker)
         runner.wait_for_state("consuming")
     broker.delete(queue)
     return row
@@ -296,3 +300,9 @@ def _alarm(broker: Broker) -> None:
     """Let the broker run out of memory."""
     broker.ctl("set_vm_memory_high_watermark", "0")
     wait_until(lambda: "memory" in broker.eval("rabbit_alarm:get_alarms()."))
+
+
+def _end_alarm(broker: Broker) -> None:
+    """Let it have memory again."""
+    broker.ctl("set_vm_memory_high_watermark", "0.4")
+    wait_until(lambda: broker.eval("rabbit_alarm:get_alarms().") == "[]")

@@ -365,6 +365,11 @@ class Broker:
             )
         return queue
 
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The first two numbers of RabbitMQ's version."""
+        return tuple(map(int, re.findall(r"\d+", self.eval("rabbit_misc:version()."))[:2]))
+
     def bind(self, queue: str, exchange: str, routing_key: str = "#") -> None:
         """Bind a queue to an exchange."""
         with self.channel() as channel:

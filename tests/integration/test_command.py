@@ -31,7 +31,7 @@ def take(message):
     print("took", message.topic, message.body["n"], flush=True)
 
 def meet(message):
-    together.wait(PATIENCE)
+    together.wait(60)
     take(message)
 
 def fail(message):

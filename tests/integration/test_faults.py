@@ -66,8 +66,8 @@ def test_acknowledgement_timeout(
     tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A callback past the acknowledgement timeout runs once; the log says what to change."""
-    check(endings.acknowledgement_timeout(tmp_path, 1, 1, rng))
-    line = next(line for line in caplog.messages if "closed the channel" in line)
+    check(endings.acknowledgement_timeout(tmp_path, 1, 1, rng, "quorum"))
+    line = next(line for line in caplog.messages if "not consuming" in line)
     assert "from queue 'timeout-" in line
     assert "consumer_timeout" in line
     assert "qos.prefetch_count (1)" in line
@@ -90,16 +90,14 @@ def test_queue_contradicts(broker: Broker, rng: random.Random) -> None:
     check(endings.queue_contradicts(broker, 1, rng))
 
 
-def test_memory_alarm(tmp_path: Path, rng: random.Random) -> None:
+def test_memory_alarm(broker: Broker, rng: random.Random) -> None:
     """Consuming goes on while a memory alarm stops publishers."""
-    with Broker(tmp_path) as broker:
-        check(endings.memory_alarm(broker, 8, rng))
+    check(endings.memory_alarm(broker, 8, rng))
 
 
-def test_blocked(tmp_path: Path, rng: random.Random) -> None:
+def test_blocked(broker: Broker, rng: random.Random) -> None:
     """A connection that the broker blocks and unblocks shows it in its state."""
-    with Broker(tmp_path) as broker:
-        check(endings.blocked(broker, 1, rng))
+    check(endings.blocked(broker, 1, rng))
 
 
 @WORKERS
@@ -148,14 +146,11 @@ def test_consumers_share(broker: Broker, tmp_path: Path, rng: random.Random) -> 
     check(processes.consumers_share(broker, tmp_path, 1, 1, rng))
 
 
-def test_node_killed(tmp_path: Path, rng: random.Random) -> None:
-    """A node of a cluster is killed; consuming resumes on another, and nothing is lost."""
-    check(endings.node_killed(tmp_path, 1, 8, rng))
-
-
-def test_home_node_down(tmp_path: Path, rng: random.Random) -> None:
-    """A classic queue whose node is down is waited for."""
-    check(endings.home_node_down(tmp_path, 1, 1, rng))
+def test_cluster(tmp_path: Path, rng: random.Random) -> None:
+    """A node is killed, then the home of a classic queue goes down; nothing is lost."""
+    with endings.Cluster(tmp_path) as nodes:  # Its start takes longer than both faults.
+        check(endings.node_killed(nodes, 1, 8, rng))
+        check(endings.home_node_down(nodes, 1, 1, rng))
 
 
 @WORKERS

@@ -149,7 +149,7 @@ def test_readme_drain_sample(broker: Broker, config: Path, fruit: str) -> None:
 def last_line(code: str, config: Path) -> str:
     """Run a sample to its end, and give the last line that it prints."""
     with start(code, config) as process:
-        printed, _ = process.communicate(PATIENCE)
+        printed, _ = process.communicate(timeout=PATIENCE)
         assert process.returncode == 0
     return printed.splitlines()[-1]
 

@@ -13,7 +13,7 @@ import pytest
 from tests.waiting import PATIENCE, Stopwatch, wait_until
 
 from .broker import Broker, Depth, free_port
-from .running import numbered, write_config
+from .running import durable, numbered, write_config
 
 _HEARTBEAT = 2
 
@@ -92,12 +92,21 @@ def impatient_broker(broker):
     broker.eval(set_timeout.format(usual) + set_tick.format(60_000))
 
 
-def test_recovery_acknowledgement_timeout(impatient_broker, queue, run_consumer, gate):
-    """A callback that outlives the broker's acknowledgement timeout runs once and is settled.
+@pytest.mark.parametrize("whose", ["broker", "queue"])
+@pytest.mark.parametrize("kind", ["classic", "quorum"])
+def test_recovery_acknowledgement_timeout(
+    impatient_broker, new_queue, run_consumer, gate, kind, whose
+):
+    """A callback that outlives the acknowledgement timeout runs once and is settled.
 
-    The broker closes the channel then, of which pika tells nothing.
+    The broker closes the channel then, of which pika tells nothing, or, from 4.3 on, cancels the
+    consumer. Then no classic queue has a timeout, and before 3.12 no queue has one of its own.
     """
-    running = run_consumer(gate, queue)
+    kind = "quorum" if impatient_broker.version >= (4, 3) else kind
+    has_own = whose == "queue" and impatient_broker.version >= (3, 12)
+    arguments = {"x_queue_type": kind, **({"x_consumer_timeout": 500} if has_own else {})}
+    queue = new_queue(**arguments)
+    running = run_consumer(gate, durable(queue, **arguments))
     impatient_broker.publish(queue, numbered(2))
     wait_until(lambda: running.consumer.stats.deduplicated)
     gate.open.set()
