@@ -213,7 +213,7 @@ def home_node_down(nodes: list[Broker], rounds: int, workers: int, rng: random.R
             some = (number + rng.random() / 2) * batch
             wait_until(lambda goal=some: len(account.finished) > goal)
             home.stop()
-            assert "cancelled the consumer" in runner.wait_for_state("waiting")
+            assert queue in runner.wait_for_state("waiting")
             home.start()
             wait_until(lambda n=number + 1: account.has_all(n * batch))
         row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")

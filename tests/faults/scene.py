@@ -288,7 +288,11 @@ def work(message):
             is_done: Tells whether nothing else has to happen.
         """
         command = self.start()
-        wait_until(lambda: len(set(self.finished())) == messages and is_done())
+        try:
+            wait_until(lambda: len(set(self.finished())) == messages and is_done())
+        except TimeoutError as exc:
+            done = f"{len(set(self.finished()))} of {messages} finished"
+            raise AssertionError(f"{done}:\n{command.logged()}") from exc
         command.wait_for("consuming from")
         command.send_signal(signal.SIGTERM)
         assert command.wait(PATIENCE) == 0, command.logged()

@@ -40,7 +40,7 @@ LOOPBACK = "127.0.0.1"
 
 # Below the ports that the kernel hands to clients: none can take ours while the broker is down.
 _PORTS = range(20000, 32000)
-_taken: set[int] = set()
+_claims: list[socket.socket] = []
 
 # Distributions put wrappers in /usr/sbin that insist on one user; these are what they wrap.
 _SERVERS = (
@@ -82,14 +82,17 @@ class Received(NamedTuple):
 
 
 def free_port() -> int:
-    """Return a loopback port that nobody has, and that this process never gave out."""
+    """Return a loopback port that nobody has, and that no process gets from here until we end."""
     while True:
         port = random.SystemRandom().choice(_PORTS)
+        # Nobody else can bind the same name, also while the broker with this port is down.
+        claim = socket.socket(socket.AF_UNIX)
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
-            if port not in _taken:
-                _taken.add(port)
-                return port
+            claim.bind(f"\0fmconsume-port-{port}")
+            _claims.append(claim)
+            return port
+        claim.close()
 
 
 def find_server() -> Path:

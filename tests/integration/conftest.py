@@ -13,7 +13,7 @@ import pytest
 from fmconsume.api import Consumer
 from tests.waiting import PATIENCE
 
-from .broker import Broker
+from .broker import Broker, is_listening
 from .command import Command
 from .proxy import Proxy
 from .running import Gate, Running, configured, durable
@@ -21,9 +21,17 @@ from .running import Gate, Running, configured, durable
 
 @pytest.fixture(scope="session")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """A private RabbitMQ for all tests; one that breaks it wants a `Broker` of its own."""
+    """A private RabbitMQ for all tests; one that kills it wants a `Broker` of its own."""
     with Broker(tmp_path_factory.mktemp("broker")) as broker:
         yield broker
+
+
+@pytest.fixture
+def frail_broker(broker: Broker) -> Iterator[Broker]:
+    """The broker for a test that stops it; it runs again afterwards."""
+    yield broker
+    if not is_listening(broker.port):
+        broker.start()
 
 
 @pytest.fixture

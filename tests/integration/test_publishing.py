@@ -20,7 +20,7 @@ from fmconsume.broker.request import Request
 from fmconsume.config import conf
 from tests.waiting import PATIENCE, Stopwatch, wait_until
 
-from .broker import Broker, free_port
+from .broker import free_port
 from .running import configured
 
 #: Seconds; a publish that takes as long as the default timeout has failed.
@@ -48,13 +48,6 @@ def exchange(broker, queue):
     yield name
     with broker.channel() as channel:
         channel.exchange_delete(name)
-
-
-@pytest.fixture(scope="module")
-def frail_broker(tmp_path_factory):
-    """A broker of this module that tests may alarm and stop; each leaves it running."""
-    with Broker(tmp_path_factory.mktemp("frail")) as broker:
-        yield broker
 
 
 @pytest.fixture

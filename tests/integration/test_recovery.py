@@ -18,13 +18,6 @@ from .running import durable, numbered, write_config
 _HEARTBEAT = 2
 
 
-@pytest.fixture(scope="module")
-def frail_broker(tmp_path_factory):
-    """A broker that the tests of this module may stop and start; each leaves it running."""
-    with Broker(tmp_path_factory.mktemp("frail")) as broker:
-        yield broker
-
-
 @pytest.mark.parametrize("workers", [1, 8])
 def test_recovery_connection_cut(broker, proxy, queue, run_consumer, workers):
     """With the connection cut again and again under load, every message runs exactly once."""
@@ -161,18 +154,18 @@ def test_recovery_first_connection(frail_broker, run_consumer, gate):
     assert running.consumer.stats.reconnections == 0
 
 
-def test_recovery_one_refuses_while_the_other_is_down(broker, frail_broker, run_consumer, gate):
+def test_recovery_one_refuses_while_the_other_is_down(broker, tmp_path, run_consumer, gate):
     """An address that refuses ends nothing while the good one is only down."""
-    frail_broker.declare("refused")
-    frail_broker.stop()
+    other = Broker(tmp_path)
     gate.open.set()
-    urls = [frail_broker.url(), broker.url(vhost="there-is-none")]
+    urls = [other.url(), broker.url(vhost="there-is-none")]
     running = run_consumer(gate, "refused", wait=False, amqp_url=urls)
     text = running.wait_for_state("waiting")
     assert "there-is-none" in text
-    assert f":{frail_broker.port}" in text
-    frail_broker.start()
-    running.wait_until_consuming()
+    assert f":{other.port}" in text
+    with other:
+        running.wait_until_consuming()
+        running.stop()
 
 
 def test_recovery_exclusive_queue_still_held(broker, run_consumer, gate):
