@@ -178,6 +178,7 @@ class DeliveryAccount:
         """
         target = outcome.target = self._settle_in_hand(outcome.delivery)
         if target.session == self._session:
+            self.grants.note_run(target.tag)
             if outcome.verdict in RETURNS:
                 self._hold(outcome)
             else:
@@ -201,6 +202,7 @@ class DeliveryAccount:
         outcome.verdict = NACK
         target = outcome.target = self._settle_in_hand(outcome.delivery)
         if target.session == self._session:
+            self.grants.note_run(target.tag)
             self._hold(outcome)
             self._postponed[target.tag] = outcome
 

@@ -30,6 +30,7 @@ class Grant:
         outstanding: How many of them the broker waits to see settled.
         held: How many of those are held back.
         parted: Frames that settled one alone, because something on the channel was held back.
+        has_run: A callback has come to its end with one of them.
     """
 
     size: float
@@ -37,6 +38,7 @@ class Grant:
     outstanding: int = 0
     held: int = 0
     parted: int = 0
+    has_run: bool = False
 
     @property
     def is_used_up(self) -> bool:
@@ -102,6 +104,10 @@ class Grants:
         self._ledgers[tag // CHANNEL].deliver(tag)
         grant = self._grants[tag] = self.latest[queue]
         grant.outstanding += 1
+
+    def note_run(self, tag: int) -> None:
+        """Note that a callback has come to its end."""
+        self._grants[tag].has_run = True
 
     def hold(self, tag: int) -> None:
         """Note that a verdict is held back."""

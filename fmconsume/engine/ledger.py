@@ -38,7 +38,8 @@ class Ledger:
 
         The longest run of acknowledged tags that begins with the oldest outstanding
         one becomes a single frame. The frames for other tags go first, so that a tag with
-        another verdict does not interrupt the run.
+        another verdict does not interrupt the run. They go in the order of the tags, as a quorum
+        queue delivers first what was returned first.
 
         Args:
             verdicts: The verdict on each of these outstanding tags.
@@ -60,7 +61,7 @@ class Ledger:
         if run < len(verdicts):
             frames = [
                 Frame(tag, verdict, False)
-                for tag, verdict in verdicts.items()
+                for tag, verdict in sorted(verdicts.items())
                 if verdict is not ACK or tag > head
             ]
         if run:

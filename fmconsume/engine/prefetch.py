@@ -8,10 +8,10 @@ while the old deliveries stay outstanding. Three things need that:
 - A held message at the head keeps the acknowledgements behind it from sharing a frame, which takes
   half of the speed. Where that has happened, a new grant gets a channel of its own, if there is
   another one to be had.
-- A session begins with as many messages as there are workers, and gets the whole prefetch once a
-  callback has come to its end. RabbitMQ 4 counts every return of a message to a quorum queue, also
-  of one that was only prefetched: a message that kills its consumer would take its neighbours
-  with it.
+- A session begins with as many messages as there are workers, and gets twice as many each time
+  that a callback has come to its end, until it has the whole prefetch. Before 4.3 RabbitMQ counts
+  every return of a message to a quorum queue, also of one that was only prefetched: a message that
+  kills its consumer, or a consumer that is stopped again and again, would lose its neighbours.
 
 It consumes again from a queue only while the consumer there has no room: pika rejects what arrives
 between a basic.cancel and its answer. For a queue with a single active consumer it never does, as
@@ -33,6 +33,8 @@ __all__ = ["MOST_HELD", "Prefetch"]
 
 #: Messages that are held at most, beside a prefetch.
 MOST_HELD = 1000
+#: After a grant of so many messages the next one is the whole prefetch.
+_ALMOST_WHOLE = 64
 #: Channels at most, beside the one for the consumers to come.
 _MOST_CHANNELS = 100
 
@@ -49,10 +51,8 @@ class Prefetch:
         self._topology = topology
         self.is_fixed = topology.has_single_active_consumer
         whole = topology.prefetch_count or math.inf
-        #: Messages in the first grant of a session, and in each one after it.
+        #: Messages in the first grant of a session, and in those that it ends with.
         self._first, self._whole = (whole if self.is_fixed else min(workers, whole)), whole
-        #: A callback has come to its end in this session.
-        self._has_run = False
 
     @property
     def first(self) -> int:
@@ -67,11 +67,6 @@ class Prefetch:
     def begin(self, session: Session) -> None:
         """Begin with a new session."""
         self._account.begin(session.number, session.queues, self._first)
-        self._has_run = False
-
-    def note_run(self) -> None:
-        """Note that a callback has come to its end."""
-        self._has_run = True
 
     def ask(self, session: Session) -> None:
         """Consume again where that is due: before anything is settled, so that nothing arrives.
@@ -96,12 +91,20 @@ class Prefetch:
             number = session.open_channel()
             if number is not None:
                 grants.open_channel(number)
+        sizes: dict[float, list[str]] = {}
         for queue in queues:
-            grants.renew(queue, self._whole)
-        session.consume_again(queues, self._topology.prefetch_count)
+            sizes.setdefault(self._grow(grants.latest[queue]), []).append(queue)
+        for size, group in sizes.items():
+            for queue in group:
+                grants.renew(queue, size)
+            session.consume_again(group, 0 if math.isinf(size) else int(size))
+
+    def _grow(self, grant: Grant) -> float:
+        """Give the size of the grant after this one."""
+        return self._whole if grant.size >= _ALMOST_WHOLE else min(2 * grant.size, self._whole)
 
     def _is_due(self, grant: Grant) -> bool:
-        if grant.size < self._whole and self._has_run:
+        if grant.size < self._whole and grant.has_run:
             return True
         if self._account.held >= MOST_HELD + grant.size:
             return False

@@ -476,7 +476,6 @@ class Supervisor(threading.Thread):
             return
         if self._guard.is_open or not self._is_held_by_guard(item):
             self._account.conclude(item)
-        self._prefetch.note_run()
         error = item.error
         if error is not None:
             self._end(error, _callback_exit_code(error))

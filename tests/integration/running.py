@@ -85,10 +85,19 @@ def failures(**settings: Any) -> dict[str, Any]:
     return {**DEFAULTS["failures"], **settings}
 
 
-def warm_up(broker: Broker, queue: str) -> None:
-    """Let a consumer with one worker run a message, so that it gets its whole prefetch."""
-    broker.publish(queue, [{"warm": True}])
-    wait_until(lambda: broker.depth(queue) == (0, 0))
+def warm_up(broker: Broker, queue: str, running: Running) -> int:
+    """Let a consumer run messages until it has its whole prefetch; give how many there were."""
+    supervisor = running.consumer._supervisor
+    assert supervisor is not None
+
+    def is_warm() -> bool:
+        broker.publish(queue, [{"warm": True}] * 20)
+        wait_until(lambda: broker.depth(queue) == (0, 0))
+        whole = supervisor._topology.prefetch_count
+        return supervisor._account.grants.latest[queue].size == whole
+
+    wait_until(is_warm)
+    return running.consumer.stats.received
 
 
 class RawProperties(pika.BasicProperties):

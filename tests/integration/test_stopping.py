@@ -78,9 +78,9 @@ def _redelivered(received):
 def test_stop_lets_running_callbacks_finish(broker, queue, run_consumer, gate):
     """On a stop the running callback is acknowledged, and the prefetched ones never run."""
     running = run_consumer(gate, queue)
-    warm_up(broker, queue)
+    before = warm_up(broker, queue, running)
     broker.publish(queue, numbered(5))
-    wait_until(lambda: running.consumer.stats.received == 6)
+    wait_until(lambda: running.consumer.stats.received == before + 5)
     running.consumer.stop()
     running.wait_for_state("stopping")
     wait_until(lambda: broker.ready(queue) == 4)  # while the callback still runs

@@ -74,7 +74,6 @@ class Stage:
         """Let callbacks end."""
         for delivery in deliveries:
             self.account.conclude(Outcome(delivery=delivery, verdict=verdict))
-            self.prefetch.note_run()
 
     def ask(self) -> list[Any]:
         """Give what is asked of the session now; then settle."""
@@ -94,16 +93,44 @@ def test_first(workers: int, prefetch_count: int, first: int) -> None:
 
 
 def test_slow_start() -> None:
-    """The whole prefetch comes once a callback has ended, before its message is settled."""
+    """Each callback that ends doubles the prefetch, before its message is settled."""
     stage = Stage(workers=2)
     first, second = stage.receive(2)
     assert stage.ask() == []
     stage.conclude([first])
-    assert stage.ask() == [("fruit", 10, 0)]
+    assert stage.ask() == [("fruit", 4, 0)]
     stage.conclude([second])
     assert stage.ask() == []
+    deliveries = stage.receive(4)
+    assert stage.ask() == []
+    stage.conclude(deliveries[:1])
+    assert stage.ask() == [("fruit", 8, 0)]
+    stage.conclude(stage.receive(8)[:1])
+    assert stage.ask() == [("fruit", 10, 0)]
     stage.conclude(stage.receive(10))
     assert stage.ask() == []
+
+
+@pytest.mark.parametrize(("whole", "last"), [(0, 0), (1000, 1000), (100, 100)])
+def test_slow_start_ends(whole: int, last: int) -> None:
+    """Few steps lead to a large prefetch, or to none."""
+    stage = Stage(PLAIN._replace(prefetch_count=whole))
+    asked = []
+    for size in (1, 2, 4, 8, 16, 32, 64):
+        stage.conclude(stage.receive(size))
+        asked += stage.ask()
+    assert [count for _, count, _ in asked] == [2, 4, 8, 16, 32, 64, last]
+    stage.conclude(stage.receive(2000))
+    assert stage.ask() == []
+
+
+def test_slow_start_of_several_queues() -> None:
+    """Each queue has its own prefetch."""
+    stage = Stage(queues=("fruit", "nuts"))
+    stage.conclude(stage.receive())
+    assert stage.ask() == [("fruit", 2, 0)]
+    stage.conclude([*stage.receive(2), *stage.receive(1, "nuts")])
+    assert stage.ask() == [("fruit", 4, 0), ("nuts", 2, 0)]
 
 
 def test_slow_start_with_room() -> None:
@@ -187,7 +214,7 @@ def test_begin_afresh() -> None:
     """Each session starts slowly."""
     stage = Stage()
     stage.conclude(stage.receive())
-    assert stage.ask() == [("fruit", 10, 0)]
+    assert stage.ask() == [("fruit", 2, 0)]
     stage.account.lose([])
     stage.begin()
     deliveries = stage.receive()
