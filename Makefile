@@ -24,7 +24,7 @@ PIP := -m pip --disable-pip-version-check --no-input -qq
 SCHEMAS := tests/schema-packages.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest coverage lint types man package bench faults check \
+.PHONY: help demo test test-oldest coverage tools matrix lint types man package bench faults check \
 	install uninstall clean
 
 help:  ## list the targets
@@ -34,20 +34,25 @@ demo: $(VENV)/.test  ## consume real messages from a private RabbitMQ
 	@tests/install.sh rabbitmq-server
 	@$(BIN)/python -m tests.demo
 
-test: $(VENV)/.test  ## run all tests, on a private RabbitMQ
-	@tests/install.sh rabbitmq-server $(TOOLS)
+test: $(VENV)/.test tools  ## run all tests, on a private RabbitMQ
 	$(BIN)/python $(PYTEST) $(ARGS)
 
 test-oldest: $(OLDEST)/.test  ## run the integration tests with the oldest pika we promise
 	@tests/install.sh rabbitmq-server $(DATABASES)
 	$(OLDEST)/bin/python $(PYTEST) tests/integration $(ARGS)
 
-coverage: $(VENV)/.test  ## run all tests and say which lines they missed
-	@tests/install.sh rabbitmq-server $(TOOLS)
+coverage: $(VENV)/.test tools  ## run all tests and say which lines they missed
 	$(BIN)/coverage erase
 	$(BIN)/coverage run $(PYTEST) $(ARGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+tools:  ## install what the tests run
+	@tests/install.sh rabbitmq-server $(TOOLS)
+
+matrix:  ## run all tests in other releases of Debian; wants root
+	@[ "$$(id -u)" != 0 ] || tests/install.sh debootstrap
+	@$(PYTHON) -m tests.matrix $(ARGS)
 
 lint: $(VENV)/.lint  ## check style and formatting
 	$(BIN)/ruff check .
@@ -133,3 +138,4 @@ $(OTHERS)/bin/rabbitmq_c: benchmarks/clients/rabbitmq_c.c | $(OTHERS)/bin/python
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) cannot make virtual environments: install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv $*
+	@$*/bin/python $(PIP) install 'pip>=22'

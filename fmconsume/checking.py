@@ -1,9 +1,10 @@
 """Tells whether a consumer would start: certificates, connection, exchanges, queues, bindings.
 
-Nothing is made, changed or consumed at the broker. An exchange or a queue that exists is declared
-again as it is configured: the broker only compares. The permissions to declare one that does not
-exist, and to consume, are asked for with arguments of a wrong type: RabbitMQ looks at the
-permissions before it refuses the arguments. One thread calls the functions.
+Nothing is changed or consumed at the broker. An exchange or a queue that exists is declared again as
+it is configured: the broker only compares. The permissions to declare one that does not exist, and
+to consume, are asked for with arguments of a wrong type: RabbitMQ looks at the permissions before it
+refuses the arguments. A queue that nobody uses is made, and deleted at once, where only that tells
+whether RabbitMQ permits its kind. One thread calls the functions.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from pika.exceptions import (
 
 from .broker.certificate import validity
 from .broker.connection import Connection, connect
-from .broker.errors import FORBIDDEN, NOT_FOUND, SessionLost, reason
+from .broker.errors import FORBIDDEN, NOT_FOUND, SessionLost, deprecation, reason
 from .broker.topology import (
     NO_CONSUMER,
     Topology,
@@ -281,14 +282,33 @@ class _Look:
         counts: list[str] = []
         passive = wanted.get("passive", self._topology.passive)
         row = self._compare(Row("queue", name, "exists"), declare, _NO_QUEUE, passive)
-        if row.exit_code or not counts:
+        if row.exit_code:
             return row
+        if not counts:
+            return self._look_at_transience(row, wanted)
         row = row._replace(status=f"exists, {counts[0]}")
         refusal = self._refusal(lambda channel: try_to_consume(channel, name))
         if is_stream(refusal):
             text = f"cannot be consumed: {stream_error(name).reason}"
             return row._replace(status=text, exit_code=ExitCode.DECLARATION)
         return _judge(row, refusal, *NO_CONSUMER)
+
+    def _look_at_transience(self, row: Row, wanted: Mapping[str, Any]) -> Row:
+        """Tell whether RabbitMQ still permits a queue that is neither durable nor exclusive.
+
+        It says so only to whoever declares one.
+        """
+        is_transient = not (wanted["durable"] or wanted["exclusive"])
+        if not is_transient or _version(self._connection.server_properties) < (4, 0):
+            return row
+
+        def declare_for_a_moment(channel: Any) -> None:
+            made = channel.queue_declare("", arguments={"x-expires": 1000}).method.queue
+            channel.queue_delete(made)
+
+        refusal = self._refusal(declare_for_a_moment)
+        # Who may declare this queue, but not one that the broker names, is not told.
+        return row if refusal is None or refusal.reply_code == FORBIDDEN else _refused(row, refusal)
 
     def _look_at_binding(
         self,
@@ -376,7 +396,8 @@ def _judge(row: Row, refusal: _Refusal | None, *harmless: str) -> Row:
 def _refused(row: Row, refusal: _Refusal) -> Row:
     is_forbidden = refusal.reply_code == FORBIDDEN
     code = ExitCode.PERMISSION if is_forbidden else ExitCode.DECLARATION
-    return row._replace(status=f"{row.status}, but {reason(refusal)}", exit_code=code)
+    text = deprecation(refusal.reply_text) or reason(refusal)
+    return row._replace(status=f"{row.status}, but {text}", exit_code=code)
 
 
 def advise(

@@ -37,6 +37,7 @@ __all__ = [
     "RESOURCE_LOCKED",
     "SessionLost",
     "connect_error",
+    "deprecation",
     "is_gone",
     "make_parameters",
     "reason",
@@ -176,9 +177,9 @@ def refusal(obj_type: str, name: str, exc: Any, retry_codes: Container[int]) -> 
     """
     if exc.reply_code == FORBIDDEN:
         return PermissionException(obj_type, name, exc.reply_text)
-    deprecated = _DEPRECATED.search(exc.reply_text)
+    deprecated = deprecation(exc.reply_text)
     if deprecated:
-        return BadDeclaration(obj_type, name, _cure(deprecated[1]))
+        return BadDeclaration(obj_type, name, deprecated)
     if isinstance(exc, ConnectionClosedByBroker) and exc.reply_code not in _HOPELESS:
         return SessionLost(reason(exc))
     if exc.reply_code in retry_codes or _AWAY.search(exc.reply_text):
@@ -186,10 +187,13 @@ def refusal(obj_type: str, name: str, exc: Any, retry_codes: Container[int]) -> 
     return BadDeclaration(obj_type, name, exc.reply_text)
 
 
-def _cure(feature: str) -> str:
-    """Say in one line what to change where RabbitMQ does not permit a kind of queue."""
-    cure = _CURES.get(feature, "see RabbitMQ's list of deprecated features")
-    return f"this RabbitMQ does not permit {feature} any more: {cure}"
+def deprecation(text: str) -> str:
+    """Say in one line what to change where RabbitMQ does not permit a kind of queue; else ""."""
+    found = _DEPRECATED.search(text)
+    if not found:
+        return ""
+    cure = _CURES.get(found[1], "see RabbitMQ's list of deprecated features")
+    return f"this RabbitMQ does not permit {found[1]} any more: {cure}"
 
 
 def is_gone(answer: object) -> bool:
