@@ -1,10 +1,10 @@
 """Tells whether a consumer would start: certificates, connection, exchanges, queues, bindings.
 
-Nothing is changed or consumed at the broker. An exchange or a queue that exists is declared again as
-it is configured: the broker only compares. The permissions to declare one that does not exist, and
-to consume, are asked for with arguments of a wrong type: RabbitMQ looks at the permissions before it
-refuses the arguments. A queue that nobody uses is made, and deleted at once, where only that tells
-whether RabbitMQ permits its kind. One thread calls the functions.
+Nothing is changed or consumed at the broker. An exchange or a queue that exists is declared again
+as it is configured: the broker only compares. The permissions to declare one that does not exist,
+and to consume, are asked for with arguments of a wrong type: RabbitMQ looks at the permissions
+before it refuses the arguments. A queue that nobody uses is made, and deleted at once, where only
+that tells whether RabbitMQ permits its kind. One thread calls the functions.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def test_begin_afresh() -> None:
     deliveries = stage.receive()
     assert stage.ask() == []
     stage.conclude(deliveries)
-    assert stage.ask() == [("fruit", 10, 0)]
+    assert stage.ask() == [("fruit", 2, 0)]
 
 
 def test_several_queues() -> None:

@@ -389,7 +389,7 @@ def test_run_callback_fails(bench: Bench) -> None:
     get_soon(gate.entered)
     gate.let_out("apple")
     assert bench.end() == End(error, ExitCode.CALLBACK)
-    session.expect("cancel", Frame(2, NACK, False), Frame(1, FAIL, False), "close")
+    session.expect("cancel", Frame(1, FAIL, False), Frame(2, NACK, False), "close")
     assert gate.entered.empty()
     assert bench.supervisor.stats.failed == 1
     bench.join()
