@@ -17,8 +17,8 @@ OTHERS := $(VENV)-peers
 METADATA := setup.cfg setup.py pyproject.toml
 INSTALLED = $(DESTDIR)$(PREFIX)
 # What the tests run besides RabbitMQ.
-TOOLS := chromium fish man-db mandoc systemd zsh $(DATABASES)
 DATABASES := mariadb-server postgresql
+TOOLS := chromium fish man-db mandoc systemd zsh $(DATABASES)
 PYTEST := -m pytest -n $(JOBS) --dist worksteal
 PIP := -m pip --disable-pip-version-check --no-input -qq
 SCHEMAS := tests/schema-packages.txt

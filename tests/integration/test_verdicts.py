@@ -182,7 +182,7 @@ def test_verdict_halt(broker, queue, run_consumer, make, exit_code, left):
     assert seen == [0, 1]
     returned = broker.drain(queue)
     assert _numbers(returned) == left
-    assert _are_redelivered(returned)
+    assert _are_redelivered(returned[:1])  # The others may not have been delivered.
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_verdict_exception(broker, queue, run_consumer, caplog, error):
     assert seen == [0, 1]
     returned = broker.drain(queue)
     assert _numbers(returned) == [1, 2, 3, 4]
-    assert _are_redelivered(returned)
+    assert _are_redelivered(returned[:1])  # The others may not have been delivered.
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert record.exc_info[1] is error
 
