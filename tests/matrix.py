@@ -47,11 +47,15 @@ class Release:
 
     def make(self, mirror: str) -> None:
         """Make the folder unless it is there."""
+        self.log.unlink(missing_ok=True)
         if (self.root / _MADE).exists():
             return
         shutil.rmtree(self.root, ignore_errors=True)
         options = ["--variant=minbase", f"--include={_PACKAGES}"]
-        self._call(["debootstrap", *options, self.name, str(self.root), mirror], "wb")
+        self._call(["debootstrap", *options, self.name, str(self.root), mirror])
+        # A mirror may stand still, and its lists expire.
+        apt = self.root / "etc/apt/apt.conf.d/matrix"
+        apt.write_text('Acquire::Check-Valid-Until "false";\n')
         self._run(["useradd", "--create-home", _USER])
         (self.root / _MADE).touch()
 
@@ -100,7 +104,6 @@ class Release:
         unshare = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
         return self._call(
             [*unshare, "sh", "-c", script, "sh", *command],
-            "ab",
             {**environment, **inside},
             is_checked=is_checked,
         )
@@ -108,12 +111,11 @@ class Release:
     def _call(
         self,
         command: list[str],
-        mode: str,
         environment: dict[str, str] | None = None,
         *,
         is_checked: bool = True,
     ) -> int:
-        with self.log.open(mode) as log:
+        with self.log.open("ab") as log:
             done = subprocess.run(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
             )

@@ -196,3 +196,4 @@ def test_readme_inbox(tmp_path: Path) -> None:
     assert (result.verdicts, result.error) == ([Verdict.ACK, Verdict.ACK], None)
     with names["engine"].connect() as connection:
         assert connection.execute(names["text"]("SELECT name FROM builds")).all() == [("kernel",)]
+    names["engine"].dispose()
