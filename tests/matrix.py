@@ -23,7 +23,14 @@ _PACKAGES = "ca-certificates,gcc,git,libc6-dev,make,procps,python3,python3-dev,p
 _MADE = "debootstrap-was-here"
 #: Of this machine, so that the same registries can be reached from a release.
 _FILES = ("etc/resolv.conf", "etc/ssl/certs/ca-certificates.crt")
-_VARIABLES = ("http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "PIP_DEFAULT_TIMEOUT")
+_VARIABLES = (
+    "http_proxy",
+    "https_proxy",
+    "no_proxy",
+    "PIP_CERT",
+    "PIP_DEFAULT_TIMEOUT",
+    "PIP_INDEX_URL",
+)
 _USER, _HOME = "tester", "/home/tester"
 #: In namespaces of its own, so that nothing stays mounted, and no process stays.
 _ENTER = """

@@ -17,7 +17,7 @@ from typing import Any, Callable, NoReturn
 from pika.exceptions import ChannelClosedByBroker, NoFreeChannels
 
 from ..delivery import ACK, CHANNEL, FAIL, NACK, Delivery, Frame
-from ..exceptions import ConsumerCanceled
+from ..exceptions import BadDeclaration, ConsumerCanceled
 from ..redaction import hide_passwords
 from .addresses import Address
 from .connection import DEADLINE, STOP_DEADLINE, Connection, connect
@@ -188,11 +188,17 @@ class Session:
             prefetch_count: As for `consume`.
 
         Raises:
-            As `consume`.
+            ConsumerCanceled: A queue is gone.
+            BadDeclaration, PermissionException, SessionLost: As for `consume`.
         """
         old = [each for each in self._all_consumers if self._consumers[each[1]] in queues]
         # The new ones first, since a queue may be deleted with its last consumer.
-        self._consume(queues, prefetch_count)
+        try:
+            self._consume(queues, prefetch_count)
+        except (BadDeclaration, SessionLost) as exc:
+            if is_gone(exc.__cause__):  # Its basic.cancel is still on its way.
+                raise ConsumerCanceled(f"{exc}: the queue is gone") from exc
+            raise
         with LOSS, self._connection.within("consuming again"):
             self._cancel(old)
 

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import pika
 
+from fmconsume.config import DEFAULTS
 from fmconsume.exceptions import (
     BadDeclaration,
     ConnectionException,
@@ -199,7 +200,8 @@ def node_killed(nodes: list[Broker], rounds: int, workers: int, rng: random.Rand
 def home_node_down(nodes: list[Broker], rounds: int, workers: int, rng: random.Random) -> Row:
     """Stop the node of a classic queue under a consumer that is connected to another one.
 
-    RabbitMQ cancels the consumer, and says of the queue that it is not found.
+    RabbitMQ cancels the consumer, and says of the queue that it is not found. From 4.3 on it then
+    delivers what had been delivered as if it were new, so that a prefetch of it may run again.
     """
     batch = 50
     row = Row("home node of a classic queue down", workers, rounds, rounds * batch)
@@ -217,7 +219,11 @@ def home_node_down(nodes: list[Broker], rounds: int, workers: int, rng: random.R
             home.start()
             wait_until(lambda n=number + 1: account.has_all(n * batch))
         row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
-    return account.enter_into(row)
+    account.enter_into(row)
+    if home.version >= (4, 3):
+        row.notes.append(f"{row.rerun} run again, as if they were new")
+        row.rerun = max(0, row.rerun - rounds * DEFAULTS["qos"]["prefetch_count"])
+    return row
 
 
 def _expect(runner: Runner, codes: dict[type[Exception], int], word: str) -> None:

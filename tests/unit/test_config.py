@@ -130,7 +130,8 @@ def test_lazy_config_covers_every_method() -> None:
     methods = {name: method for name, method in vars(dict).items() if isinstance(method, kinds)}
     wrapped = {name: getattr(vars(LazyConfig).get(name), "__wrapped__", None) for name in methods}
     uncovered = {name for name, method in methods.items() if wrapped[name] is not method}
-    assert uncovered == {"__init__", "__getattribute__"}
+    # From Python 3.14 on dict has no __getattribute__ of its own.
+    assert uncovered - {"__getattribute__"} == {"__init__"}
 
 
 def test_lazy_config_keeps_a_key_set_first() -> None:

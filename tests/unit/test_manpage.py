@@ -57,7 +57,10 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shown(page: Path) -> str:
     """The page as a terminal of 80 columns shows it, without bold and the like."""
     text = run("man", "-l", page, MANWIDTH="80", MANPAGER="cat", MAN_KEEP_FORMATTING="")
-    return re.sub(r".\x08|\x1b\[[\d;]*m", "", text)
+    text = re.sub(r".\x08|\x1b\[[\d;]*m", "", text)
+    # groff indents by 7 columns, and from 1.24 on by 5.
+    (indent,) = re.findall(r"^NAME\n( +)", text, re.MULTILINE)
+    return re.sub(rf"^{indent}(?=.)", " " * 7, text, flags=re.MULTILINE)
 
 
 def list_keys(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

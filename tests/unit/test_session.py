@@ -543,6 +543,30 @@ def test_consume_again(
     assert channel.calls == [("basic_nack", 2, False, True)]
 
 
+@pytest.mark.parametrize("passing", [set(), {404}])
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        ((404, "NOT_FOUND - no queue 'fruit' in vhost '/'"), ConsumerCanceled),
+        ((404, "NOT_FOUND - queue 'fruit' process is stopped by supervisor"), SessionLost),
+        ((403, "ACCESS_REFUSED"), PermissionException),
+    ],
+)
+def test_consume_again_refused(
+    connection: FakeConnection,
+    channel: FakeChannel,
+    answer: tuple[int, str],
+    error: type[Exception],
+    passing: set[int],
+) -> None:
+    """A queue that is gone ends the consumer as its basic.cancel would, which is on its way."""
+    session = open_session(ADDRESS, TOPOLOGY, ignore, retry_codes=passing)
+    session.consume(3)
+    channel.failures["basic_consume"] = ChannelClosedByBroker(*answer)
+    with pytest.raises(error, match="fruit|ACCESS"):
+        session.consume_again(session.queues, 10)
+
+
 def test_consume_again_without_another_channel(
     connection: FakeConnection,
     channel: FakeChannel,
