@@ -563,7 +563,7 @@ def test_consume_again_refused(
     session = open_session(ADDRESS, TOPOLOGY, ignore, retry_codes=passing)
     session.consume(3)
     channel.failures["basic_consume"] = ChannelClosedByBroker(*answer)
-    with pytest.raises(error, match="fruit|ACCESS"):
+    with pytest.raises(error):
         session.consume_again(session.queues, 10)
 
 
