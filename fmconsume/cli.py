@@ -124,6 +124,11 @@ def parser() -> argparse.ArgumentParser:
 class _Parser(argparse.ArgumentParser):
     """An argument parser that shows no passwords in its errors and refuses empty values."""
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        # Python 3.9 lets an output that is full or closed change the exit status.
+        with suppress(OSError):
+            super()._print_message(message, file)
+
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse the arguments; refuse an empty value, as an unset shell variable leaves it."""
         parsed = super().parse_args(args, namespace)

@@ -174,14 +174,14 @@ def main() -> int:
             said = release.test(args.pytest)
         except RuntimeError as exc:
             said = f"failed: {exc}"
-        is_good = is_good and bool(re.match(r"\d+ passed in", said))
+        is_good = is_good and "passed" in said and not re.search("failed|error|ended", said)
         python, rabbitmq, pika = release.versions()
         seconds = time.monotonic() - began
         print(
             f"{release.name:10} {python:8} {rabbitmq:10} {pika:7} {seconds:5.0f}  {said}",
             flush=True,
         )
-    return not is_good
+    return int(not is_good)
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def user_refused(broker: Broker, fault: str, workers: int, rng: random.Random) -
             connection.channel().basic_publish("", name, b'{"n": 0}', properties)
         wait_until(lambda: account.finished)
         step(broker, name)
-        broker.ctl("close_all_user_connections", name, "test")
+        broker.close_connections(name)
         _expect(runner, codes, name)
     assert "secret-word" not in str(runner.error), runner.error
     row.notes.append(f"exit {runner.consumer.exit_code}")

@@ -62,6 +62,13 @@ end).
 """
 
 
+_CLOSE = """
+[rabbit_networking:close_connection(Pid, "test")
+ || Pid <- rabbit_networking:connections(),
+    rabbit_reader:info(Pid, [user]) =:= [{{user, <<"{user}">>}}]].
+"""
+
+
 class BrokerMissing(Exception):
     """Raised when no rabbitmq-server is installed."""
 
@@ -330,6 +337,10 @@ class Broker:
         if not answer:
             raise RuntimeError(f"erl_call {erlang}: {done.stdout}{done.stderr}")
         return answer[1]
+
+    def close_connections(self, user: str) -> None:
+        """Close every connection of a user, as an administrator may."""
+        self.eval(_CLOSE.format(user=user))
 
     # What a program does
 

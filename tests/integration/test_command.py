@@ -573,7 +573,7 @@ def test_command_password_in_no_log(broker, folder, fmconsume, stranger):
     command.wait_for("consuming from")
     broker.publish(name, numbered(1))
     _wait_for_print(command, "took")
-    broker.ctl("close_all_user_connections", "stranger", "to see it come back")
+    broker.close_connections("stranger")
     command.wait_for("reconnecting in")
     wait_until(lambda: command.logged().count("consuming from") >= 2)
     _stop(command)

@@ -77,7 +77,7 @@ def test_recovery_callback_without_message_id_runs_again(broker, proxy, queue, r
 @pytest.fixture
 def impatient_broker(broker):
     """The broker, with a second to acknowledge in for all channels opened from now on."""
-    usual = broker.eval("{ok, T} = application:get_env(rabbit, consumer_timeout), T.")
+    usual = broker.eval("application:get_env(rabbit, consumer_timeout, undefined).")
     set_timeout = "application:set_env(rabbit, consumer_timeout, {}),"
     set_tick = "application:set_env(rabbit, channel_tick_interval, {})."
     broker.eval(set_timeout.format(1000) + set_tick.format(200))

@@ -109,7 +109,9 @@ def config(broker, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b'{"n": 1}', "\u00e4".encode(), b"\xff\x00\n", b"x" * 300_000]
+    "body",
+    [b"", b'{"n": 1}', "\u00e4".encode(), b"\xff\x00\n", b"x" * 300_000],
+    ids=["empty", "JSON", "UTF-8", "bytes", "large"],
 )
 def test_requeue_exact(broker, queue, set_aside, config, run_command, tmp_path, body):
     """Properties and bodies are the same to the byte afterwards, whatever they are."""

@@ -11,8 +11,10 @@ from .running import durable, numbered, write_config
 
 
 @pytest.fixture
-def stream(new_queue):
-    """Give the name of a stream that holds messages."""
+def stream(broker, new_queue):
+    """Give the name of a stream."""
+    if broker.version < (3, 9):
+        pytest.skip("RabbitMQ before 3.9 has no streams")
     return new_queue(x_queue_type="stream")
 
 

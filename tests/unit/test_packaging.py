@@ -53,6 +53,8 @@ def test_unit_verify(installed: Path) -> None:
 
 def test_unit_security() -> None:
     """systemd finds the service well confined."""
+    if "--offline" not in run("systemd-analyze", "--help"):
+        pytest.skip("systemd before 250 cannot look at a file")
     # In tenths.
     run("systemd-analyze", "security", "--offline=true", "--threshold=15", UNIT)
 
