@@ -334,6 +334,8 @@ class Broker:
             text=True,
         )
         answer = re.fullmatch(r"\{ok, (.*)\}", done.stdout.strip(), re.DOTALL)
+        if "failed to connect" in done.stderr:  # It gives up at once where the node is busy.
+            return self.ctl("eval", erlang)
         if not answer:
             raise RuntimeError(f"erl_call {erlang}: {done.stdout}{done.stderr}")
         return answer[1]

@@ -55,12 +55,21 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def shown(page: Path) -> str:
-    """The page as a terminal of 80 columns shows it, without bold and the like."""
-    text = run("man", "-l", page, MANWIDTH="80", MANPAGER="cat", MAN_KEEP_FORMATTING="")
-    text = re.sub(r".\x08|\x1b\[[\d;]*m", "", text)
-    # groff indents by 7 columns, and from 1.24 on by 5.
-    (indent,) = re.findall(r"^NAME\n( +)", text, re.MULTILINE)
-    return re.sub(rf"^{indent}(?=.)", " " * 7, text, flags=re.MULTILINE)
+    """The page as a terminal of 80 columns shows it, without bold and the like.
+
+    groff indents by 7 columns, and from 1.24 on by 5: then the page is shown that much narrower,
+    and moved to where it would be.
+    """
+    (indent,) = re.findall(r"^NAME\n( +)", _show(page, 80), re.MULTILINE)
+    narrower = 7 - len(indent)
+    shown = _show(page, 80 - narrower)
+    return re.sub(rf"^{indent}", indent + " " * narrower, shown, flags=re.MULTILINE)
+
+
+def _show(page: Path, width: int) -> str:
+    plain = {"MANPAGER": "cat", "MAN_KEEP_FORMATTING": ""}
+    text = run("man", "--no-justification", "-l", page, MANWIDTH=str(width), **plain)
+    return re.sub(r".\x08|\x1b\[[\d;]*m", "", text)
 
 
 def list_keys(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
