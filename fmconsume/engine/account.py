@@ -178,7 +178,7 @@ class DeliveryAccount:
         """
         target = outcome.target = self._settle_in_hand(outcome.delivery)
         if target.session == self._session:
-            self.grants.note_run(target.tag)
+            self._note_run(target)
             if outcome.verdict in RETURNS:
                 self._hold(outcome)
             else:
@@ -193,6 +193,12 @@ class DeliveryAccount:
             self._disown(target)
         return target
 
+    def _note_run(self, target: Delivery) -> None:
+        # One that came back before says nothing of what is to come: it, or another one near it, may
+        # be what its consumers die of, and each death counts for all that are in hand.
+        if target.attempt == 1:
+            self.grants.note_run(target.tag)
+
     def _hold(self, outcome: Outcome) -> None:
         self._held[outcome.target.tag] = outcome
         self.grants.hold(outcome.target.tag)
@@ -202,7 +208,7 @@ class DeliveryAccount:
         outcome.verdict = NACK
         target = outcome.target = self._settle_in_hand(outcome.delivery)
         if target.session == self._session:
-            self.grants.note_run(target.tag)
+            self._note_run(target)
             self._hold(outcome)
             self._postponed[target.tag] = outcome
 

@@ -30,7 +30,7 @@ class Grant:
         outstanding: How many of them the broker waits to see settled.
         held: How many of those are held back.
         parted: Frames that settled one alone, because something on the channel was held back.
-        has_run: A callback has come to its end with one of them.
+        has_run: A callback has come to its end with one of them, in its first attempt.
     """
 
     size: float
@@ -106,7 +106,7 @@ class Grants:
         grant.outstanding += 1
 
     def note_run(self, tag: int) -> None:
-        """Note that a callback has come to its end."""
+        """Note that a callback has come to its end in its first attempt."""
         self._grants[tag].has_run = True
 
     def hold(self, tag: int) -> None:

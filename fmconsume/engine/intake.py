@@ -56,6 +56,11 @@ class Intake:
         self._waiting.append(delivery)
 
     @property
+    def room(self) -> float:
+        """How many more may be handed out than wait; infinity is no limit."""
+        return self._budget - len(self._waiting)
+
+    @property
     def is_held_up(self) -> bool:
         """Whether deliveries wait because of one that ran when a process died: it runs alone."""
         return bool(self._waiting) and (self._has_suspect or self._waiting[0].deaths > 0)

@@ -9,9 +9,10 @@ while the old deliveries stay outstanding. Three things need that:
   half of the speed. Where that has happened, a new grant gets a channel of its own, if there is
   another one to be had.
 - A session begins with as many messages as there are workers, and gets twice as many each time
-  that a callback has come to its end, until it has the whole prefetch. Before 4.3 RabbitMQ counts
-  every return of a message to a quorum queue, also of one that was only prefetched: a message that
-  kills its consumer, or a consumer that is stopped again and again, would lose its neighbours.
+  that a callback has come to its end in its first attempt, until it has the whole prefetch, and
+  never more than a limit lets it run. Before 4.3 RabbitMQ counts every return of a message to a
+  quorum queue, also of one that was only prefetched: a message that kills its consumer, or a
+  consumer that is stopped again and again, would lose its neighbours.
 
 It consumes again from a queue only while the consumer there has no room: pika rejects what arrives
 between a basic.cancel and its answer. For a queue with a single active consumer it never does, as
@@ -23,6 +24,7 @@ The supervisor's thread owns it.
 from __future__ import annotations
 
 import math
+from typing import Callable
 
 from ..broker.session import Session
 from ..broker.topology import Topology
@@ -44,20 +46,32 @@ class Prefetch:
 
     Args:
         workers: Callbacks that run at the same time.
+        room: Gives how many more messages may be handed out than are here.
     """
 
-    def __init__(self, account: DeliveryAccount, topology: Topology, workers: int) -> None:
+    def __init__(
+        self,
+        account: DeliveryAccount,
+        topology: Topology,
+        workers: int,
+        room: Callable[[], float] = lambda: math.inf,
+    ) -> None:
         self._account = account
         self._topology = topology
+        self._room = room
         self.is_fixed = topology.has_single_active_consumer
         whole = topology.prefetch_count or math.inf
         #: Messages in the first grant of a session, and in those that it ends with.
         self._first, self._whole = (whole if self.is_fixed else min(workers, whole)), whole
+        #: Messages in the first grant of the next session.
+        self._next = self._first
 
-    @property
-    def first(self) -> int:
-        """What a session begins with, as for basic.qos; 0 is no limit."""
-        return 0 if math.isinf(self._first) else int(self._first)
+    def prepare(self) -> int:
+        """Decide what the next session begins with; give it as for basic.qos: 0 is no limit."""
+        # What still runs since an earlier session comes again.
+        room = self._room() + self._account.in_hand
+        self._next = min(self._first, max(1, room))
+        return _as_qos(self._next)
 
     @property
     def is_used_up(self) -> bool:
@@ -66,7 +80,7 @@ class Prefetch:
 
     def begin(self, session: Session) -> None:
         """Begin with a new session."""
-        self._account.begin(session.number, session.queues, self._first)
+        self._account.begin(session.number, session.queues, self._next)
 
     def ask(self, session: Session) -> None:
         """Consume again where that is due: before anything is settled, so that nothing arrives.
@@ -97,13 +111,16 @@ class Prefetch:
         for size, group in sizes.items():
             for queue in group:
                 grants.renew(queue, size)
-            session.consume_again(group, 0 if math.isinf(size) else int(size))
+            session.consume_again(group, _as_qos(size))
 
     def _grow(self, grant: Grant) -> float:
         """Give the size of the grant after this one."""
-        return self._whole if grant.size >= _ALMOST_WHOLE else min(2 * grant.size, self._whole)
+        size = self._whole if grant.size >= _ALMOST_WHOLE else min(2 * grant.size, self._whole)
+        return min(size, self._room())
 
     def _is_due(self, grant: Grant) -> bool:
+        if self._room() < 1:
+            return False
         if grant.size < self._whole and grant.has_run:
             return True
         if self._account.held >= MOST_HELD + grant.size:
@@ -115,3 +132,8 @@ class Prefetch:
     @property
     def _may_open_channel(self) -> bool:
         return self._account.grants.channels <= _MOST_CHANNELS
+
+
+def _as_qos(size: float) -> int:
+    """Give a size as basic.qos takes it: 0 is no limit."""
+    return 0 if math.isinf(size) else int(size)

@@ -136,7 +136,9 @@ class Supervisor(threading.Thread):
             lambda: self._account.in_hand,
             notes.receive if notes else None,
         )
-        self._prefetch = Prefetch(self._account, topology, options.workers)
+        self._prefetch = Prefetch(
+            self._account, topology, options.workers, lambda: self._intake.room
+        )
         self._guard = BodyGuard(self._account, topology, options.is_guarded)
         self._status = Status(
             observers=observers,
@@ -264,7 +266,7 @@ class Supervisor(threading.Thread):
             retry_codes=self._retry_codes,
         )
         opener = SessionOpener(
-            open_session, self._prefetch.first, lambda: self.mailbox.post(_nothing)
+            open_session, self._prefetch.prepare(), lambda: self.mailbox.post(_nothing)
         )
         try:
             opener.start()

@@ -13,13 +13,21 @@ from .running import durable, numbered, write_config
 
 _LIMIT = 4
 _CALLBACK = """
-import os, time
+import fmconsume, itertools, os, time
+numbers = itertools.count(1)
 out = os.open({out!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 def hang(message):
     os.write(out, b"%d\\n" % message.body["n"])
     time.sleep(600)
 def take(message):
     os.write(out, b"%d\\n" % message.body["n"])
+def die(message):
+    os.write(out, b"%d\\n" % message.body["n"])
+    if next(numbers) == 5:
+        os.kill(os.getpid(), 9)
+def nack(message):
+    os.write(out, b"%d\\n" % message.body["n"])
+    raise fmconsume.Nack
 def fail(message):
     os.write(out, b"%d\\n" % message.body["n"])
     if message.body["n"] == 3:
@@ -71,6 +79,10 @@ class Stage:
     def dead_letters(self):
         """The numbers of the messages that the queue gave up."""
         return [int(message.body[6:-1]) for message in self.broker.drain(self.dead)]
+
+    def wait_for_none(self):
+        """Wait until nobody has a message."""
+        wait_until(lambda: self.broker.depth(self.queue).unacked == 0)
 
     def wait_for_all(self, count):
         """Wait until nobody has a message, and so many are in the queue or given up."""
@@ -149,6 +161,24 @@ def _waiting(broker, queue):
         (int(message.body[6:-1]), message.properties.headers.get("x-delivery-count", 0))
         for message in broker.drain(queue)
     ]
+
+
+def test_limit_killed_under_way(broker, stage):
+    """A consumer that is killed once it has more than one message loses none that never ran."""
+    broker.publish(stage.queue, numbered(40))
+    for _ in range(_LIMIT + 3):
+        assert stage.start("die").wait() == -signal.SIGKILL
+        stage.wait_for_none()
+    assert set(stage.dead_letters) <= set(stage.seen)
+
+
+def test_limit_nacked(broker, stage):
+    """Runs with --limit take no more than they run."""
+    broker.publish(stage.queue, numbered(12))
+    for _ in range(_LIMIT + 2):
+        assert stage.start("nack", "--limit", "4").wait() == 0
+        stage.wait_for_none()
+    assert set(stage.dead_letters) <= set(stage.seen)
 
 
 def test_limit_exception(broker, stage):

@@ -89,7 +89,7 @@ class Stage:
 def test_first(workers: int, prefetch_count: int, first: int) -> None:
     """A session begins with as many messages as there are workers."""
     topology = PLAIN._replace(prefetch_count=prefetch_count)
-    assert Stage(topology, workers).prefetch.first == first
+    assert Stage(topology, workers).prefetch.prepare() == first
 
 
 def test_slow_start() -> None:
@@ -122,6 +122,36 @@ def test_slow_start_ends(whole: int, last: int) -> None:
     assert [count for _, count, _ in asked] == [2, 4, 8, 16, 32, 64, last]
     stage.conclude(stage.receive(2000))
     assert stage.ask() == []
+
+
+def test_slow_start_after_returns() -> None:
+    """A message that came back before gives no more prefetch: it may be what consumers die of."""
+    stage = Stage()
+    (first,) = stage.receive()
+    first.attempt = 2
+    stage.conclude([first])
+    assert stage.ask() == []
+    stage.conclude(stage.receive())
+    assert stage.ask() == [("fruit", 2, 0)]
+
+
+def test_limit() -> None:
+    """No more is asked for than may run, but for what runs since an earlier session."""
+    room = [5.0]
+    stage = Stage()
+    stage.prefetch = Prefetch(stage.account, PLAIN, 8, lambda: room[0])
+    assert stage.prefetch.prepare() == 5
+    stage.begin()
+    deliveries = stage.receive(5)
+    room[0] = 0
+    stage.conclude(deliveries[:2])
+    assert stage.ask() == []
+    stage.account.lose([])
+    assert stage.prefetch.prepare() == 3
+    stage.begin()
+    stage.conclude(stage.receive(3)[:1])
+    room[0] = 2
+    assert stage.ask() == [("fruit", 2, 0)]
 
 
 def test_slow_start_of_several_queues() -> None:
@@ -204,7 +234,7 @@ def test_held_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_single_active_consumer() -> None:
     """A single active consumer keeps to its prefetch: another one would take over."""
     stage = Stage(SINGLE)
-    assert stage.prefetch.first == 10
+    assert stage.prefetch.prepare() == 10
     stage.conclude(stage.receive(10), NACK)
     assert stage.ask() == []
     assert stage.prefetch.is_used_up
