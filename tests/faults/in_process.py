@@ -46,7 +46,7 @@ def crash(
     account = Account(busy(0.004, rng))
     with Broker(folder) as broker:
         queue = broker.declare(unique("crash"), x_queue_type=queue_type)
-        # RabbitMQ 3.10 loses the raft registration of a queue declared right before a crash.
+        # RabbitMQ forgets a queue that was declared right before a crash.
         broker.stop()
         broker.start()
         prefetch = {"prefetch_count": 20, "prefetch_size": 0}

@@ -93,6 +93,9 @@ def both_killed(folder: Path, rounds: int, workers: int, rng: random.Random) -> 
     row = Row("broker and consumer killed, with a state", workers, rounds, rounds * batch)
     with Broker(folder) as broker:
         queue = broker.declare(unique("both"))
+        # RabbitMQ forgets a queue that was declared right before a crash.
+        broker.stop()
+        broker.start()
         process = Process(
             folder / "consumer",
             broker.url(heartbeat=_HEARTBEAT),

@@ -11,7 +11,7 @@ from tests.waiting import wait_until
 from .broker import Depth
 from .running import durable, numbered, write_config
 
-_LIMIT = 4
+_LIMIT = 2
 _CALLBACK = """
 import fmconsume, itertools, os, time
 numbers = itertools.count(1)
@@ -23,6 +23,7 @@ def take(message):
     os.write(out, b"%d\\n" % message.body["n"])
 def die(message):
     os.write(out, b"%d\\n" % message.body["n"])
+    time.sleep(0.02)
     if next(numbers) == 5:
         os.kill(os.getpid(), 9)
 def nack(message):
@@ -166,7 +167,7 @@ def _waiting(broker, queue):
 def test_limit_killed_under_way(broker, stage):
     """A consumer that is killed once it has more than one message loses none that never ran."""
     broker.publish(stage.queue, numbered(40))
-    for _ in range(_LIMIT + 3):
+    for _ in range(7):
         assert stage.start("die").wait() == -signal.SIGKILL
         stage.wait_for_none()
     assert set(stage.dead_letters) <= set(stage.seen)

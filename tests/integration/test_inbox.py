@@ -227,6 +227,8 @@ def test_old_rows(engine):
     """Rows beyond their time go in passing, some at a time, and another one's lock is no matter."""
     inbox = Inbox(engine, keep=timedelta(days=1))
     inbox.create()
+    if engine.dialect.name == "mysql" and engine.dialect.server_version_info < (10, 6):
+        pytest.skip("MariaDB before 10.6 cannot pass by a row that is locked: it keeps old rows")
     for number in range(3):
         run(inbox, make_message(str(number)))
     two_days_ago = datetime.now(timezone.utc).replace(tzinfo=None) - timedelta(days=2)
@@ -248,9 +250,7 @@ def test_old_rows(engine):
             with engine.connect() as connection:
                 names = connection.execute(sa.select(inbox.table.c.message)).scalars().all()
             assert "1" in names
-            # MariaDB before 10.6 cannot pass by a row that is locked.
-            is_old = engine.dialect.name == "mysql" and engine.dialect.server_version_info < (10, 6)
-            assert is_old or "0" not in names
+            assert "0" not in names
         for number in range(100):
             run(inbox, make_message(f"even more {number}"))
     with engine.connect() as connection:
