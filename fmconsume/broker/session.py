@@ -295,6 +295,7 @@ class Session:
                 try:
                     with self._connection.within(f"queue {queue!r}"):
                         try_to_consume(channel, queue)
+                        channel.close()  # A broker that accepts it may not send us anything.
                 except ChannelClosedByBroker as exc:
                     if is_stream(exc):
                         raise stream_error(queue) from exc
