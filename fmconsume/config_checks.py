@@ -271,6 +271,7 @@ _QUEUE = _table(
         "arguments": _in_turn(_ARGUMENTS, _refuse_stream),
         "exclusive": _BOOLEAN,
         "passive": _BOOLEAN,
+        "consumer_arguments": _ARGUMENTS,
     },
     {"durable": False, "auto_delete": False, "exclusive": False, "arguments": {}},
 )

@@ -105,6 +105,10 @@ class Session:
         self._prefetch = 0, -1
         self._names = names
         self._topology = topology
+        #: The arguments of each queue's consumer, by the actual name.
+        self._arguments = {
+            names[name]: queue.get("consumer_arguments") for name, queue in topology.queues.items()
+        }
         self._counting = topology.counting_queues
         #: Queues of which nothing has come yet, and whose type is not known.
         self._untyped = {names[name] for name in topology.untyped_queues}
@@ -152,7 +156,7 @@ class Session:
         for name in queues:
             with ask(self._connection, "queue", name):
                 on_message = partial(self._on_message, name, number * CHANNEL)
-                tag = channel.basic_consume(name, on_message)
+                tag = channel.basic_consume(name, on_message, arguments=self._arguments[name])
             self._consumers[tag] = name
 
     def open_channel(self) -> int | None:

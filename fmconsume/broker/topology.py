@@ -47,7 +47,7 @@ class Topology(NamedTuple):
     Attributes:
         exchanges: Name to "type", "durable", "auto_delete", "arguments".
         queues: Name to "durable", "auto_delete", "exclusive", "arguments" and
-            perhaps "passive"; for the name "" the broker chooses one.
+            perhaps "passive" and "consumer_arguments"; for the name "" the broker chooses one.
         bindings: Each with "queue", "exchange", "routing_keys" and perhaps "arguments".
         passive: The broker is asked whether exchanges and queues exist; it creates none.
         prefetch_count: Messages; 0 is no limit.

@@ -56,6 +56,22 @@ def test_consume_several_queues_bindings_and_routing_keys(broker, new_queue, run
     assert sorted(seen) == sorted(expected)
 
 
+def test_consume_with_consumer_arguments(broker, queue, run_consumer):
+    """The arguments of a queue's consumer reach RabbitMQ, also when it consumes again."""
+    settings = {"durable": True, "consumer_arguments": {"x-priority": -1}}
+    seen = [], []
+    spare = run_consumer(seen[0].append, {queue: settings})
+    broker.publish(queue, numbered(2))
+    wait_until(lambda: spare.consumer.stats.acknowledged == 2)
+    usual = run_consumer(seen[1].append, durable(queue))
+    for count in range(1, 11):
+        broker.publish(queue, numbered(1))
+        wait_until(lambda count=count: usual.consumer.stats.acknowledged == count)
+    usual.stop()
+    spare.stop()
+    assert [len(each) for each in seen] == [2, 10]
+
+
 def test_consume_one_binding_as_a_dict(broker, queue, run_consumer, key):
     """A single binding may be given without a list around it."""
     topics = []

@@ -85,7 +85,7 @@ def impatient_broker(broker):
     broker.eval(set_timeout.format(usual) + set_tick.format(60_000))
 
 
-@pytest.mark.parametrize("whose", ["broker", "queue"])
+@pytest.mark.parametrize("whose", ["broker", "queue", "consumer"])
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_recovery_acknowledgement_timeout(
     impatient_broker, new_queue, run_consumer, gate, kind, whose
@@ -93,13 +93,17 @@ def test_recovery_acknowledgement_timeout(
     """A callback that outlives the acknowledgement timeout runs once and is settled.
 
     The broker closes the channel then, of which pika tells nothing, or, from 4.3 on, cancels the
-    consumer. Then no classic queue has a timeout, and before 3.12 no queue has one of its own.
+    consumer. Then no classic queue has a timeout, and a consumer may have one of its own. Before
+    3.12 no queue has one.
     """
     kind = "quorum" if impatient_broker.version >= (4, 3) else kind
     has_own = whose == "queue" and impatient_broker.version >= (3, 12)
     arguments = {"x_queue_type": kind, **({"x_consumer_timeout": 500} if has_own else {})}
     queue = new_queue(**arguments)
-    running = run_consumer(gate, durable(queue, **arguments))
+    queues = durable(queue, **arguments)
+    if whose == "consumer":
+        queues[queue]["consumer_arguments"] = {"x-consumer-timeout": 500}
+    running = run_consumer(gate, queues)
     impatient_broker.publish(queue, numbered(2))
     wait_until(lambda: running.consumer.stats.deduplicated)
     gate.open.set()

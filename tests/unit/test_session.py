@@ -88,8 +88,9 @@ class FakeChannel:
     def basic_qos(self, *args: Any) -> None:
         self._note("basic_qos", *args)
 
-    def basic_consume(self, queue: str, on_message: Callable[..., None]) -> str:
+    def basic_consume(self, queue: str, on_message: Callable[..., None], arguments: Any) -> str:
         self._note("basic_consume", queue)
+        assert arguments is None
         tag = f"tag of {queue}"
         self.consumer_tags.append(tag)
         self.on_message[queue] = on_message
