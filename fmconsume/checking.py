@@ -31,6 +31,7 @@ from pika.exceptions import (
     UnsupportedAMQPFieldException,
 )
 
+from . import schema
 from .broker.certificate import validity
 from .broker.connection import Connection, connect
 from .broker.errors import FORBIDDEN, NOT_FOUND, SessionLost, deprecation, reason
@@ -39,7 +40,9 @@ from .broker.topology import (
     Topology,
     declare_exchange,
     declare_queue,
+    is_built_in,
     is_stream,
+    is_usable,
     stream_error,
     try_to_consume,
 )
@@ -49,6 +52,7 @@ from .console import say
 from .engine.coroutines import CoroutineRunner
 from .exceptions import ConnectionException, ExitCode, UnavailableException
 from .kept import KeptMessages
+from .message_classes import count_declared
 from .redaction import hide_passwords, redact_value
 from .state.notes import count_finished
 from .text import describe, printable
@@ -125,6 +129,7 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
     version = next((row.version for row in rows if row.version), ())
     delay = conf["failures"]["delay"]["max"]
     for text in (
+        *_advise_on_schemas(),
         *list_losses(topology),
         *advise(topology, workers, conf["callback_timeout"], delay, version),
     ):
@@ -271,8 +276,17 @@ class _Look:
         def declare(channel: Any, **options: Any) -> None:
             declare_exchange(channel, name, wanted, **options)
 
+        if is_built_in(name):
+            return Row("exchange", name, "is RabbitMQ's own")
         passive = self._topology.passive
-        return self._compare(Row("exchange", name, "exists"), declare, _NO_EXCHANGE, passive)
+        row = self._compare(Row("exchange", name, "exists"), declare, _NO_EXCHANGE, passive)
+        is_refused = row.exit_code and self._connection.is_open
+        if is_refused and is_usable(self._refusal(declare)):
+            answer = self._refusal(partial(declare, passive=True))
+            if answer is None or is_usable(answer):
+                text = f"{row.status}; it is used as it is"
+                return row._replace(status=text, exit_code=ExitCode.OK)
+        return row
 
     def _look_at_queue(self, name: str, wanted: Mapping[str, Any]) -> Row:
         def declare(channel: Any, **options: Any) -> None:
@@ -291,7 +305,8 @@ class _Look:
         if is_stream(refusal):
             text = f"cannot be consumed: {stream_error(name).reason}"
             return row._replace(status=text, exit_code=ExitCode.DECLARATION)
-        return _judge(row, refusal, *NO_CONSUMER)
+        row = _judge(row, refusal, *NO_CONSUMER)
+        return row._replace(exit_code=ExitCode.PERMISSION) if row.exit_code else row
 
     def _look_at_transience(self, row: Row, wanted: Mapping[str, Any]) -> Row:
         """Tell whether RabbitMQ still permits a queue that is neither durable nor exclusive.
@@ -336,7 +351,7 @@ class _Look:
 
     def _miss_exchange(self, exchange: str) -> _Refusal | None:
         """Return the broker's answer where an exchange is missing that nobody would declare."""
-        if exchange in self._topology.exchanges:
+        if exchange in self._topology.exchanges and not is_built_in(exchange):
             return None
         answer = self._refusal(lambda channel: channel.exchange_declare(exchange, passive=True))
         return answer if answer is not None and answer.reply_code == NOT_FOUND else None
@@ -394,10 +409,8 @@ def _judge(row: Row, refusal: _Refusal | None, *harmless: str) -> Row:
 
 
 def _refused(row: Row, refusal: _Refusal) -> Row:
-    is_forbidden = refusal.reply_code == FORBIDDEN
-    code = ExitCode.PERMISSION if is_forbidden else ExitCode.DECLARATION
     text = deprecation(refusal.reply_text) or reason(refusal)
-    return row._replace(status=f"{row.status}, but {text}", exit_code=code)
+    return row._replace(status=f"{row.status}, but {text}", exit_code=ExitCode.DECLARATION)
 
 
 def advise(
@@ -440,6 +453,15 @@ def advise(
         yield (
             f"failures.delay.max = {nack_maximum:g}: a Nack is held unacknowledged, longer than "
             "the broker's acknowledgement timeout, by default 30 minutes (1800)"
+        )
+
+
+def _advise_on_schemas() -> Iterator[str]:
+    count = count_declared()
+    if count and not schema.is_installed():
+        yield (
+            f"nothing is installed that validates: messages of the {count} installed classes come "
+            "as they are; pip install 'fmconsume[schema]'"
         )
 
 

@@ -122,12 +122,12 @@ class ConnectionException(FmconsumeError):
 
 
 class PermissionException(FmconsumeError):
-    """Raised when the broker refuses access to a queue or an exchange.
+    """Raised when the broker refuses access to a queue.
 
     Args:
         obj_type: "queue", "exchange" or "binding", if known.
         description: The object's name, if known.
-        reason: The broker's answer.
+        reason: The broker's answer, as text or as pika's exception.
     """
 
     exit_code = ExitCode.PERMISSION
@@ -144,20 +144,24 @@ class PermissionException(FmconsumeError):
         self.reason = reason
 
     def __str__(self) -> str:
+        return self._tell("no permission for")
+
+    def _tell(self, what: str) -> str:
         name = redact_value(str(self.description))
-        text = f"no permission for {self.obj_type} {name!r}: {printable(self.reason)}"
-        return hide_passwords(text)
+        answer = printable(getattr(self.reason, "reply_text", self.reason))
+        return hide_passwords(f"{what} {self.obj_type} {name!r}: {answer}")
 
 
 class BadDeclaration(PermissionException):
-    """Raised when the broker refuses to declare a queue, an exchange or a binding."""
+    """Raised when the broker refuses to declare a queue, an exchange or a binding.
+
+    The reason is pika's exception where the broker closed the channel over it.
+    """
 
     exit_code = ExitCode.DECLARATION
 
     def __str__(self) -> str:
-        name = redact_value(str(self.description))
-        text = f"cannot declare {self.obj_type} {name!r}: {printable(self.reason)}"
-        return hide_passwords(text)
+        return self._tell("cannot declare")
 
 
 class ConsumeException(FmconsumeError):
@@ -228,7 +232,7 @@ class PublishException(FmconsumeError):
     """Raised when a message could not be published.
 
     Args:
-        reason: The broker's answer, or why it was not asked.
+        reason: The broker's answer, as text or as pika's exception, or why it was not asked.
     """
 
     def __init__(self, reason: object | None = None) -> None:
@@ -236,7 +240,8 @@ class PublishException(FmconsumeError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return hide_passwords(str(self.reason))
+        code, text = getattr(self.reason, "reply_code", ""), getattr(self.reason, "reply_text", "")
+        return hide_passwords(f"{code} {printable(text)}" if code else str(self.reason))
 
 
 class PublishReturned(PublishException):

@@ -227,7 +227,7 @@ class Message:
     @property
     def _encoded_body(self) -> bytes:
         with only_json():
-            return json.dumps(self.body, allow_nan=False).encode()
+            return json.dumps(self.body, allow_nan=config.conf.is_fedora_messaging).encode()
 
     def _outgoing_properties(self) -> BasicProperties:
         """Return the properties to publish with.
@@ -250,7 +250,8 @@ class Message:
 
         Raises:
             ValidationError: Something is wrong with the message.
-            ConfigurationException: Something is wrong with a schema.
+            ConfigurationException: A schema cannot be used, or nothing is installed that
+                validates.
         """
         check_headers(self._headers)
         check_body(self.body)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "base_class",
     "choose_class",
+    "count_declared",
     "get_class",
     "get_name",
     "load_message_classes",
@@ -91,6 +92,11 @@ def get_name(cls: type[Message]) -> str:
             f"{cls.__module__}.{cls.__qualname__} is not a registered message class: declare it "
             f"as an entry point in the group {_GROUPS[0]!r} and install its package"
         ) from exc
+
+
+def count_declared() -> int:
+    """Count the message classes that installed packages declare."""
+    return len(_declarations())
 
 
 def load_message_classes() -> None:

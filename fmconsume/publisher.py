@@ -26,6 +26,7 @@ from .config import conf
 from .exceptions import ConnectionException, PublishException, PublishTimeout
 from .log import get_logger
 from .message import Message
+from .schema import tolerate
 from .shortage import shortage
 from .text import printable
 from .wiring import addresses
@@ -51,13 +52,14 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
 
     Args:
         message: It is validated first. Its topic gets the configured topic_prefix. Its body holds
-            JSON values and its headers hold AMQP values, both without NaN and Infinity.
+            JSON values and its headers hold AMQP values, both without NaN and Infinity. A schema
+            that cannot be used is a warning.
         exchange: Name of the exchange; None takes the configured publish_exchange.
         timeout: Seconds for all of it, connecting included.
 
     Raises:
         ValidationError: The message is invalid, or cannot be encoded; nothing was sent.
-        ConfigurationException: The configuration, or a schema, cannot be used.
+        ConfigurationException: The configuration cannot be used.
         PublishReturned: The broker does not take the message, or has no such exchange.
         PublishForbidden: The user may not publish there.
         PublishTimeout: The broker did not confirm it in time. If it was not sent by then, it will
@@ -67,7 +69,8 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
             expired or is not valid yet.
     """
     deadline = monotonic() + timeout
-    message.validate()
+    with tolerate(type(message)):
+        message.validate()
     request = Request(
         conf["publish_exchange"] if exchange is None else exchange,
         message._encoded_routing_key,

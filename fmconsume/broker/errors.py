@@ -163,7 +163,13 @@ def _is_refusal(code: int, text: str) -> bool:
     return code in _REFUSED and "limit" not in text.lower()
 
 
-def refusal(obj_type: str, name: str, exc: Any, retry_codes: Container[int]) -> Exception:
+def refusal(
+    obj_type: str,
+    name: str,
+    exc: Any,
+    retry_codes: Container[int],
+    forbidden: type[PermissionException] = BadDeclaration,
+) -> Exception:
     """Give our exception for a request over which the broker closed the channel or connection.
 
     Args:
@@ -171,12 +177,13 @@ def refusal(obj_type: str, name: str, exc: Any, retry_codes: Container[int]) -> 
         name: Of the object.
         exc: pika's ChannelClosedByBroker or ConnectionClosedByBroker.
         retry_codes: channel.close codes that make a SessionLost, since their cause may pass.
+        forbidden: Where the user has no permission.
 
     Returns:
-        PermissionException, BadDeclaration or SessionLost; each names the object.
+        `forbidden`, BadDeclaration or SessionLost; each names the object.
     """
     if exc.reply_code == FORBIDDEN:
-        return PermissionException(obj_type, name, exc.reply_text)
+        return forbidden(obj_type, name, exc)
     deprecated = deprecation(exc.reply_text)
     if deprecated:
         return BadDeclaration(obj_type, name, deprecated)
@@ -184,7 +191,7 @@ def refusal(obj_type: str, name: str, exc: Any, retry_codes: Container[int]) -> 
         return SessionLost(reason(exc))
     if exc.reply_code in retry_codes or _AWAY.search(exc.reply_text):
         return SessionLost(f"{obj_type} {name!r}: {printable(exc.reply_text)}")
-    return BadDeclaration(obj_type, name, exc.reply_text)
+    return BadDeclaration(obj_type, name, exc)
 
 
 def deprecation(text: str) -> str:

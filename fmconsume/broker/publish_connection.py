@@ -176,5 +176,5 @@ class PublishConnection:
             request = self._busy.pop(channel, None)
             if request is not None:
                 kind = PublishForbidden if error.reply_code == FORBIDDEN else PublishReturned
-                request.answer.put(kind(reason(error)))
+                request.answer.put(kind(error))
             self._owner.on_room()

@@ -17,7 +17,7 @@ from typing import Any, Callable, NoReturn
 from pika.exceptions import ChannelClosedByBroker, NoFreeChannels
 
 from ..delivery import ACK, CHANNEL, FAIL, NACK, Delivery, Frame
-from ..exceptions import BadDeclaration, ConsumerCanceled
+from ..exceptions import BadDeclaration, ConsumerCanceled, PermissionException
 from ..redaction import hide_passwords
 from .addresses import Address
 from .connection import DEADLINE, STOP_DEADLINE, Connection, connect
@@ -57,8 +57,7 @@ def open_session(
     connection = connect(address, retry_codes)
     expect_no_callbacks(connection.callbacks)
     try:
-        channel = _open_channel(connection)
-        names = declare(connection, channel, topology)
+        channel, names = declare(connection, _open_channel(connection), topology)
     except BaseException:
         connection.discard()
         raise
@@ -154,7 +153,7 @@ class Session:
                 channel.basic_qos(self._topology.prefetch_size, count)
             self._prefetch = number, count
         for name in queues:
-            with ask(self._connection, "queue", name):
+            with ask(self._connection, "queue", name, PermissionException):
                 on_message = partial(self._on_message, name, number * CHANNEL)
                 tag = channel.basic_consume(name, on_message, arguments=self._arguments[name])
             self._consumers[tag] = name

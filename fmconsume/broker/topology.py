@@ -17,9 +17,10 @@ from pika.exceptions import (
     ConnectionClosedByBroker,
 )
 
-from ..exceptions import BadDeclaration
+from ..exceptions import BadDeclaration, PermissionException
+from ..log import get_logger, warn_once
 from .connection import Connection
-from .errors import SessionLost, reason, refusal
+from .errors import FORBIDDEN, LOSS, SessionLost, reason, refusal
 
 __all__ = [
     "NO_CONSUMER",
@@ -28,11 +29,18 @@ __all__ = [
     "declare",
     "declare_exchange",
     "declare_queue",
+    "is_built_in",
     "is_stream",
+    "is_usable",
     "stream_error",
     "try_to_consume",
 ]
 
+_log = get_logger(__name__)
+
+#: channel.close codes for an exchange that may be there: the user may not declare one, or it is
+#: another than the declared one.
+_MAY_BE_THERE = {FORBIDDEN, 406}
 #: Arguments whose values have the wrong type: RabbitMQ refuses them, and names them in its answer.
 NO_CONSUMER = {"x-priority": "none"}
 _STREAM = (
@@ -93,19 +101,27 @@ class Topology(NamedTuple):
         return any(queue["arguments"].get(key) for queue in self.queues.values())
 
 
-def declare(connection: Connection, channel: Any, topology: Topology) -> dict[str, str]:
+def declare(connection: Connection, channel: Any, topology: Topology) -> tuple[Any, dict[str, str]]:
     """Declare exchanges and queues, and bind them.
 
+    An exchange that is there and cannot be declared, as somebody else's may be, is used as it is.
+
     Returns:
-        The actual name of each queue by its configured name.
+        The channel, or another one where the broker has closed it over an exchange; and the
+        actual name of each queue by its configured name.
 
     Raises:
-        BadDeclaration, PermissionException: The broker refuses, and would again.
+        BadDeclaration: The broker refuses, and would again.
         SessionLost: The connection ended meanwhile.
     """
     for name, exchange in topology.exchanges.items():
-        with ask(connection, "exchange", name):
-            declare_exchange(channel, name, exchange, passive=topology.passive)
+        if is_built_in(name):
+            continue
+        try:
+            with ask(connection, "exchange", name):
+                declare_exchange(channel, name, exchange, passive=topology.passive)
+        except BadDeclaration as refusal:
+            channel = _use_as_it_is(connection, name, refusal)
     names = {}
     for name, queue in topology.queues.items():
         # A server-named queue exists only once it is declared.
@@ -114,7 +130,35 @@ def declare(connection: Connection, channel: Any, topology: Topology) -> dict[st
             names[name] = declare_queue(channel, name, queue, passive=passive).queue
     for binding in topology.bindings:
         _bind(connection, channel, names[binding["queue"]], binding)
-    return names
+    return channel, names
+
+
+def is_built_in(exchange: str) -> bool:
+    """Tell whether an exchange is RabbitMQ's own, which nobody need or may declare."""
+    return not exchange or exchange.startswith("amq.")
+
+
+def is_usable(answer: object) -> bool:
+    """Tell whether an exchange may be used although the broker refused to declare it."""
+    return isinstance(answer, ChannelClosedByBroker) and answer.reply_code in _MAY_BE_THERE
+
+
+def _use_as_it_is(connection: Connection, name: str, refusal: BadDeclaration) -> Any:
+    """Give another channel, and log a warning; raise the refusal if there is no such exchange."""
+    if not is_usable(refusal.reason):
+        raise refusal
+    with LOSS:
+        channel = connection.open_channel()
+        try:
+            with ask(connection, "exchange", name):
+                declare_exchange(channel, name, {}, passive=True)
+        except BadDeclaration as exc:
+            # From RabbitMQ 4.3 on, who has no permission is not told whether it exists.
+            if not is_usable(exc.reason):
+                raise refusal from exc
+            channel = connection.open_channel()
+    warn_once(_log, "exchange", name, "exchange %r is used as it is: %s", refusal)
+    return channel
 
 
 def _bind(connection: Connection, channel: Any, queue: str, binding: Mapping[str, Any]) -> None:
@@ -192,22 +236,28 @@ def stream_error(name: str) -> BadDeclaration:
 
 
 @contextmanager
-def ask(connection: Connection, obj_type: str, name: str) -> Iterator[None]:
+def ask(
+    connection: Connection,
+    obj_type: str,
+    name: str,
+    forbidden: type[PermissionException] = BadDeclaration,
+) -> Iterator[None]:
     """Limit the time of a request in a `with` block, and raise a refusal that names its object.
 
     Args:
         obj_type: "exchange", "queue", "binding" or "channel".
         name: Of the object.
+        forbidden: Raised where the user has no permission.
 
     Raises:
-        BadDeclaration, PermissionException: The broker refuses, and would again.
+        BadDeclaration: The broker refuses, and would again.
         SessionLost: The connection ended meanwhile, or there is no answer in time.
     """
     try:
         with connection.within(f"{obj_type} {name!r}"):
             yield
     except (ChannelClosedByBroker, ConnectionClosedByBroker) as exc:
-        raise refusal(obj_type, name, exc, connection.retry_codes) from exc
+        raise refusal(obj_type, name, exc, connection.retry_codes, forbidden) from exc
     except AMQPConnectionError as exc:
         raise SessionLost(reason(exc)) from exc
     except (AMQPError, ValueError, TypeError, struct.error) as exc:

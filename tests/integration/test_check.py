@@ -73,7 +73,7 @@ def test_check_all_is_well(broker, queue, check):
     status, rows = check(broker.url(), queue, _bound(queue))
     assert status == 0
     assert rows["callback", "printer"] == "imported"
-    assert rows["exchange", "amq.topic"] == "exists"
+    assert rows["exchange", "amq.topic"] == "is RabbitMQ's own"
     assert rows["queue", queue] == "exists, 2 messages, 0 consumers"
     assert rows["binding", "amq.topic"].endswith("would be made: a.#")
     assert broker.depth(queue) == Depth(2, 0)
@@ -153,20 +153,25 @@ def test_check_exclusive_queue_in_use(broker, check):
 
 
 @pytest.mark.parametrize(
-    ("permissions", "row"),
+    ("permissions", "row", "code"),
     [
-        (("^$", ".*", ".*"), "exchange"),
-        (("amq.topic", ".*", ".*"), "queue"),
-        ((".*", ".*", "amq.topic"), "queue"),
-        ((".*", "^$", ".*"), "binding"),
+        (("amq.topic", ".*", ".*"), "queue", 10),
+        ((".*", ".*", "amq.topic"), "queue", 15),
+        ((".*", "^$", ".*"), "binding", 10),
     ],
-    ids=["configure exchange", "configure queue", "read queue", "write queue"],
+    ids=["configure queue", "read queue", "write queue"],
 )
-def test_check_permission_lacks(broker, queue, check, user, permissions, row):
-    """The first permission that lacks is named, and the status is 15."""
+def test_check_permission_lacks(
+    broker, queue, check, user, permissions, row, code, tmp_path, run_command
+):
+    """The first permission that lacks is named, and the status is that of a consumer."""
     broker.ctl("set_permissions", user, *permissions)
-    status, rows = check(broker.url(user=user, password=_PASSWORD), queue, _bound(queue))
-    assert status == 15
+    url = broker.url(user=user, password=_PASSWORD)
+    status, rows = check(url, queue, _bound(queue))
+    assert status == code
+    config = write_config(tmp_path / "config.toml", url, queue, _bound(queue))
+    command = run_command("--config", config, "--callback", "fmconsume.example:printer")
+    assert command.wait(PATIENCE) == code, command.logged()
     first = next(key for key, text in rows.items() if "ACCESS_REFUSED" in text)
     assert first[0] == row
 
@@ -179,11 +184,29 @@ def test_check_permission_to_declare_lacks(broker, check, user, new_name):
     url = broker.url(user=user, password=_PASSWORD)
     tables = f'[exchanges.{new_name}]\ntype = "topic"'
     status, rows = check(url, new_name, tables)
-    assert status == 15
+    assert status == 10
     for kind in ("exchange", "queue"):
         text = rows[kind, new_name]
         assert text.startswith(("would be declared, but 403", "may exist, but 403"))
         assert "ACCESS_REFUSED" in text
+
+
+@pytest.mark.parametrize("is_permitted", [True, False])
+def test_check_exchange_of_others(
+    broker, queue, exchange, check, user, is_permitted, tmp_path, run_command
+):
+    """An exchange that cannot be declared as configured is used as it is; a consumer starts."""
+    configure = ".*" if is_permitted else f"^{queue}$"
+    broker.ctl("set_permissions", user, configure, ".*", ".*")
+    url = broker.url(user=user, password=_PASSWORD)
+    tables = f'[exchanges.{exchange}]\ntype = "topic"\n{_bound(queue, exchange)}'
+    status, rows = check(url, queue, tables)
+    assert status == 0
+    assert rows["exchange", exchange].endswith("; it is used as it is")
+    config = write_config(tmp_path / "config.toml", url, queue, tables)
+    command = run_command("--config", config, "--callback", "fmconsume.example:printer", "--drain")
+    assert command.wait(PATIENCE) == 0, command.logged()
+    assert command.logged().count(f"exchange '{exchange}' is used as it is: ") == 1
 
 
 def test_check_binding_with_arguments(broker, queue, check):

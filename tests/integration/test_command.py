@@ -546,7 +546,7 @@ def stranger(broker):
 def test_command_no_permission(queue, folder, fmconsume, stranger):
     """A queue that the user may not use is named, with the user."""
     command = fmconsume(config=write_config(folder / "config.toml", stranger, queue))
-    said = _complaint(command, 15)
+    said = _complaint(command, 10)
     assert said.count("\n") == 0
     assert queue in said
     assert "stranger" in said

@@ -6,23 +6,23 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 from unittest import mock
 
 import pytest
 
-from fmconsume import log, message, message_classes, schema
+from fmconsume import config, log, message_classes, schema
 from fmconsume.message import Message
 
 from .messages import Install
 
 
 @pytest.fixture
-def conf(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def conf(monkeypatch: pytest.MonkeyPatch) -> config.LazyConfig:
     """Replace the configuration of the machine."""
-    conf = {"publish_priority": None, "topic_prefix": ""}
-    monkeypatch.setattr(message, "config", SimpleNamespace(conf=conf))
+    conf = config.LazyConfig()
+    conf.loaded = True
+    conf.update(publish_priority=None, topic_prefix="")
+    monkeypatch.setattr(config, "conf", conf)
     return conf
 
 

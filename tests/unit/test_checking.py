@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +22,7 @@ from fmconsume.state.notes import Notes
 from fmconsume.wiring import topology
 
 from .fakes import make_delivery, restored_configuration
+from .messages import UPDATE, Install
 
 _NO_TLS = {"ca_cert": None, "certfile": None, "keyfile": None}
 
@@ -195,6 +197,20 @@ def test_check_defaults(conf: LazyConfig, capsys: pytest.CaptureFixture[str]) ->
     rows = capsys.readouterr().out.splitlines()
     assert rows[0].split(None, 2)[2] == "not there: the defaults hold"
     assert [row.split()[0] for row in rows] == ["configuration", "callback", "!"]
+
+
+def test_check_without_validator(
+    fresh_registry: None,
+    install: Install,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Where classes are installed, and nothing that validates, the advice says what to install."""
+    install(UPDATE, "update.v1 = {}:Update")
+    for name, count in (("jsonschema_rs", 0), ("jsonschema", 1)):
+        monkeypatch.setitem(sys.modules, name, None)
+        checking.check(print, make_topology(), 1)
+        assert capsys.readouterr().out.count("pip install 'fmconsume[schema]'") == count
 
 
 def test_check_first_problem_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fmconsume import decoding, log
+from fmconsume import config, decoding, log
 from fmconsume.decoding import decode
 from fmconsume.exceptions import ConfigurationException, ValidationError
 from fmconsume.message import INFO, SEVERITIES, WARNING, Message, load_message, loads
@@ -291,21 +291,40 @@ class Old(Message):
     assert (message.body, message.topic, message.id) == ({"a": 1}, "a.topic", "m-1")
 
 
-def test_decode_without_extra(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the extra, a class with a schema stops the consumer and loses no message."""
+def test_decode_without_extra(
+    install: Install, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Without the extra, messages of a class with a schema come unvalidated, with one warning."""
     install(UPDATE, "update.v1 = {}:Update", "named.v1 = {}:Named")
     monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
-    with pytest.raises(ConfigurationException, match="Update needs the 'schema' extra"):
-        decode(deliver(b'{"id": 3}', named("update.v1")))
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    for body in (b'{"id": 3}', b'{"id": "x"}'):
+        assert type(decode(deliver(body, named("update.v1")))).__name__ == "Update"
     assert decode(deliver(headers=named("named.v1"))).packages == ["kernel"]
+    (warning,) = [each for each in caplog.messages if "not validated" in each]
+    assert "Update needs the 'schema' extra" in warning
 
 
-def test_decode_invalid_schema(install: Install) -> None:
-    """A class with an invalid schema stops the consumer and loses no message."""
+def test_decode_invalid_schema(install: Install, caplog: pytest.LogCaptureFixture) -> None:
+    """Messages of a class with an invalid schema come unvalidated, with one warning."""
     source = UPDATE.replace('"integer"', '"nonsense"')
     install(source, "update.v1 = {}:Update")
-    with pytest.raises(ConfigurationException, match=r"body schema of .*Update is invalid"):
-        decode(deliver(b'{"id": 3}', named("update.v1")))
+    for _ in range(2):
+        assert decode(deliver(b'{"id": "x"}', named("update.v1"))).body == {"id": "x"}
+    (warning,) = [each for each in caplog.messages if "not validated" in each]
+    assert "Update is invalid" in warning
+
+
+@pytest.mark.parametrize("name", ["NaN", "Infinity", "-Infinity"])
+def test_decode_nan_for_fedora_messaging(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Under the name of fedora-messaging a body may hold what only Python takes for JSON."""
+    delivery = deliver(f'{{"n": {name}}}'.encode())
+    with pytest.raises(ValidationError, match="is not JSON"):
+        decode(delivery)
+    monkeypatch.setattr(config.conf, "is_fedora_messaging", True)
+    message = decode(delivery)
+    assert str(message.body["n"]) == str(float(name))
+    assert message._encoded_body == delivery.body
 
 
 def test_decode_deprecated(install: Install, caplog: pytest.LogCaptureFixture) -> None:

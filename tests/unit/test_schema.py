@@ -6,6 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
+import jsonschema
 import jsonschema_rs
 import pytest
 
@@ -13,6 +14,7 @@ from fmconsume import schema
 from fmconsume.exceptions import ConfigurationException, ValidationError
 from fmconsume.schema import check
 
+DRAFT_3 = "http://json-schema.org/draft-03/schema#"
 DRAFT_4 = "http://json-schema.org/draft-04/schema#"
 DRAFT_2019 = "https://json-schema.org/draft/2019-09/schema"
 
@@ -32,9 +34,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     compiled = []
     compile_schema = schema._compile
 
-    def record(owner: type, part: str, rules: Any) -> Any:
+    def record(rules: Any) -> Any:
         compiled.append(rules)
-        return compile_schema(owner, part, rules)
+        return compile_schema(rules)
 
     monkeypatch.setattr(schema, "_compile", record)
     return compiled
@@ -76,14 +78,17 @@ def test_check_odd_value(body: Any) -> None:
 @pytest.mark.parametrize(
     ("rules", "is_valid"),
     [
-        ({"const": 1}, True),
+        ({"const": 1}, False),
         ({"$schema": DRAFT_4, "const": 1}, True),
         ({"$schema": DRAFT_2019, "const": 1}, False),
-        ({"minimum": 5, "exclusiveMinimum": True}, False),
+        ({"$schema": DRAFT_4, "minimum": 5, "exclusiveMinimum": True}, False),
+        ({"$schema": DRAFT_3, "divisibleBy": 2}, False),
+        ({"$schema": "http://example.com/unknown", "const": 5}, True),
+        ({"$schema": "http://example.com/unknown", "const": 1}, False),
     ],
 )
 def test_check_draft(rules: Any, is_valid: bool) -> None:
-    """A schema is of the draft that it names, and of draft 4 if it names none."""
+    """A schema is of the draft that it names, and of the latest if it names none or another."""
     if is_valid:
         check(Update, "body", rules, 5)
     else:
@@ -111,8 +116,6 @@ def test_check_local_reference() -> None:
         {"type": 5},
         {"$ref": "#/definitions/missing"},
         {"pattern": "("},
-        {"$schema": "http://example.com/unknown"},
-        {"default": object()},
         5,
     ],
 )
@@ -125,17 +128,58 @@ def test_check_invalid_schema(rules: Any) -> None:
 
 
 @pytest.mark.parametrize("reference", ["http://127.0.0.1:9/schema", "file:///etc/hostname"])
-def test_check_remote_reference(reference: str) -> None:
+def test_check_remote_reference(monkeypatch: pytest.MonkeyPatch, reference: str) -> None:
     """A reference to another document is refused, not fetched."""
+    with pytest.raises(ConfigurationException, match=f"invalid: Unresolvable: {reference}"):
+        check(Update, "headers", {"$ref": reference}, {})
+    monkeypatch.setattr(schema, "_compiled", {})
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
     with pytest.raises(ConfigurationException, match="is not fetched"):
         check(Update, "headers", {"$ref": reference}, {})
 
 
 def test_check_without_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without jsonschema-rs the error says what to install."""
+    """Without any validator the error says what to install."""
     monkeypatch.setitem(sys.modules, "jsonschema_rs", None)
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
     with pytest.raises(ConfigurationException, match=r"pip install 'fmconsume\[schema\]'"):
         check(Update, "body", {"type": "object"}, {})
+
+
+PYTHONS_OWN = [r"^NVR\Z", "^(N)?(?(1)VR|TR)"]
+
+
+@pytest.mark.parametrize("pattern", PYTHONS_OWN)
+def test_check_expression_of_python(pattern: str) -> None:
+    """What the fast validator cannot compile is validated by the other one."""
+    check(Update, "body", {"pattern": pattern}, "NVR")
+    with pytest.raises(ValidationError, match=r"^Update body: \$: 'RPM' does not match"):
+        check(Update, "body", {"pattern": pattern}, "RPM")
+
+
+@pytest.mark.parametrize("pattern", PYTHONS_OWN)
+def test_check_expression_of_python_alone(monkeypatch: pytest.MonkeyPatch, pattern: str) -> None:
+    """Where the other one is not installed, the error says so."""
+    monkeypatch.setitem(sys.modules, "jsonschema", None)
+    with pytest.raises(ConfigurationException, match="jsonschema, which is not installed"):
+        check(Update, "body", {"pattern": pattern}, "NVR")
+
+
+@pytest.mark.parametrize("missing", ["", "jsonschema_rs", "jsonschema_specifications"])
+@pytest.mark.filterwarnings("ignore:.*RefResolver is deprecated:DeprecationWarning")
+def test_check_error_of_jsonschema(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    """Who catches jsonschema's error catches ours, whichever validates."""
+    if missing:
+        monkeypatch.setitem(sys.modules, missing, None)
+    pattern = "(?i)^nvr" if missing == "jsonschema_specifications" else "^NVR"
+    rules = {"properties": {"nvr": {"pattern": pattern}}}
+    with pytest.raises(jsonschema.ValidationError) as raised:
+        check(Update, "body", rules, {"nvr": "RPM"})
+    assert isinstance(raised.value, ValidationError)
+    assert list(raised.value.path) == ["nvr"]
+    assert "does not match" in raised.value.message
+    assert str(raised.value).startswith("Update body: $.nvr: ")
+    assert raised.value.summary == str(raised.value)
 
 
 def test_check_compiles_once(compilations: list[Any]) -> None:

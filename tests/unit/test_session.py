@@ -23,6 +23,7 @@ from pika.exceptions import (
     StreamLostError,
 )
 
+from fmconsume import log
 from fmconsume.broker import connection as connection_module
 from fmconsume.broker import session as session_module
 from fmconsume.broker.addresses import Address
@@ -66,7 +67,7 @@ class FakeChannel:
         self.consumer_tags: list[str] = []
         self.on_cancel: Callable[[Any], None]
         #: Called with the name of each method.
-        self.before: Callable[[str], None]
+        self.before: Callable[[str], object] = str
         self.on_message: dict[str, Callable[..., None]] = {}
 
     def _note(self, name: str, *args: Any) -> None:
@@ -262,10 +263,11 @@ def refusal(connection: FakeConnection, error: Exception, passing: Any = ()) -> 
 @pytest.mark.parametrize("error_class", [ChannelClosedByBroker, ConnectionClosedByBroker])
 @pytest.mark.parametrize("passing", [(), (404, 405)])
 def test_refusals_no_permission(connection: FakeConnection, error_class: Any, passing: Any) -> None:
-    """403 is a lack of permission, whenever and wherever it comes."""
+    """403 is a refused declaration, whenever and wherever it comes, and has pika's exception."""
     error = refusal(connection, error_class(403, "ACCESS_REFUSED"), passing)
-    assert type(error) is PermissionException
-    assert str(error) == "no permission for queue 'fruit': ACCESS_REFUSED"
+    assert type(error) is BadDeclaration
+    assert str(error) == "cannot declare queue 'fruit': ACCESS_REFUSED"
+    assert error.reason.args == (403, "ACCESS_REFUSED")
 
 
 @pytest.mark.parametrize("code", [404, 405])
@@ -662,7 +664,6 @@ def test_open_declares_one_queue_passively(
 @pytest.mark.parametrize(
     ("method", "named"),
     [
-        ("exchange_declare", "exchange 'market'"),
         ("queue_declare", "queue 'fruit'"),
         ("queue_bind", "binding 'market -> fruit (a.#)'"),
     ],
@@ -678,6 +679,55 @@ def test_open_refused(
         open_session(ADDRESS, TOPOLOGY, ignore)
     assert named in str(caught.value)
     wait_soon(closed)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        (ChannelClosedByBroker(404, "NOT_FOUND"),),
+        (ConnectionClosedByBroker(503, "COMMAND_INVALID"),),
+        (ChannelClosedByBroker(403, "ACCESS_REFUSED"), ChannelClosedByBroker(404, "NOT_FOUND")),
+    ],
+)
+def test_open_without_exchange(connection: FakeConnection, answers: Any) -> None:
+    """An exchange that is not there, and cannot be declared, is refused; the first answer tells."""
+    connection.next_channels = [FakeChannel(), FakeChannel()]
+    for channel, answer in zip(connection.next_channels, answers):
+        channel.failures["exchange_declare"] = answer
+    with pytest.raises(BadDeclaration, match=f"exchange 'market': {answers[0].reply_text}"):
+        open_session(ADDRESS, TOPOLOGY, ignore)
+
+
+@pytest.mark.parametrize("code", [403, 406])
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_open_with_exchange_of_others(
+    connection: FakeConnection,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    code: int,
+    is_seen: bool,
+) -> None:
+    """An exchange that cannot be declared is used as it is, which one warning tells."""
+    monkeypatch.setattr(log, "_warned", {})
+    for _ in range(2):
+        first, second, third = (FakeChannel() for _ in range(3))
+        first.failures["exchange_declare"] = ChannelClosedByBroker(code, "WHY")
+        if not is_seen:
+            second.failures["exchange_declare"] = ChannelClosedByBroker(403, "ACCESS_REFUSED")
+        connection.next_channels = [first, second, third]
+        open_session(ADDRESS, TOPOLOGY, ignore).consume()
+        assert [call[0] for call in first.calls] == ["exchange_declare"]
+        assert (second if is_seen else third).calls[-1][0] == "basic_consume"
+    assert caplog.messages == [
+        "exchange 'market' is used as it is: cannot declare exchange 'market': WHY"
+    ]
+
+
+def test_open_with_built_in_exchange(channel: FakeChannel) -> None:
+    """RabbitMQ's own exchanges are never declared, and not looked for."""
+    exchanges = dict.fromkeys(("amq.topic", ""), TOPOLOGY.exchanges["market"])
+    open_session(ADDRESS, TOPOLOGY._replace(exchanges=exchanges), ignore)
+    assert channel.calls[0][0] == "queue_declare"
 
 
 def test_consume_registers(session: Session, channel: FakeChannel) -> None:
