@@ -1,10 +1,12 @@
 """AMQP consumers for RabbitMQ as one blocking function call."""
 
-from . import api, config, exceptions, message
+from . import api, compat, config, exceptions, message
 from .api import Consumer, consume, publish
 from .exceptions import Drop, HaltConsumer, Nack
 from .message import Message
 from .version import __version__
+
+compat.offer()
 
 __all__ = [
     "Consumer",

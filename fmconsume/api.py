@@ -15,8 +15,8 @@ from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Callable
 
+from . import config
 from .broker.session import open_session
-from .config import conf
 from .engine.failures import Keep
 from .engine.pool import make_pool
 from .engine.processor import make_processor
@@ -26,7 +26,7 @@ from .engine.workers import Worker
 from .exceptions import ExitCode, FmconsumeError
 from .log import get_logger, quieten_pika
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, dumps, loads
-from .publisher import publish
+from .publisher import count_published, publish
 from .service.systemd import Notifier
 from .shortage import shortage
 from .wakeup import WakeupQueue
@@ -98,7 +98,9 @@ class Consumer:
         brokers, wanted = addresses(), topology(bindings, queues)
         engine_options = options(workers, limit, drain)
         notes = open_notes()
-        processor = make_processor(callback, conf["body"], _make_keep, failure_policy(), notes)
+        body_mode = config.conf["body"]
+        more = failure_policy(), notes, engine_options.workers
+        processor = make_processor(callback, body_mode, _make_keep, *more)
         self._coroutines = processor.coroutines
         monitoring = _make_monitoring(lambda: self.stats)
         for text in list_losses(wanted):
@@ -251,22 +253,26 @@ def consume(
 
 def _make_keep() -> Keep | None:
     """Return the function that keeps failed messages; None if none is configured."""
-    failures = conf["failures"]
+    failures = config.conf["failures"]
     folder = failures["keep_in"]
     if not folder:
         return None
     from .kept import KeptMessages  # Most consumers keep none.
 
-    return KeptMessages(folder, failures["keep"], conf["body"]).keep
+    return KeptMessages(folder, failures["keep"], config.conf["body"]).keep
 
 
 def _make_monitoring(stats: Callable[[], Stats]) -> Monitoring | None:
     """Make the monitoring server; None if none is configured."""
-    if not conf["monitoring"]:
+    if not config.conf["monitoring"]:
         return None
     from .service.monitoring import Monitoring  # Most consumers need no HTTP.
 
-    return Monitoring(stats, **conf["monitoring"])
+    address, port = config.conf["monitoring"]["address"], config.conf["monitoring"]["port"]
+    if address is None:
+        # Where fedora-messaging listens, and where its users' probes ask.
+        address = "" if config.is_fedora_messaging else "localhost"
+    return Monitoring(stats, address, port, count_published)
 
 
 def _list_observers(monitoring: Monitoring | None) -> list[Observer]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Callable
 
+from . import config
 from .exceptions import ConfigurationException
 from .text import describe
 
@@ -34,7 +35,10 @@ __all__ = [
     "load_from_module",
     "locate",
     "prepare",
+    "refuse_reactor",
 ]
+
+_REACTOR = "twisted.internet.reactor"
 
 
 def load_from_module(path: str) -> Any:
@@ -89,25 +93,60 @@ def load_from_file(path: str) -> Any:
     return _object_of(module, name, path)
 
 
-def prepare(callback: Any, coroutines: CoroutineRunner) -> Callable[..., Any]:
+def prepare(callback: Any, coroutines: CoroutineRunner, workers: int = 1) -> Callable[..., Any]:
     """Return the object that is called with each message, as `instantiate` does.
 
     Args:
         callback: A function, an object or a class.
         coroutines: Its event loop is the current one while the class is instantiated; an error
             closes it.
+        workers: Callbacks that are to run at the same time.
 
     Raises:
-        ValueError, Exception: As for `instantiate`.
+        ConfigurationException: The constructor imported Twisted's reactor.
+        ValueError, Exception: As for `instantiate`; and if it would run that loop in several
+            workers.
     """
     # A constructor can ask for the current loop only if its module has imported asyncio.
     is_asking = inspect.isclass(callback) and "asyncio" in sys.modules
+    had_reactor = _REACTOR in sys.modules
     try:
         with coroutines.current_loop() if is_asking else nullcontext():
-            return instantiate(callback)
+            ready = instantiate(callback)
+        if not had_reactor:
+            refuse_reactor()
+        if is_asking and workers > 1:
+            _refuse_workers(ready, coroutines.loop, workers)
     except BaseException:
         coroutines.close(0)
         raise
+    return ready
+
+
+def refuse_reactor() -> None:
+    """Refuse a callback that has imported Twisted's reactor, unless the configuration says not to.
+
+    Raises:
+        ConfigurationException: It has.
+    """
+    if _REACTOR in sys.modules and config.conf["twisted_reactor"] == "refuse":
+        raise ConfigurationException(
+            f"the callback's module or constructor imported {_REACTOR}, which nobody runs here: "
+            "what is left to it would never be done, and its messages be lost. Use threads or "
+            'coroutines, or set twisted_reactor = "ignore" if no message depends on it'
+        )
+
+
+def _refuse_workers(callback: Any, loop: Any, workers: int) -> None:
+    """Refuse several workers for a callback that runs coroutines itself on one event loop."""
+    is_coroutine = inspect.iscoroutinefunction(find_function(callback))
+    if not is_coroutine and any(
+        each is loop for each in getattr(callback, "__dict__", {}).values()
+    ):
+        raise ValueError(
+            f"workers: found {workers}, expected 1: {type(callback).__qualname__} keeps an event "
+            "loop, which one thread at a time can run; or make __call__ async"
+        )
 
 
 def instantiate(callback: Any) -> Callable[..., Any]:

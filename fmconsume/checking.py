@@ -31,7 +31,7 @@ from pika.exceptions import (
     UnsupportedAMQPFieldException,
 )
 
-from . import schema
+from . import config, schema
 from .broker.certificate import validity
 from .broker.connection import Connection, connect
 from .broker.errors import FORBIDDEN, NOT_FOUND, SessionLost, deprecation, reason
@@ -47,7 +47,6 @@ from .broker.topology import (
     try_to_consume,
 )
 from .callbacks import prepare
-from .config import conf
 from .console import say
 from .engine.coroutines import CoroutineRunner
 from .exceptions import ConnectionException, ExitCode, UnavailableException
@@ -109,11 +108,11 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
         Exception: Whatever the constructor of a callback class raises.
     """
     found = [
-        Row("configuration", conf.path, "valid" if os.path.exists(conf.path) else _NO_FILE),
-        _look_at_callback(callback),
+        _look_at_configuration(config.conf.path),
+        _look_at_callback(callback, workers),
         *_look_at_failures(),
         *_look_at_state(),
-        *examine(topology, conf["tls"]),
+        *examine(topology, config.conf["tls"]),
     ]
     # A URL with a password may stand where a file or a queue should; names may hold anything.
     rows = [
@@ -127,20 +126,24 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
         mark = "!" if row.exit_code else " "
         say(f"{mark} {row.kind:13}  {row.name:{width}}  {row.status}")
     version = next((row.version for row in rows if row.version), ())
-    delay = conf["failures"]["delay"]["max"]
+    delay = config.conf["failures"]["delay"]["max"]
     for text in (
         *_advise_on_schemas(),
         *list_losses(topology),
-        *advise(topology, workers, conf["callback_timeout"], delay, version),
+        *advise(topology, workers, config.conf["callback_timeout"], delay, version),
     ):
         say(f"  advice: {hide_passwords(text)}")
     return next((row.exit_code for row in rows if row.exit_code), ExitCode.OK)
 
 
-def _look_at_callback(callback: Any) -> Row:
+def _look_at_configuration(path: str) -> Row:
+    return Row("configuration", path, "valid" if os.path.exists(path) else _NO_FILE)
+
+
+def _look_at_callback(callback: Any, workers: int) -> Row:
     """Make the callback ready as a consumer would, and raise the same errors."""
     coroutines = CoroutineRunner()
-    prepare(callback, coroutines)
+    prepare(callback, coroutines, workers)
     coroutines.close(0)
     is_function = hasattr(callback, "__qualname__") and not inspect.isclass(callback)
     name = getattr(callback, "__qualname__", type(callback).__qualname__)
@@ -150,10 +153,10 @@ def _look_at_callback(callback: Any) -> Row:
 def _look_at_failures() -> Iterator[Row]:
     """Make ready what [failures] names as a consumer would, and raise the same errors."""
     failure_policy()
-    folder = conf["failures"]["keep_in"]
+    folder = config.conf["failures"]["keep_in"]
     if folder:
         try:
-            KeptMessages(folder, conf["failures"]["keep"])
+            KeptMessages(folder, config.conf["failures"]["keep"])
         except UnavailableException as exc:
             yield Row("folder", folder, str(exc), exc.exit_code)
         else:

@@ -8,33 +8,45 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import runpy
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, NoReturn
+from typing import Any, Callable, NoReturn
 
-from . import callbacks, console
+from . import callbacks, compat, config, console
 from .api import Consumer
-from .config import conf
 from .exceptions import (
     ConfigurationException,
     ExitCode,
     FmconsumeError,
     HaltConsumer,
 )
-from .log import get_logger, is_stuck
+from .log import get_logger, is_stuck, quieten_pika
 from .redaction import hide_passwords
 from .shortage import shortage
 from .text import brief, describe
 from .version import __version__
 from .wiring import select, topology
 
-__all__ = ["command", "main", "parser"]
+__all__ = [
+    "command",
+    "configure",
+    "consume",
+    "load_callback",
+    "main",
+    "parser",
+    "report",
+    "run",
+]
 
 _log = get_logger(__name__)
 
 _LEVELS = ("debug", "info", "warning", "error", "critical")
+
+#: Another way to say --as-fedora-messaging, for a unit or a container; "0" and "" do not.
+_VARIABLE, _NO = "FMCONSUME_AS_FEDORA_MESSAGING", ("", "0", "false", "no")
 
 _CALLBACK = """
 function or class to call with each message, imported by this name; the current directory
@@ -43,7 +55,11 @@ _CONFIG = """
 TOML configuration file; without it $FMCONSUME_CONF, $FEDORA_MESSAGING_CONF or
 /etc/fedora-messaging/config.toml"""
 _ALIAS = """
-let callbacks and message schemas written for fedora-messaging import fmconsume by that name"""
+let callbacks and message schemas written for fedora-messaging import fmconsume by that name
+although it is installed; where it is not, they do so anyway"""
+_MODULE = """
+run a module that consumes by itself, as python -m does, perhaps made for fedora-messaging;
+whatever follows are its arguments"""
 _CHECK = """
 only tell whether the consumer would start, and what it would do at the broker; nothing is
 changed there, but a callback class is constructed and the file of --record made"""
@@ -90,6 +106,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=_RECORD,
     )
+    add("-m", metavar="MODULE", nargs=argparse.REMAINDER, help=_MODULE)
     add("--failed", metavar="FOLDER", nargs="?", const=True, help=_FAILED)
     add("--requeue", metavar="FILE-OR-FOLDER", help=_REQUEUE)
     add = result.add_mutually_exclusive_group().add_argument
@@ -133,12 +150,15 @@ class _Parser(argparse.ArgumentParser):
         """Parse the arguments; refuse an empty value, as an unset shell variable leaves it."""
         parsed = super().parse_args(args, namespace)
         for name, value in vars(parsed).items():
-            if value == "" or (isinstance(value, list) and "" in value):
+            is_empty = value == "" or (isinstance(value, list) and "" in value)
+            if is_empty and name != "m":
                 self.error(f"argument --{name.replace('_', '-')}: found an empty value")
         for first, others in _ALONE.items():
             for other in others:
                 if getattr(parsed, first) and getattr(parsed, other):
                     self.error(f"argument --{other}: not allowed with argument --{first}")
+        if parsed.m == []:
+            self.error("argument -m: expected the name of a module")
         if parsed.peek and not parsed.record:
             self.error("argument --peek: expected --record, too")
         return parsed
@@ -149,7 +169,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def command() -> NoReturn:
-    """Run the command and exit; after a failure, the callback's threads cannot keep the process."""
+    """Run the command and exit."""
+    run(main)
+
+
+def run(main: Callable[[], int]) -> NoReturn:
+    """Exit as `main` says; after a failure, the callback's threads cannot keep the process."""
     status: Any = ExitCode.UNEXPECTED
     try:
         status = main()
@@ -172,8 +197,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     console.prepare()
     args = parser().parse_args(argv)
+    return report(lambda: _dispatch(args))
+
+
+def report(action: Callable[[], int]) -> int:
+    """Return the exit status that an action returns; if it fails, print why and return another."""
     try:
-        status: Any = _dispatch(args)
+        status: Any = action()
     except KeyboardInterrupt:  # No consumer ran: it handles this signal itself.
         return 128 + signal.SIGINT
     except BaseException as exc:
@@ -218,41 +248,45 @@ def _exit_code(exc: BaseException) -> int:
 
 
 def _dispatch(args: argparse.Namespace) -> int:
-    if args.as_fedora_messaging:
-        from .compat import install
-
-        install()
-    _configure(args)
+    if args.m:
+        return _run_module(args)
+    configure(args.config, args.as_fedora_messaging, args.log_level, args.app_name)
     if args.failed or args.requeue:
         return _look_after_kept(args)
     if args.peek:
         return _peek(args)
-    callback = _load_callback(args)
+    callback = _choose_callback(args)
     if args.replay:
         from .recording import replay
 
-        return replay(args.replay, callback, conf["body"], args.limit)
-    bindings, queues = select(args.queue_name, args.exchange, args.routing_key)
+        return replay(args.replay, callback, config.conf["body"], args.limit)
     if args.check:
         from .checking import check
 
-        workers = conf["workers"] if args.workers is None else args.workers
-        return check(callback, topology(bindings, queues), workers)
-    return _run(
-        Consumer(
-            *(callback, bindings, queues),
-            workers=args.workers,
-            limit=args.limit,
-            drain=args.drain,
-        )
-    )
+        workers = config.conf["workers"] if args.workers is None else args.workers
+        return check(callback, topology(*_select(args)), workers)
+    return consume(callback, args)
+
+
+def _select(args: argparse.Namespace) -> tuple[Any, Any]:
+    return select(args.queue_name, args.exchange, args.routing_key)
+
+
+def consume(callback: Any, args: argparse.Namespace) -> int:
+    """Consume as the arguments say, and return the exit status.
+
+    Args:
+        args: queue_name, exchange and routing_key, and perhaps workers, limit and drain.
+    """
+    options = {name: getattr(args, name, None) for name in ("workers", "limit")}
+    return _run(Consumer(callback, *_select(args), **options, drain=getattr(args, "drain", False)))
 
 
 def _look_after_kept(args: argparse.Namespace) -> int:
     from .requeueing import requeue, tell_kept
 
     if args.failed:
-        return tell_kept(conf["failures"]["keep_in"] if args.failed is True else args.failed)
+        return tell_kept(config.conf["failures"]["keep_in"] if args.failed is True else args.failed)
     return requeue(args.requeue, _check_limit(args.limit), is_dry=args.check)
 
 
@@ -260,7 +294,7 @@ def _peek(args: argparse.Namespace) -> int:
     from .peeking import peek
 
     _, queues = select(args.queue_name, None, None)
-    return peek(args.record, queues, _check_limit(args.limit), conf["body"])
+    return peek(args.record, queues, _check_limit(args.limit), config.conf["body"])
 
 
 def _check_limit(limit: int | None) -> int | None:
@@ -269,36 +303,100 @@ def _check_limit(limit: int | None) -> int | None:
     return limit
 
 
-def _configure(args: argparse.Namespace) -> None:
-    conf.load_config(args.config)
-    conf.setup_logging()
-    if args.log_level:
+def configure(
+    path: str | None,
+    as_fedora_messaging: bool = False,
+    log_level: str | None = None,
+    app_name: str | None = None,
+) -> None:
+    """Load the configuration, stand in for fedora-messaging if it says so, and set up logging.
+
+    Raises:
+        ConfigurationException, UnavailableException: It cannot be used.
+    """
+    config.conf.load_config(path)
+    _stand_in(as_fedora_messaging or config.conf["as_fedora_messaging"])
+    config.conf.setup_logging()
+    quieten_pika()
+    if log_level:
         for name in (None, "fmconsume"):
-            logging.getLogger(name).setLevel(args.log_level.upper())
-    if args.app_name:
-        conf["client_properties"]["app"] = args.app_name
+            logging.getLogger(name).setLevel(log_level.upper())
+    if app_name:
+        config.conf["client_properties"]["app"] = app_name
 
 
-def _load_callback(args: argparse.Namespace) -> Any:
-    # Python puts the directory of the installed script into sys.path, not the current one.
+def _stand_in(is_wanted: bool) -> None:
+    if is_wanted or os.environ.get(_VARIABLE, "0").lower() not in _NO:
+        compat.install()
+
+
+def _run_module(args: argparse.Namespace) -> int:
+    """Run a module that consumes by itself, as `python -m` does."""
+    name, *_ = sys.argv[:] = args.m
+    _search_here()
+    if args.config:
+        config.conf.load_config(args.config)
+    _stand_in(args.as_fedora_messaging)
+    try:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+    except (SystemExit, HaltConsumer, FmconsumeError) as exc:
+        return _leave(exc)
+    return ExitCode.OK
+
+
+def _leave(exc: Any) -> int:
+    """Return the exit status of a module that ended with this exception."""
+    if isinstance(exc, SystemExit):
+        code = exc.code
+        if code is None or isinstance(code, int):
+            return code or 0
+        text, code = str(code), ExitCode.TEMPORARY
+    else:
+        text, code = str(exc), exc.exit_code
+    if code:
+        console.complain(text)
+    return code
+
+
+def _search_here() -> None:
+    """Let the current directory be searched for modules.
+
+    Python puts the directory of the installed script into sys.path, not the current one.
+    """
     with suppress(OSError):  # The current directory was deleted.
         if os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
+
+
+def _choose_callback(args: argparse.Namespace) -> Any:
     if args.record:
         from .recording import Recorder
 
         return Recorder(args.record, args.limit)
-    path = args.callback_file or args.callback or conf["callback"]
+    return load_callback(args.callback, args.callback_file)
+
+
+def load_callback(name: str | None, file: str | None) -> Any:
+    """Import the callback of this name, of this file, or of the configuration.
+
+    Raises:
+        ConfigurationException: There is none, or it cannot be imported.
+        Exception: Whatever else its module raises.
+    """
+    _search_here()
+    path = file or name or config.conf["callback"]
     if not path:
         raise ConfigurationException(
             "no callback: give --callback module:object, or set callback in the configuration"
         )
-    load = callbacks.load_from_file if args.callback_file else callbacks.load_from_module
-    callback = load(path)
-    if "fedora_messaging" in sys.modules and not args.as_fedora_messaging:
+    callback = callbacks.load_from_file(path) if file else callbacks.load_from_module(path)
+    callbacks.refuse_reactor()
+    if "fedora_messaging" in sys.modules and not config.is_fedora_messaging:
         _log.warning(
             "the callback imported the real fedora_messaging, whose Nack, Drop and HaltConsumer "
-            "mean nothing to fmconsume: run it with --as-fedora-messaging"
+            "mean nothing to fmconsume: run it with --as-fedora-messaging, with "
+            "as_fedora_messaging = true in the configuration or with $%s",
+            _VARIABLE,
         )
     return callback
 

@@ -10,13 +10,44 @@ import functools
 import os
 import stat
 import types
-from collections.abc import Mapping
-from typing import Any, Callable
+from collections.abc import Mapping, Sequence
+from typing import Any, Callable, TypedDict
 
-from .config_checks import DEFAULTS, check_bindings, check_config, check_queues
+from .config_checks import DEFAULTS, check_bindings, check_config, check_queues, identity
 from .exceptions import ConfigurationException, UnavailableException
 
-__all__ = ["DEFAULTS", "LazyConfig", "check_bindings", "check_queues", "conf"]
+__all__ = [
+    "DEFAULTS",
+    "BindingConfig",
+    "LazyConfig",
+    "QueueConfig",
+    "check_bindings",
+    "check_queues",
+    "conf",
+    "identity",
+    "is_fedora_messaging",
+]
+
+
+class QueueConfig(TypedDict, total=False):
+    """The settings of a queue, as under [queues]."""
+
+    durable: bool
+    auto_delete: bool
+    exclusive: bool
+    passive: bool
+    arguments: Mapping[str, Any]
+    consumer_arguments: Mapping[str, Any]
+
+
+class BindingConfig(TypedDict, total=False):
+    """A binding, as under [[bindings]]; exchange and routing_keys are required."""
+
+    queue: str
+    exchange: str
+    routing_keys: Sequence[str]
+    arguments: Mapping[str, Any]
+
 
 _DEFAULT_PATH = "/etc/fedora-messaging/config.toml"
 _VARIABLES = ("FMCONSUME_CONF", "FEDORA_MESSAGING_CONF")
@@ -104,8 +135,6 @@ def _loading(method: Callable[..., Any]) -> Callable[..., Any]:
 class LazyConfig(dict[str, Any]):
     """A dict that reads the configuration file when it is first used in any way."""
 
-    #: It stands in for that of fedora-messaging: compat.py sets it.
-    is_fedora_messaging = False
     #: The file has been read and found good.
     loaded = False
     #: Path of that file, whether it exists or not.
@@ -190,3 +219,5 @@ def _add_loggers(loggers: dict[str, Any]) -> None:
 
 #: The configuration of this process.
 conf = LazyConfig()
+#: fmconsume stands in for fedora-messaging. Set by compat.install, read by any thread.
+is_fedora_messaging = False

@@ -12,10 +12,13 @@ from typing import Any, Callable, NamedTuple
 
 from .amqp_url import is_amqp_url
 from .exceptions import ConfigurationException
+from .log import get_logger
 from .redaction import redact, redact_value
 from .version import __version__
 
-__all__ = ["DEFAULTS", "check_bindings", "check_config", "check_queues"]
+__all__ = ["DEFAULTS", "check_bindings", "check_config", "check_queues", "identity"]
+
+_log = get_logger("fmconsume.config")
 
 #: Identifies fmconsume to the broker's administrators; loading adds the versions.
 _IDENTITY = {"product": "fmconsume", "information": "https://pypi.org/project/fmconsume/"}
@@ -24,6 +27,8 @@ _IDENTITY = {"product": "fmconsume", "information": "https://pypi.org/project/fm
 DEFAULTS: dict[str, Any] = {
     "amqp_url": "amqp://?connection_attempts=3&retry_delay=5",
     "passive_declares": False,
+    "as_fedora_messaging": False,
+    "twisted_reactor": "refuse",
     "tls": {"ca_cert": None, "certfile": None, "keyfile": None},
     "client_properties": {"app": "Unknown", **_IDENTITY},
     "exchanges": {
@@ -244,12 +249,19 @@ def _is_callback(value: object) -> bool:
     return bool(colon) and all(map(str.isidentifier, f"{module}.{name}".split(".")))
 
 
-def _identify(properties: dict[str, Any], _: _Place) -> dict[str, Any]:
-    """Add what identifies fmconsume, in place of what the file says there."""
+def identity() -> dict[str, str]:
+    """Return the client properties that identify fmconsume to the broker's administrators."""
     import pika
 
-    version = f"fmconsume-{__version__} with pika-{pika.__version__}"
-    return {**DEFAULTS["client_properties"], **properties, **_IDENTITY, "version": version}
+    return {**_IDENTITY, "version": f"fmconsume-{__version__} with pika-{pika.__version__}"}
+
+
+def _identify(properties: dict[str, Any], _: _Place) -> dict[str, Any]:
+    """Add what identifies fmconsume, in place of what the file says there."""
+    ours = identity()
+    for key in sorted(key for key in ours if properties.get(key, ours[key]) != ours[key]):
+        _log.warning("client_properties.%s in the configuration is ignored, as it is ours", key)
+    return {**DEFAULTS["client_properties"], **properties, **ours}
 
 
 #: Settings that exchanges and queues share.
@@ -316,6 +328,8 @@ _FAILURES = _table(
 _CHECKS: dict[str, _Check] = {
     "amqp_url": _check_urls,
     "passive_declares": _BOOLEAN,
+    "as_fedora_messaging": _BOOLEAN,
+    "twisted_reactor": _choice(["refuse", "ignore"]),
     "tls": _in_turn(
         _table(dict.fromkeys(DEFAULTS["tls"], _PATH), DEFAULTS["tls"]),
         _value(
@@ -342,15 +356,17 @@ _CHECKS: dict[str, _Check] = {
     "monitoring": _or(
         {},
         _table(
-            {"address": _TEXT, "port": _integer(1, 65535)},
-            {"address": "localhost", "port": _MISSING},
+            {"address": _or(None, _TEXT), "port": _integer(1, 65535)},
+            {"address": None, "port": _MISSING},
         ),
     ),
     "publish_exchange": _TEXT,
     "topic_prefix": _TEXT,
     "publish_priority": _or(None, _integer(0, 255)),
     "log_config": _in_turn(
-        _DICT, _value("version = 1 in it", lambda config: config.get("version") == 1)
+        _DICT,
+        lambda config, _: {"version": 1, **config},
+        _value("version = 1 in it", lambda config: config["version"] == 1),
     ),
 }
 
@@ -403,7 +419,8 @@ def check_bindings(bindings: Any, queues: Mapping[str, Any]) -> list[dict[str, A
 
 
 def _check_settings(value: dict[str, Any], place: _Place) -> Any:
-    queues = value.get("queues", DEFAULTS["queues"])
+    # Without queues the bindings may be for one that --queue-name brings: they are checked with it.
+    queues = value.get("queues")
     # The default binding is for the default queue. It would not fit queues with other names.
     is_other = isinstance(queues, dict) and "" not in queues
     defaults = {**DEFAULTS, "bindings": []} if is_other else DEFAULTS

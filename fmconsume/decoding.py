@@ -179,7 +179,7 @@ def parse_body(body: bytes, encoding: str | None) -> Any:
             raise ValidationError(f"unknown content encoding {encoding!r}")
     text = body.decode(encoding).strip(" \t\n\r")
     # fedora-messaging sends and receives what json.dumps writes.
-    value, end = (_read_json_of_python if config.conf.is_fedora_messaging else _read_json)(text)
+    value, end = (_read_json_of_python if config.is_fedora_messaging else _read_json)(text)
     if end < len(text):
         raise json.JSONDecodeError("Extra data", text, end)
     return value

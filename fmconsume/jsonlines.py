@@ -66,6 +66,8 @@ def dumps(messages: Message | Iterable[Message]) -> str:
     several: Any = [messages] if isinstance(messages, base_class()) else messages
     lines = []
     for message in several:
+        if not isinstance(message, base_class()):
+            raise ValidationError(f"found a {type(message).__name__}, expected a Message")
         message.validate()
         lines.append(dump_line(message))
     return "".join(lines)
@@ -144,7 +146,7 @@ def loads(serialized_messages: str) -> list[Message]:
     return [load_line(line, number) for number, line in lines if line.strip()]
 
 
-def load_line(line: str, number: int) -> Message:
+def load_line(line: str | bytes, number: int) -> Message:
     """Turn a line of dumps() into a message again.
 
     Args:

@@ -120,13 +120,13 @@ def get_logger(name: str) -> logging.Logger:
 
 
 def quieten_pika() -> None:
-    """Silence pika's logger below CRITICAL, unless the program has set a level for it.
+    """Silence pika's logger below CRITICAL, unless the program wants all that it says (DEBUG).
 
     pika logs on the thread that calls it, which a handler that hangs would block. fmconsume logs
-    each failed connection itself, in a line.
+    each failed connection itself, in a line; pika does so in a dozen, with tracebacks.
     """
     logger = logging.getLogger("pika")
-    if logger.level == logging.NOTSET:
+    if logger.level != logging.DEBUG:
         logger.setLevel(logging.CRITICAL)
 
 

@@ -227,7 +227,7 @@ class Message:
     @property
     def _encoded_body(self) -> bytes:
         with only_json():
-            return json.dumps(self.body, allow_nan=config.conf.is_fedora_messaging).encode()
+            return json.dumps(self.body, allow_nan=config.is_fedora_messaging).encode()
 
     def _outgoing_properties(self) -> BasicProperties:
         """Return the properties to publish with.

@@ -9,6 +9,7 @@ import functools
 import re
 from typing import TYPE_CHECKING, Any
 
+from . import config
 from .headers import PACKAGE, SCHEMA
 from .log import get_logger, warn_once
 from .text import brief
@@ -88,9 +89,10 @@ def get_name(cls: type[Message]) -> str:
     try:
         return _class_to_schema_name[cls]
     except KeyError as exc:
+        group = _GROUPS[config.is_fedora_messaging]
         raise TypeError(
             f"{cls.__module__}.{cls.__qualname__} is not a registered message class: declare it "
-            f"as an entry point in the group {_GROUPS[0]!r} and install its package"
+            f"as an entry point in the group {group!r} and install its package"
         ) from exc
 
 

@@ -17,21 +17,21 @@ from time import monotonic
 
 from pika.adapters.select_connection import IOLoop
 
+from . import config
 from .broker.addresses import Address, Addresses
 from .broker.backoff import Backoff
 from .broker.errors import SessionLost
 from .broker.publish_connection import PublishConnection
 from .broker.request import Request
-from .config import conf
 from .exceptions import ConnectionException, PublishException, PublishTimeout
-from .log import get_logger
+from .log import get_logger, quieten_pika
 from .message import Message
 from .schema import tolerate
 from .shortage import shortage
 from .text import printable
 from .wiring import addresses
 
-__all__ = ["Publisher", "publish", "send"]
+__all__ = ["Publisher", "count_published", "publish", "send"]
 
 _log = get_logger(__name__)
 
@@ -72,7 +72,7 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
     with tolerate(type(message)):
         message.validate()
     request = Request(
-        conf["publish_exchange"] if exchange is None else exchange,
+        config.conf["publish_exchange"] if exchange is None else exchange,
         message._encoded_routing_key,
         message._encoded_body,
         message._outgoing_properties(),
@@ -117,6 +117,8 @@ class Publisher:
         #: The error of each address that was tried in this round.
         self._errors: list[Exception] = []
         self._backoff = Backoff(*_RETRY)
+        #: Messages that the broker has confirmed. Counted here, read by any thread.
+        self.confirmed = 0
         #: A timer runs, and there is no new connection before it ends.
         self._is_resting = False
         self._is_closing = False
@@ -212,6 +214,10 @@ class Publisher:
         self._trouble = ""
         self.on_room()
 
+    def on_confirmed(self) -> None:
+        """Count a message."""
+        self.confirmed += 1
+
     def on_room(self) -> None:
         """Send the requests that wait; for the rest, connect or open more channels."""
         connection = self._connection
@@ -265,6 +271,12 @@ class Publisher:
 _publishers: dict[int, Publisher] = {}
 
 
+def count_published() -> int:
+    """Count the messages that the broker has confirmed to this process. Thread: any."""
+    found = _publishers.get(os.getpid())
+    return found.confirmed if found else 0
+
+
 def _publisher() -> Publisher:
     pid = os.getpid()
     found = _publishers.get(pid)
@@ -280,6 +292,7 @@ def _publisher() -> Publisher:
 
 def _start_publisher() -> Publisher:
     brokers = addresses()
+    quieten_pika()
     try:
         made = Publisher(brokers)
         made.start()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
+import stat
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -31,6 +32,8 @@ from .text import brief, describe, printable
 
 __all__ = ["Recorder", "replay"]
 
+#: The path that stands for standard output, or standard input.
+_STANDARD = "-"
 #: Characters of the progress bar.
 _WIDTH = 40
 
@@ -39,7 +42,7 @@ class Recorder:
     """A callback that adds each message to a file.
 
     Args:
-        path: The file; lines that it holds already stay.
+        path: The file; lines that it holds already stay. "-" is standard output.
         limit: How many messages there will be, for a progress bar on a terminal.
 
     Raises:
@@ -49,7 +52,8 @@ class Recorder:
     def __init__(self, path: str, limit: int | None = None) -> None:
         self._path = path
         try:
-            _end_torn_line(path)
+            if path != _STANDARD:
+                _end_torn_line(path)
         except OSError as exc:
             raise ConfigurationException(f"cannot record to {path!r}: {exc.strerror}") from exc
         self._limit = limit if sys.stderr and sys.stderr.isatty() else None
@@ -82,10 +86,12 @@ class Recorder:
 
     def _append(self, line: bytes) -> None:
         """Write the whole line, or nothing."""
-        with open(self._path, "ab", buffering=0) as file:
+        is_standard = self._path == _STANDARD
+        with open(1 if is_standard else self._path, "ab", 0, closefd=not is_standard) as file:
             with suppress(OSError):  # Another worker or process; not every file has locks.
                 fcntl.flock(file, fcntl.LOCK_EX)
-            end = file.seek(0, os.SEEK_END) if os.path.isfile(self._path) else None
+            is_regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            end = file.seek(0, os.SEEK_END) if is_regular else None
             rest = memoryview(line)
             try:
                 while rest:
@@ -122,7 +128,7 @@ def replay(
     """Call a callback with each message in a file, and print its verdict.
 
     Args:
-        path: As a Recorder or KeptMessages wrote it.
+        path: As a Recorder or KeptMessages wrote it; "-" is standard input.
         callback: As for a Consumer.
         body_mode: As for `decode`.
         limit: Stop after so many messages.
@@ -137,7 +143,8 @@ def replay(
         Exception: Whatever the constructor of a callback class raises.
     """
     try:
-        file = open(path, "rb")  # noqa: SIM115
+        is_standard = path == _STANDARD
+        file = open(0 if is_standard else path, "rb", closefd=not is_standard)  # noqa: SIM115
     except OSError as exc:
         raise ConfigurationException(f"cannot replay {path!r}: {exc.strerror}") from exc
     counts: Counter[str] = Counter()

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
+from . import config
 from .broker.addresses import Address, parse_address
 from .broker.topology import Topology
-from .config import LazyConfig, conf
+from .config import LazyConfig
 from .config_checks import DEFAULTS, check_bindings, check_queues
 from .delivery import DROP, FAIL, NACK
 from .engine.failures import FailurePolicy
@@ -62,7 +63,7 @@ def addresses() -> list[Address]:
 def _address(url: str, source: _Source) -> Address:
     try:
         look_up = partial(source.look_up, url)
-        return parse_address(*look_up(), conf["client_properties"], look_up)
+        return parse_address(*look_up(), config.conf["client_properties"], look_up)
     except (ValueError, OSError) as exc:
         raise ConfigurationException(f"amqp_url {redact(url)!r}, [tls]: {exc}") from exc
 
@@ -72,10 +73,13 @@ class _Source:
 
     def __init__(self) -> None:
         #: As configured, or as in the file when it was last read. Threads: any.
-        self.urls, self.tls = _urls_and_tls(conf)
-        is_from_file = all(conf[key] == conf.as_loaded.get(key) for key in ("amqp_url", "tls"))
+        self.urls, self.tls = _urls_and_tls(config.conf)
+        # A program may have put any mapping in the place of the configuration.
+        conf: Any = config.conf
+        loaded = getattr(conf, "as_loaded", {})
+        is_from_file = all(conf[key] == loaded.get(key) for key in ("amqp_url", "tls"))
         #: The file as it was last read; None if a program has set the values. Threads: any.
-        self._config = conf if is_from_file else None
+        self._config: LazyConfig | None = conf if is_from_file else None
 
     def look_up(self, url: str) -> tuple[str, _Tls]:
         """Return the present URL for the same user at the same broker, and the present [tls].
@@ -136,22 +140,24 @@ def topology(bindings: Any = None, queues: Any = None) -> Topology:
     """
     try:
         # Configured ones are checked too: a program may have changed them.
-        queues = check_queues(conf["queues"] if queues is None else queues)
-        bindings = check_bindings(_bindings_of(queues) if bindings is None else bindings, queues)
+        if bindings is None:
+            bindings = config.conf["bindings"] if queues is None else _bindings_of(queues)
+        queues = check_queues(config.conf["queues"] if queues is None else queues)
+        bindings = check_bindings(bindings, queues)
     except ConfigurationException as exc:
         raise ValueError(exc.message) from exc
     return Topology(
-        exchanges=conf["exchanges"],
+        exchanges=config.conf["exchanges"],
         queues=queues,
         bindings=bindings,
-        passive=conf["passive_declares"],
-        prefetch_count=conf["qos"]["prefetch_count"],
-        prefetch_size=conf["qos"]["prefetch_size"],
+        passive=config.conf["passive_declares"],
+        prefetch_count=config.conf["qos"]["prefetch_count"],
+        prefetch_size=config.conf["qos"]["prefetch_size"],
     )
 
 
 def _bindings_of(queues: Collection[str]) -> list[Any]:
-    return [binding for binding in conf["bindings"] if binding.get("queue", "") in queues]
+    return [binding for binding in config.conf["bindings"] if binding.get("queue", "") in queues]
 
 
 # -- the selection by the command's arguments ------------------------------------------
@@ -180,7 +186,7 @@ def select(
 
 def _select_queues(name: str | None) -> Mapping[str, Any]:
     """Return the settings of the queue of this name only; None returns those of all queues."""
-    queues: Mapping[str, Any] = conf["queues"]
+    queues: Mapping[str, Any] = config.conf["queues"]
     if not name:
         return queues
     return {name: queues.get(name) or queues.get("", DEFAULTS["queues"][""])}
@@ -188,8 +194,8 @@ def _select_queues(name: str | None) -> Mapping[str, Any]:
 
 def _select_bindings(name: str | None) -> list[dict[str, Any]]:
     """Return copies of the bindings of this queue; all are its own if it is not configured."""
-    bindings = conf["bindings"]
-    if name in conf["queues"]:
+    bindings = config.conf["bindings"]
+    if name in config.conf["queues"]:
         bindings = [binding for binding in bindings if binding["queue"] == name]
     return [{**binding, "queue": name or binding["queue"]} for binding in bindings]
 
@@ -228,14 +234,14 @@ def options(workers: int | None, limit: int | None, drain: bool) -> Options:
     _check_number("workers", workers)
     _check_number("limit", limit)
     return Options(
-        workers=conf["workers"] if workers is None else workers,
-        nack_initial=conf["failures"]["delay"]["initial"],
-        nack_maximum=conf["failures"]["delay"]["max"],
-        remember=conf["remember"],
+        workers=config.conf["workers"] if workers is None else workers,
+        nack_initial=config.conf["failures"]["delay"]["initial"],
+        nack_maximum=config.conf["failures"]["delay"]["max"],
+        remember=config.conf["remember"],
         limit=limit,
         drain=drain,
-        callback_timeout=conf["callback_timeout"],
-        is_guarded=not (conf["failures"]["keep_in"] or conf.is_fedora_messaging),
+        callback_timeout=config.conf["callback_timeout"],
+        is_guarded=not (config.conf["failures"]["keep_in"] or config.is_fedora_messaging),
     )
 
 
@@ -249,12 +255,12 @@ def _check_number(name: str, value: int | None) -> None:
 
 def state_folder() -> Path | None:
     """Return the folder for what outlives the process; None where there is none."""
-    folder = conf["state"]
+    folder = config.conf["state"]
     if not folder:
         # Source: systemd.exec(5). Several folders are separated by colons.
         given = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
         folder = given and os.path.join(given, "state")
-    return Path(folder).absolute() if folder and conf["remember"] else None
+    return Path(folder).absolute() if folder and config.conf["remember"] else None
 
 
 def open_notes() -> Notes | None:
@@ -263,7 +269,7 @@ def open_notes() -> Notes | None:
     if folder is None:
         return None
     try:
-        return Notes(folder, conf["remember"])
+        return Notes(folder, config.conf["remember"])
     except (OSError, ValueError) as exc:
         _log.warning("%s", explain(folder, exc))
         return None
@@ -280,7 +286,7 @@ def failure_policy() -> FailurePolicy:
     Raises:
         ConfigurationException: A class of exceptions cannot be imported.
     """
-    failures = conf["failures"]
+    failures = config.conf["failures"]
     return FailurePolicy(
         on_exception=_ON_EXCEPTION[failures["on_exception"]],
         nack_on=tuple(_import_exception("nack_on", name) for name in failures["nack_on"]),
@@ -291,7 +297,7 @@ def failure_policy() -> FailurePolicy:
 
 def list_losses(topology: Topology) -> Iterator[str]:
     """Give a line where a message that is set aside or dropped would be gone."""
-    failures = conf["failures"]
+    failures = config.conf["failures"]
     is_rejecting = failures["max_attempts"] or failures["drop_on"]
     if failures["keep_in"] or not (is_rejecting or failures["on_exception"] == "drop"):
         return

@@ -38,6 +38,9 @@ class Owner(Protocol):
     def on_open(self) -> None:
         """Take note that the connection is open."""
 
+    def on_confirmed(self) -> None:
+        """Take note that the broker has confirmed a message."""
+
     def on_room(self) -> None:
         """Send waiting messages, if there are any: there may be room for them now."""
 
@@ -161,6 +164,8 @@ class PublishConnection:
         if request is not None:
             if not isinstance(frame.method, Basic.Ack):
                 reason = "the broker refused it (nack)"
+            if not reason:
+                self._owner.on_confirmed()
             request.answer.put(PublishReturned(reason) if reason else None)
             self._idle.append(channel)
             self._owner.on_room()

@@ -86,8 +86,19 @@ class CoroutineRunner:
             with suppress(RuntimeError):  # The loop is closed: a background task has ended it.
                 self.loop.call_soon_threadsafe(self.loop.stop)
             self._made["thread"].join(timeout)
-        elif "loop" in self._made:
-            self.loop.close()
+        elif "loop" in self._made and not self.loop.is_running():
+            self._close_unused(timeout)
+
+    def _close_unused(self, timeout: float) -> None:
+        """Close a loop without a thread, on which a callback may have run coroutines itself."""
+        import asyncio
+
+        with suppress(RuntimeError):  # The system refuses a thread now.
+            if asyncio.all_tasks(self.loop):
+                self.start()
+                self._made["thread"].join(timeout)
+                return
+        self.loop.close()
 
     def _run(self) -> None:
         """Run the loop until it is closed, then cancel its tasks. Thread: fmconsume-asyncio."""

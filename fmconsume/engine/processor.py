@@ -6,12 +6,14 @@ Each worker has a processor of its own, and calls it on the worker's thread.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Awaitable
 from functools import partial
 from pathlib import Path
 from time import monotonic
 from typing import Any, Callable
 
+from .. import config
 from ..callbacks import find_function, prepare
 from ..delivery import (
     ACK,
@@ -29,7 +31,7 @@ from ..exceptions import AlreadyDone, Drop, HaltConsumer, Nack, UndecodableError
 from ..log import get_logger
 from ..message import Message, decode
 from ..state.notes import Notes
-from ..text import brief, describe
+from ..text import brief, describe, printable
 from .coroutines import CoroutineRunner, refuse_generator
 from .failures import HALT, FailurePolicy, Keep
 
@@ -76,6 +78,10 @@ class Processor:
         self._policy = policy
         self._notes = notes
         self._desk = notes.make_desk(number - 1) if notes and number else None
+        # Operators of fedora-messaging look for a line about each message.
+        level = logging.INFO if config.is_fedora_messaging else logging.DEBUG
+        #: The level at which each message is told; 0 where that level is off.
+        self._level = level if _log.isEnabledFor(level) else 0
 
     def copy(self, number: int) -> Processor:
         """Make an equal processor for a worker. Thread: any."""
@@ -146,6 +152,8 @@ class Processor:
         """Note the end of a message before anybody else knows it, and make its outcome."""
         if self._desk is not None:
             self._desk.finish(delivery, verdict)
+        if self._level and verdict is ACK:
+            _log.log(self._level, "%s done", delivery.name)
         return Outcome(delivery=delivery, verdict=verdict, **more)
 
     def _finish(self, result: Any) -> None:
@@ -161,7 +169,7 @@ class Processor:
         if delivery.deaths and (verdict := self._judge_deaths(delivery)) is not None:
             return self._end(delivery, verdict)
         try:
-            return self._decode(delivery)
+            message = self._decode(delivery)
         except ValidationError as exc:
             verdict = self._reject(delivery, exc)
             flaw = exc.summary if isinstance(exc, UndecodableError) else ""
@@ -169,6 +177,11 @@ class Processor:
         except BaseException as exc:
             _log.error("%s could not be decoded, put back: %s", delivery.name, describe(exc))
             return self._end(delivery, FAIL, error=exc)
+        if self._level:
+            _log.log(
+                self._level, "%s received, topic %s", delivery.name, printable(delivery.routing_key)
+            )
+        return message
 
     def _judge_deaths(self, delivery: Delivery) -> Verdict | None:
         """Set a message aside that has killed its consumer too often; None lets it run again."""
@@ -272,6 +285,7 @@ def make_processor(
     make_keep: Callable[[], Keep | None] = lambda: None,
     policy: FailurePolicy = HALT,
     notes: Notes | None = None,
+    workers: int = 1,
 ) -> Processor:
     """Make the processor for a callback as the user gave it. Thread: any.
 
@@ -280,11 +294,12 @@ def make_processor(
         body_mode: "object", "json" or "bytes", as for `decode`.
         make_keep: Makes `keep` for the Processor, once the callback is ready.
         policy: As for Processor, like notes.
+        workers: As for `callbacks.prepare`.
 
     Raises:
         ValueError, Exception: As for `callbacks.instantiate`, or from `make_keep`.
     """
     coroutines = CoroutineRunner()
-    ready = prepare(callback, coroutines)
+    ready = prepare(callback, coroutines, workers)
     decode_body = partial(decode, body_mode=body_mode)
     return Processor(ready, decode_body, make_keep(), coroutines, policy, notes)

@@ -38,9 +38,17 @@ class Monitoring:
         stats: Returns the present counts.
         address: Name or address to listen at; "" is every interface.
         port: TCP port.
+        published: Returns how many messages this process has published.
     """
 
-    def __init__(self, stats: Callable[[], Stats], address: str, port: int) -> None:
+    def __init__(
+        self,
+        stats: Callable[[], Stats],
+        address: str,
+        port: int,
+        published: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.published = published
         self._address = address
         self._port = port
         #: Recorded by the supervisor's thread as its observer, read by the server's.
@@ -167,7 +175,8 @@ def _ready(monitoring: Monitoring, request: Request) -> Answer:
     answer: dict[str, object] = {"consuming": is_consuming}
     # A probe may use any name for this machine: it needs only the status.
     if monitoring.is_asked_by_name(request):
-        answer.update(state=history.silence or history.state.text, consumed=consumed)
+        text = history.silence or history.state.text
+        answer.update(state=text, consumed=consumed, published=monitoring.published())
     return _json(200 if is_consuming else 503, answer)
 
 

@@ -18,22 +18,28 @@ _FOREIGN = ("FMCONSUME_", "FEDORA_MESSAGING_", "NOTIFY_SOCKET", "WATCHDOG_", "JO
 
 
 class Command(subprocess.Popen):
-    """`fmconsume` with `args`, its output kept in files so that it can never block on them."""
+    """`fmconsume` with `args`, its output kept in files so that it can never block on them.
 
-    def __init__(self, folder: Path, *args: object, env: dict[str, str], **popen: Any) -> None:
+    Args:
+        module: Runs this module of Python's instead.
+    """
+
+    def __init__(
+        self, folder: Path, *args: object, env: dict[str, str], module: str = "", **popen: Any
+    ) -> None:
         script = Path(sys.executable).with_name("fmconsume")
         if not script.exists():
             raise FileNotFoundError(f"{script}: install the project with `make test`")
+        command = [sys.executable, "-m", module] if module else [str(script)]
         self._out, self._err = folder / "stdout", folder / "stderr"
         ours = {k: v for k, v in os.environ.items() if not k.startswith(_FOREIGN)}
         with self._out.open("wb") as out, self._err.open("wb") as err:
             super().__init__(
-                [str(script), *map(str, args)],
-                stdin=subprocess.DEVNULL,
+                [*command, *map(str, args)],
                 stdout=out,
                 stderr=err,
                 env={**ours, "PYTHONUNBUFFERED": "1", **env},
-                **popen,
+                **{"stdin": subprocess.DEVNULL, **popen},
             )
 
     def printed(self) -> str:

@@ -67,9 +67,8 @@ def make_delivery(
 @contextmanager
 def restored_configuration() -> Iterator[LazyConfig]:
     """Let a test load and change the configuration of the process, and put it back."""
-    names = ("loaded", "path", "absolute_path", "as_loaded", "_mark", "is_fedora_messaging")
+    names = ("loaded", "path", "absolute_path", "as_loaded", "_mark")
     before, attributes = dict.copy(conf), {name: getattr(conf, name) for name in names}
-    conf.is_fedora_messaging = False
     try:
         yield conf
     finally:

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from types import ModuleType
 from typing import Any
 from unittest import mock
@@ -13,7 +14,17 @@ from unittest import mock
 import pytest
 
 import fmconsume
-from fmconsume import api, compat, config, example, exceptions, message, schema_utils, testing
+from fmconsume import (
+    api,
+    compat,
+    config,
+    example,
+    exceptions,
+    message,
+    message_classes,
+    schema_utils,
+    testing,
+)
 from fmconsume.exceptions import ConfigurationException, FmconsumeError
 
 from .fakes import restored_configuration
@@ -23,8 +34,11 @@ from .fakes import restored_configuration
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A process in which fedora_messaging was never imported; what a test does is undone."""
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.setattr(config.conf, "is_fedora_messaging", False)
-    with mock.patch.dict(sys.modules):
+    monkeypatch.setattr(config, "is_fedora_messaging", False)
+    with ExitStack() as stack:
+        changed = config.DEFAULTS["client_properties"], message_classes._schema_name_to_package
+        for each in (sys.modules, *changed):
+            stack.enter_context(mock.patch.dict(each))
         for name in [each for each in sys.modules if each.partition(".")[0] == "fedora_messaging"]:
             del sys.modules[name]
         yield
@@ -65,7 +79,7 @@ def test_install_one_module_by_every_spelling(alias: Any, statement: str) -> Non
     assert namespace["found"] is alias.api
 
 
-@pytest.mark.parametrize("name", ["consume", "publish", "Message", "dumps", "loads", "SEVERITIES"])
+@pytest.mark.parametrize("name", ["consume", "Message", "dumps", "loads", "SEVERITIES"])
 def test_install_api(alias: Any, name: str) -> None:
     """The API is fmconsume's."""
     assert getattr(alias.api, name) is getattr(api, name)
@@ -94,13 +108,82 @@ def test_install_star(alias: Any) -> None:
 
 def test_install_patched(alias: Any) -> None:
     """Tests of consumers may patch by the old names, and what they patched comes back."""
+    before = alias.api.publish
     with mock.patch("fedora_messaging.api.publish") as publish:
         assert alias.api.publish is publish
-    assert alias.api.publish is api.publish
+    assert alias.api.publish is before
     with restored_configuration() as conf:
         conf.loaded = True
         with mock.patch.dict("fedora_messaging.config.conf", {"topic_prefix": "patched"}):
             assert config.conf["topic_prefix"] == "patched"
+
+
+def test_install_publish(alias: Any) -> None:
+    """Publishing goes through the names that tests replace, and through mock_sends."""
+    sent = message.Message(body={"n": 1})
+    with mock.patch("fedora_messaging.api._twisted_publish_wrapper") as wrapper:
+        alias.api.publish(sent, "amq.fanout", timeout=3)
+    wrapper.assert_called_once_with(sent, "amq.fanout")
+    wrapper.return_value.wait.assert_called_once_with(timeout=3)
+    with restored_configuration() as conf, alias.testing.mock_sends(sent):
+        conf.loaded = True
+        conf.update(publish_exchange="amq.topic", topic_prefix="")
+        alias.api.publish(sent)
+    assert alias.api._twisted_service is None
+
+
+def test_install_configuration(alias: Any) -> None:
+    """The configuration has the names and the defaults that programs look for."""
+    assert alias.config.DEFAULTS["client_properties"]["version"].startswith("fmconsume-")
+    queue: config.QueueConfig = {"durable": True}
+    binding: config.BindingConfig = {"exchange": "amq.topic", "routing_keys": ["#"]}
+    assert isinstance(queue, alias.config.QueueConfig.__base__)
+    assert isinstance(binding, alias.config.BindingConfig.__base__)
+
+
+def test_install_replaced_configuration(alias: Any) -> None:
+    """A program may put another mapping in the place of the configuration."""
+    conf = {"topic_prefix": "replaced", "publish_priority": None}
+    with mock.patch("fedora_messaging.config.conf", conf):
+        assert alias.api.Message(topic="a")._encoded_routing_key == "replaced.a"
+
+
+def test_install_schema_package(alias: Any) -> None:
+    """A message without a class of its own names the package, as there."""
+    with restored_configuration() as conf:
+        conf.loaded = True
+        conf.update(publish_priority=None)
+        headers = alias.api.Message().headers
+    assert headers["fedora_messaging_schema_package"] == "fedora_messaging"
+
+
+def test_offer(clean: None, caplog: pytest.LogCaptureFixture) -> None:
+    """Where nothing is called fedora_messaging, importing it gives fmconsume, said once."""
+    sys.meta_path[:] = [each for each in sys.meta_path if type(each).__name__ != "_LastFinder"]
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("fedora_messaging")
+    compat.offer()
+    compat.offer()
+    assert importlib.util.find_spec("fedora_messaging") is not None
+    assert "fedora_messaging" not in sys.modules
+    assert not config.is_fedora_messaging
+    with caplog.at_level("INFO"):
+        assert importlib.import_module("fedora_messaging.api").Message is message.Message
+        importlib.import_module("fedora_messaging")
+    assert config.is_fedora_messaging
+    text = "fedora_messaging is not installed: fmconsume stands in for it"
+    assert caplog.messages == [text]
+    with pytest.raises(ImportError, match="runs without Twisted"):
+        importlib.import_module("fedora_messaging.twisted")
+
+
+def test_offer_beside_the_real_one(clean: None, monkeypatch: Any, tmp_path: Any) -> None:
+    """An installed fedora_messaging is not replaced."""
+    (tmp_path / "fedora_messaging.py").write_text("is_real = True")
+    monkeypatch.syspath_prepend(tmp_path)
+    compat.offer()
+    assert importlib.import_module("fedora_messaging").is_real
+    assert not config.is_fedora_messaging
 
 
 def test_install_find_spec(alias: Any) -> None:

@@ -321,7 +321,7 @@ def test_decode_nan_for_fedora_messaging(monkeypatch: pytest.MonkeyPatch, name: 
     delivery = deliver(f'{{"n": {name}}}'.encode())
     with pytest.raises(ValidationError, match="is not JSON"):
         decode(delivery)
-    monkeypatch.setattr(config.conf, "is_fedora_messaging", True)
+    monkeypatch.setattr(config, "is_fedora_messaging", True)
     message = decode(delivery)
     assert str(message.body["n"]) == str(float(name))
     assert message._encoded_body == delivery.body

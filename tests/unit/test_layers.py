@@ -26,8 +26,8 @@ FLOORS = (
     "service/ wiring",
     "publisher inbox recording checking kept requeueing peeking",
     "api testing",
-    "compat __init__",
-    "cli __main__",
+    "compat/ __init__",
+    "cli __main__ compat/__main__",
 )
 
 
@@ -43,6 +43,7 @@ FACADES = {"__init__", "api", "config", "message", "testing"}
 #: These are run or read, not imported from.
 WITHOUT_ALL = {
     "__main__",
+    "compat/__main__",
     "version",
     "broker/__init__",
     "engine/__init__",
@@ -82,7 +83,9 @@ def resolve(module: str, statement: ast.ImportFrom) -> Iterator[str]:
         package = package.parent
     base = package.joinpath(*(statement.module or "").split("."))
     for alias in statement.names:
-        target = base / alias.name if (base / f"{alias.name}.py").is_file() else base
+        target = base / alias.name
+        if not (target.is_dir() or target.with_suffix(".py").is_file()):
+            target = base
         target = target / "__init__" if target.is_dir() else target
         yield str(target.relative_to(HOUSE))
 

@@ -112,6 +112,7 @@ def test_ready(server: Monitoring) -> None:
         "consuming": True,
         "state": "consuming from fruit",
         "consumed": {"received": 26, "processed": 10, "dropped": 2, "rejected": 10, "failed": 4},
+        "published": 0,
     }
     server.history.on_state(State(Phase.BUSY, "apple is in hand for 61 s"))
     assert ask(server, "/ready")[0] == 200

@@ -11,6 +11,7 @@ from typing import Any, Callable
 
 import pytest
 
+from fmconsume import config
 from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, SET_ASIDE, Delivery, Outcome, Verdict
 from fmconsume.engine import processor as processor_module
 from fmconsume.engine.failures import FailurePolicy
@@ -239,7 +240,7 @@ def test_process_measures_callback(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_process_logs_verdict(caplog: pytest.LogCaptureFixture, error: Any, level: int) -> None:
     """One log line tells which message of which queue was not simply acknowledged."""
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO)
     work(raising(error), make_delivery(message_id="apple", queue="basket"))
     (record,) = caplog.records
     assert record.levelno == level
@@ -250,9 +251,27 @@ def test_process_logs_verdict(caplog: pytest.LogCaptureFixture, error: Any, leve
 
 def test_process_logs_nothing_for_ack(caplog: pytest.LogCaptureFixture) -> None:
     """A message that is simply acknowledged costs no log line."""
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.INFO)
     work(lambda message: None)
     assert not caplog.records
+
+
+@pytest.mark.parametrize("is_alias", [False, True])
+@pytest.mark.parametrize("level", [logging.INFO, logging.DEBUG])
+def test_process_logs_each_message(
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    is_alias: bool,
+    level: int,
+) -> None:
+    """Who stands in for fedora-messaging tells of each message at info, others at debug."""
+    monkeypatch.setattr(config, "is_fedora_messaging", is_alias)
+    caplog.set_level(level)
+    work(lambda message: None, make_delivery(message_id="apple", queue="basket"))
+    is_told = is_alias or level == logging.DEBUG
+    assert [record.levelno for record in caplog.records] == is_told * 2 * [20 if is_alias else 10]
+    for record, words in zip(caplog.records, ("received, topic ", "done")):
+        assert f"message apple from queue 'basket' {words}" in record.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ def test_options_guarded(conf: LazyConfig, monkeypatch: pytest.MonkeyPatch) -> N
     conf["failures"] = {**DEFAULTS["failures"], "keep_in": "folder"}
     assert not options(None, None, False).is_guarded
     conf["failures"] = DEFAULTS["failures"]
-    monkeypatch.setattr(conf, "is_fedora_messaging", True)
+    monkeypatch.setattr(config, "is_fedora_messaging", True)
     assert not options(None, None, False).is_guarded
 
 
