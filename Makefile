@@ -14,6 +14,7 @@ PEERS ?=
 BIN := $(VENV)/bin
 OLDEST := $(VENV)-oldest
 OTHERS := $(VENV)-peers
+FEDORA := $(VENV)-fedora
 METADATA := setup.cfg setup.py pyproject.toml
 INSTALLED = $(DESTDIR)$(PREFIX)
 # What the tests run besides RabbitMQ.
@@ -24,7 +25,7 @@ PIP := -m pip --disable-pip-version-check --no-input -qq
 SCHEMAS := tests/schema-packages.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest coverage tools matrix lint types man package bench faults check \
+.PHONY: help demo test test-oldest coverage tools matrix parity lint types man package bench faults check \
 	install uninstall clean
 
 help:  ## list the targets
@@ -53,6 +54,10 @@ tools:  ## install what the tests run
 matrix:  ## run all tests in other releases of Debian; wants root
 	@[ "$$(id -u)" != 0 ] || tests/install.sh debootstrap
 	@$(PYTHON) -m tests.matrix $(ARGS)
+
+parity: $(VENV)/.test $(FEDORA)/.fedora  ## compare with fedora-messaging, case by case
+	@tests/install.sh rabbitmq-server
+	@$(BIN)/python -m tests.parity --python $(FEDORA)/bin/python $(ARGS)
 
 lint: $(VENV)/.lint  ## check style and formatting
 	$(BIN)/ruff check .
@@ -102,7 +107,7 @@ uninstall:  ## remove what install put there
 		-exec rm -r {} +
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) $(OLDEST) $(OTHERS) build dist *.egg-info man/fmconsume.1
+	rm -rf $(VENV) $(OLDEST) $(OTHERS) $(FEDORA) build dist *.egg-info man/fmconsume.1
 	rm -rf .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
@@ -121,6 +126,11 @@ $(OLDEST)/.test: $(METADATA) $(SCHEMAS) | $(OLDEST)/bin/python
 	@echo "Installing fmconsume with pika 1.3.2 in $(OLDEST)"
 	@$(OLDEST)/bin/python $(PIP) install --editable '.[test]' pika==1.3.2
 	@$(OLDEST)/bin/python $(PIP) install --no-deps --upgrade --target $(OLDEST)/schema-packages -r $(SCHEMAS)
+	@touch $@
+
+$(FEDORA)/.fedora: tests/fedora-messaging.txt | $(FEDORA)/bin/python
+	@echo "Installing fedora-messaging in $(FEDORA)"
+	@$(FEDORA)/bin/python $(PIP) install --upgrade -r $<
 	@touch $@
 
 $(OTHERS)/.peers: benchmarks/peers.txt | $(OTHERS)/bin/python

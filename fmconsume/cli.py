@@ -256,6 +256,7 @@ def _dispatch(args: argparse.Namespace) -> int:
     if args.peek:
         return _peek(args)
     callback = _choose_callback(args)
+    callbacks.refuse_reactor()
     if args.replay:
         from .recording import replay
 
@@ -390,7 +391,6 @@ def load_callback(name: str | None, file: str | None) -> Any:
             "no callback: give --callback module:object, or set callback in the configuration"
         )
     callback = callbacks.load_from_file(path) if file else callbacks.load_from_module(path)
-    callbacks.refuse_reactor()
     if "fedora_messaging" in sys.modules and not config.is_fedora_messaging:
         _log.warning(
             "the callback imported the real fedora_messaging, whose Nack, Drop and HaltConsumer "

@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from typing import Any
 from urllib.parse import urlencode
 
-from .. import cli, config, console
+from .. import callbacks, cli, config, console
 from ..api import publish
 from ..delivery import ACK
 from ..exceptions import (
@@ -105,7 +105,10 @@ def _run(args: argparse.Namespace) -> int:
 
 def _consume(args: argparse.Namespace) -> int:
     callback = _load_callback(args)
-    return ExitCode.TEMPORARY if callback is None else cli.consume(callback, args)
+    if callback is None:
+        return ExitCode.TEMPORARY
+    callbacks.refuse_reactor()
+    return cli.consume(callback, args)
 
 
 def _load_callback(args: argparse.Namespace) -> Any:

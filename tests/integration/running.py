@@ -164,6 +164,8 @@ def numbered(count: int) -> Iterator[dict[str, int]]:
 
 def to_toml(value: Any) -> str:
     """Write a value as TOML has it; a table in one line."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(to_toml, value))}]"
     if not isinstance(value, dict):
         return json.dumps(value)
     return (

@@ -133,7 +133,7 @@ def test_consumer_that_is_a_program(broker, queue, tmp_path, run_command):
         "if __name__ == '__main__':\n"
         "    try:\n"
         "        fedora_consumers.main()\n"
-        "    except fedora_consumers.HaltConsumer:\n"
+        "    except SystemExit:\n"
         "        sys.exit(int(sys.argv[2]))\n"
     )
     broker.publish(queue, numbered(3))
