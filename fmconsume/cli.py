@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, Callable, NoReturn
 
 from . import callbacks, compat, config, console
@@ -338,25 +339,38 @@ def _run_module(args: argparse.Namespace) -> int:
     if args.config:
         config.conf.load_config(args.config)
     _stand_in(args.as_fedora_messaging)
+    if not _is_module(name):
+        raise ConfigurationException(f"argument -m: no module named {name!r}")
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
-    except (SystemExit, HaltConsumer, FmconsumeError) as exc:
+    except (Exception, SystemExit) as exc:
         return _leave(exc)
     return ExitCode.OK
 
 
-def _leave(exc: Any) -> int:
-    """Return the exit status of a module that ended with this exception."""
+def _is_module(name: str) -> bool:
+    try:
+        return find_spec(name) is not None
+    except (ImportError, ValueError):  # Of its package, or of a name that is none.
+        return False
+
+
+def _leave(exc: Exception | SystemExit) -> int:
+    """Return the exit status of a module that ended with this exception, and print why."""
+    status: Any = getattr(exc, "exit_code", ExitCode.TEMPORARY)
+    text = str(exc)
     if isinstance(exc, SystemExit):
-        code = exc.code
-        if code is None or isinstance(code, int):
-            return code or 0
-        text, code = str(code), ExitCode.TEMPORARY
-    else:
-        text, code = str(exc), exc.exit_code
-    if code:
+        status = exc.code or ExitCode.OK
+        if not isinstance(status, int):
+            status = ExitCode.TEMPORARY
+        elif status:  # The module has said why.
+            text = ""
+    elif not isinstance(exc, FmconsumeError):
+        _log.error("the module failed", exc_info=exc)
+        text = f"the module failed: {callbacks.locate(exc)}"
+    if status and text:
         console.complain(text)
-    return code
+    return int(status)
 
 
 def _search_here() -> None:

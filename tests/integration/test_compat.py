@@ -149,7 +149,14 @@ def test_consumer_that_is_a_program(broker, queue, tmp_path, run_command):
     [
         ("raise SystemExit('too bad')", 1, "fmconsume: too bad\n"),
         ("import fmconsume; raise fmconsume.HaltConsumer(5, 'enough')", 5, "fmconsume: enough\n"),
-        ("import fmconsume; fmconsume.consume(7)", 2, "fmconsume: callback: found 7"),
+        ("raise SystemExit(9)", 9, ""),
+        ("raise SystemExit", 0, ""),
+        (
+            "from fmconsume import config; config.conf.load_config('/no')",
+            2,
+            "fmconsume: cannot read",
+        ),
+        ("import sys; sys.stderr.close(); raise OSError('a\\nb')", 1, ""),
     ],
 )
 def test_consumer_that_is_a_program_fails(tmp_path, run_command, program, status, text):
@@ -158,7 +165,20 @@ def test_consumer_that_is_a_program_fails(tmp_path, run_command, program, status
     command = run_command("-m", "program", cwd=tmp_path)
     assert command.wait(PATIENCE) == status, command.logged()
     assert command.logged().startswith(text)
-    assert command.logged().count("\n") == 1
+    assert command.logged().count("\n") == bool(text)
+
+
+def test_consumer_that_is_a_broken_program(tmp_path, run_command):
+    """An exception of its own is logged with its traceback, and ends in one line."""
+    (tmp_path / "program.py").write_text("raise OSError('first\\nsecond')")
+    for name, status, text in (
+        ("program", 1, "fmconsume: the module failed: OSError: first second (program.py, line 1)"),
+        ("no.such", 2, "fmconsume: argument -m: no module named 'no.such'"),
+    ):
+        command = run_command("-m", name, cwd=tmp_path)
+        assert command.wait(PATIENCE) == status, command.logged()
+        assert command.logged().splitlines()[-1] == text
+        assert ("Traceback" in command.logged()) == (name == "program")
 
 
 @pytest.fixture
