@@ -65,15 +65,15 @@ _CHECK = """
 only tell whether the consumer would start, and what it would do at the broker; nothing is
 changed there, but a callback class is constructed and the file of --record made"""
 _RECORD = """
-add each message to this file, as a line of JSON, and acknowledge it, so that it is no longer in its
-queue, unless there is --peek"""
+add each message to this file ("-" is standard output), as a line of JSON, and acknowledge it, so
+that it is no longer in its queue, unless there is --peek"""
 _PEEK = """
 with --record: put all messages back once the queues are empty or --limit is reached, and
 declare nothing; RabbitMQ marks them as redelivered, and a quorum queue may count that and put
 them back in another order"""
 _REPLAY = """
-call the callback with the messages in this file, made by --record or kept after a failure, without
-a broker; the exit status is 1 if one fails"""
+call the callback with the messages in this file ("-" is standard input), made by --record or kept
+after a failure, without a broker; the exit status is 1 if one fails"""
 _FAILED = """
 list the messages that are kept in this folder, failures.keep_in by default, the newest first: when
 and how often each failed, and of what"""

@@ -50,6 +50,20 @@ def offline(folder):
     return write_config(folder / "offline.toml", f"amqp://127.0.0.1:{free_port()}")
 
 
+def test_record_and_replay_through_a_pipe(broker, queue, folder, config, offline, run_command):
+    """`-` is standard output, and standard input."""
+    broker.publish(queue, numbered(2))
+    recording = run_command("--config", config, "--record", "-", "--limit", 2, cwd=folder)
+    assert recording.wait(PATIENCE) == 0, recording.logged()
+    (folder / "file").write_text(recording.printed())
+    options = ("--config", offline, "--replay", "-", "--callback", "callbacks:take")
+    with (folder / "file").open() as stdin:
+        replaying = run_command(*options, cwd=folder, stdin=stdin)
+        assert replaying.wait(PATIENCE) == 0, replaying.logged()
+    assert replaying.printed().count("took") == 2
+    assert not (folder / "-").exists()
+
+
 def test_record_and_replay(broker, queue, folder, config, offline, run_command):
     """What --record takes from a queue, --replay gives to a callback without a broker."""
     broker.publish(queue, numbered(5))

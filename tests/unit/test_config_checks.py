@@ -103,8 +103,10 @@ def test_check_config_single_binding() -> None:
     assert load(text)["bindings"] == [{"queue": "", "exchange": "e", "routing_keys": ["k"]}]
 
 
-def test_check_config_replaces_reserved_client_properties() -> None:
-    """The file adds client properties, but not those that identify fmconsume."""
+def test_check_config_replaces_reserved_client_properties(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The file adds client properties, but not those that identify fmconsume; a line says so."""
     properties = load(
         "[client_properties]\napp_url = 'u'\nproduct = 'x'\ninformation = 'x'\nversion = 'x'"
     )["client_properties"]
@@ -114,6 +116,10 @@ def test_check_config_replaces_reserved_client_properties() -> None:
         "app_url": "u",
     }
     assert properties == expected
+    assert caplog.messages == [
+        f"client_properties.{key} in the configuration is ignored, as it is ours"
+        for key in ("information", "product", "version")
+    ]
 
 
 # -- what is wrong

@@ -233,6 +233,48 @@ def test_close_never_started(runner: CoroutineRunner) -> None:
     assert loop.is_closed()
 
 
+def test_close_never_started_with_tasks(runner: CoroutineRunner) -> None:
+    """What a callback that ran the loop itself left on it is cancelled, and gets to clean up."""
+    cleaned = []
+
+    async def hang() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(True)
+
+    async def work() -> asyncio.Task[None]:
+        task = asyncio.ensure_future(hang())
+        await asyncio.sleep(0)
+        return task
+
+    loop = runner.loop
+    task = loop.run_until_complete(work())
+    runner.close(TIMEOUT)
+    assert cleaned
+    assert task.cancelled()
+    assert loop.is_closed()
+
+
+def test_close_while_the_callback_runs_the_loop(runner: CoroutineRunner) -> None:
+    """A loop that an abandoned callback runs is left alone."""
+    loop, running, end = runner.loop, threading.Event(), asyncio.Event()
+
+    async def work() -> None:
+        running.set()
+        await end.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(work(),))
+    thread.start()
+    assert running.wait(TIMEOUT)
+    runner.close(TIMEOUT)
+    assert not loop.is_closed()
+    loop.call_soon_threadsafe(end.set)
+    thread.join(TIMEOUT)
+    loop.close()
+
+
 def test_format_stack_of_a_suspended_coroutine() -> None:
     """A coroutine shows every await down to the one where it waits; a finished one shows none."""
 

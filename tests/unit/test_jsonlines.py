@@ -48,6 +48,13 @@ def test_dumps_several() -> None:
     assert loads(text) == messages
 
 
+@pytest.mark.parametrize("value", [["x"], [None], {"a": 1}, "text"])
+def test_dumps_something_else(value: Any) -> None:
+    """What is no message is named, not tried."""
+    with pytest.raises(ValidationError, match=r"^found a (str|NoneType), expected a Message$"):
+        dumps(value)
+
+
 def test_dumps_odd_headers() -> None:
     """Header values that JSON does not have become strings."""
     headers = {

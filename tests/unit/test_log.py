@@ -169,3 +169,24 @@ def test_forked_child() -> None:
     assert os.read(reading, 100) == b"child"
     os.close(reading)
     assert os.waitpid(child, 0) == (child, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (logging.NOTSET, logging.CRITICAL),
+        (logging.INFO, logging.CRITICAL),
+        (logging.ERROR, logging.CRITICAL),
+        (logging.DEBUG, logging.DEBUG),
+    ],
+)
+def test_quieten_pika(before: int, after: int) -> None:
+    """pika is silent whatever its level, unless somebody wants all that it says."""
+    logger = logging.getLogger("pika")
+    usual = logger.level
+    try:
+        logger.setLevel(before)
+        log.quieten_pika()
+        assert logger.level == after
+    finally:
+        logger.setLevel(usual)
