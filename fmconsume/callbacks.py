@@ -13,7 +13,7 @@ import inspect
 import os
 import sys
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
@@ -36,9 +36,20 @@ __all__ = [
     "locate",
     "prepare",
     "refuse_reactor",
+    "search_here",
 ]
 
 _REACTOR = "twisted.internet.reactor"
+
+
+def search_here() -> None:
+    """Let the current directory be searched for modules.
+
+    Python puts the directory of the installed script into sys.path, not the current one.
+    """
+    with suppress(OSError):  # The current directory was deleted.
+        if os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
 
 
 def load_from_module(path: str) -> Any:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import runpy
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from typing import Any, Callable, NoReturn
 
 from . import callbacks, compat, config, console
@@ -250,7 +248,7 @@ def _exit_code(exc: BaseException) -> int:
 
 def _dispatch(args: argparse.Namespace) -> int:
     if args.m:
-        return _run_module(args)
+        return _run_program(args)
     configure(args.config, args.as_fedora_messaging, args.log_level, args.app_name)
     if args.failed or args.requeue:
         return _look_after_kept(args)
@@ -282,6 +280,16 @@ def consume(callback: Any, args: argparse.Namespace) -> int:
     """
     options = {name: getattr(args, name, None) for name in ("workers", "limit")}
     return _run(Consumer(callback, *_select(args), **options, drain=getattr(args, "drain", False)))
+
+
+def _run_program(args: argparse.Namespace) -> int:
+    from .programs import run_program
+
+    # It sets up its own logging, and may load another configuration.
+    if args.config:
+        config.conf.load_config(args.config)
+    _stand_in(args.as_fedora_messaging)
+    return run_program(*args.m)
 
 
 def _look_after_kept(args: argparse.Namespace) -> int:
@@ -332,57 +340,6 @@ def _stand_in(is_wanted: bool) -> None:
         compat.install()
 
 
-def _run_module(args: argparse.Namespace) -> int:
-    """Run a module that consumes by itself, as `python -m` does."""
-    name, *_ = sys.argv[:] = args.m
-    _search_here()
-    if args.config:
-        config.conf.load_config(args.config)
-    _stand_in(args.as_fedora_messaging)
-    if not _is_module(name):
-        raise ConfigurationException(f"argument -m: no module named {name!r}")
-    try:
-        runpy.run_module(name, run_name="__main__", alter_sys=True)
-    except (Exception, SystemExit) as exc:
-        return _leave(exc)
-    return ExitCode.OK
-
-
-def _is_module(name: str) -> bool:
-    try:
-        return find_spec(name) is not None
-    except (ImportError, ValueError):  # Of its package, or of a name that is none.
-        return False
-
-
-def _leave(exc: Exception | SystemExit) -> int:
-    """Return the exit status of a module that ended with this exception, and print why."""
-    status: Any = getattr(exc, "exit_code", ExitCode.TEMPORARY)
-    text = str(exc)
-    if isinstance(exc, SystemExit):
-        status = exc.code or ExitCode.OK
-        if not isinstance(status, int):
-            status = ExitCode.TEMPORARY
-        elif status:  # The module has said why.
-            text = ""
-    elif not isinstance(exc, FmconsumeError):
-        _log.error("the module failed", exc_info=exc)
-        text = f"the module failed: {callbacks.locate(exc)}"
-    if status and text:
-        console.complain(text)
-    return int(status)
-
-
-def _search_here() -> None:
-    """Let the current directory be searched for modules.
-
-    Python puts the directory of the installed script into sys.path, not the current one.
-    """
-    with suppress(OSError):  # The current directory was deleted.
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
-
-
 def _choose_callback(args: argparse.Namespace) -> Any:
     if args.record:
         from .recording import Recorder
@@ -398,7 +355,7 @@ def load_callback(name: str | None, file: str | None) -> Any:
         ConfigurationException: There is none, or it cannot be imported.
         Exception: Whatever else its module raises.
     """
-    _search_here()
+    callbacks.search_here()
     path = file or name or config.conf["callback"]
     if not path:
         raise ConfigurationException(

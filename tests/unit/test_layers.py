@@ -24,7 +24,7 @@ FLOORS = (
     "broker/",
     "engine/",
     "service/ wiring",
-    "publisher inbox recording checking kept requeueing peeking",
+    "publisher inbox recording checking kept requeueing peeking programs",
     "api testing",
     "compat/ __init__",
     "cli __main__ compat/__main__",
