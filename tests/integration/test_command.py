@@ -10,6 +10,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -537,10 +538,12 @@ def test_command_unknown_vhost(broker, queue, folder, fmconsume):
 @pytest.fixture(scope="module")
 def stranger(broker):
     """A user who may use amq.topic and queues called allowed-...; gives his URL."""
+    # Another name each time: modules mix, and a fixture of one may be made twice.
+    user = f"stranger-{uuid.uuid4().hex[:12]}"
     allowed = r"^(allowed-.*|amq\.topic)$"
-    broker.ctl("add_user", "stranger", _SECRET)
-    broker.ctl("set_permissions", "stranger", allowed, allowed, allowed)
-    return broker.url(user="stranger", password=_SECRET)
+    broker.ctl("add_user", user, _SECRET)
+    broker.ctl("set_permissions", user, allowed, allowed, allowed)
+    return broker.url(user=user, password=_SECRET)
 
 
 def test_command_no_permission(queue, folder, fmconsume, stranger):
@@ -573,7 +576,7 @@ def test_command_password_in_no_log(broker, folder, fmconsume, stranger):
     command.wait_for("consuming from")
     broker.publish(name, numbered(1))
     _wait_for_print(command, "took")
-    broker.close_connections("stranger")
+    broker.close_connections(urlsplit(stranger).username)
     command.wait_for("reconnecting in")
     wait_until(lambda: command.logged().count("consuming from") >= 2)
     _stop(command)
