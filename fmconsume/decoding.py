@@ -10,7 +10,7 @@ import encodings.aliases
 import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import config, schema
+from . import schema
 from .exceptions import ConfigurationException, UndecodableError, ValidationError
 from .headers import INFO, SCHEMA, SEVERITIES, SEVERITY, check_headers, to_text
 from .log import get_logger, warn_once
@@ -29,13 +29,14 @@ __all__ = ["check_body", "decode", "parse_body"]
 _log = get_logger("fmconsume.message")
 
 
-def decode(delivery: Delivery, body_mode: str = "object") -> Message:
+def decode(delivery: Delivery, body_mode: str = "object", *, allow_nan: bool = False) -> Message:
     """Turn a delivery into a message that is fit for a callback.
 
     Args:
         delivery: As the broker delivered it.
         body_mode: "object" for messages as fedora-messaging defines them; "json" for
             any JSON value and "bytes" for an untouched body, with whatever headers.
+        allow_nan: As for `parse_body`.
 
     Raises:
         UndecodableError: The body or the headers cannot be read; one line.
@@ -43,7 +44,7 @@ def decode(delivery: Delivery, body_mode: str = "object") -> Message:
         ConfigurationException: The configuration cannot be loaded, which a message class needs.
     """
     try:
-        body, severity = _read(delivery, body_mode)
+        body, severity = _read(delivery, body_mode, allow_nan)
     except (ConfigurationException, MemoryError):
         raise
     except ValidationError as exc:
@@ -58,7 +59,7 @@ def decode(delivery: Delivery, body_mode: str = "object") -> Message:
         raise ValidationError(brief(f"{type(exc).__name__}: {exc}")) from exc
 
 
-def _read(delivery: Delivery, body_mode: str) -> tuple[Any, int]:
+def _read(delivery: Delivery, body_mode: str, allow_nan: bool) -> tuple[Any, int]:
     """Return the body and the severity."""
     properties = delivery.properties
     body: Any = delivery.body
@@ -67,7 +68,7 @@ def _read(delivery: Delivery, body_mode: str) -> tuple[Any, int]:
         where = f"routing key {delivery.routing_key!r}, {len(body)} bytes"
         raise UndecodableError(f"its properties cannot be read: {flaw} ({where})")
     if body_mode != "bytes":
-        body = parse_body(body, properties.content_encoding)
+        body = parse_body(body, properties.content_encoding, allow_nan=allow_nan)
     return body, _accept(delivery, body) if body_mode == "object" else _tolerate(properties)
 
 
@@ -150,7 +151,6 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 _read_json = json.JSONDecoder(parse_constant=_refuse_constant).raw_decode
-#: It takes NaN and the infinities, which are not JSON, for numbers.
 _read_json_of_python = json.JSONDecoder().raw_decode
 
 # The codec registry caches every name that it is asked for, and publishers choose these names.
@@ -158,12 +158,14 @@ _read_json_of_python = json.JSONDecoder().raw_decode
 _ENCODINGS = {*encodings.aliases.aliases, *encodings.aliases.aliases.values(), "utf_8_sig"}
 
 
-def parse_body(body: bytes, encoding: str | None) -> Any:
+def parse_body(body: bytes, encoding: str | None, *, allow_nan: bool = False) -> Any:
     """Read the JSON value in a body.
 
     Args:
         body: As the broker delivered it.
         encoding: Content encoding of the message; UTF-8 if there is none.
+        allow_nan: Take NaN and the infinities, which are not JSON, for numbers as json.dumps
+            writes them.
 
     Raises:
         ValidationError: The encoding is unknown.
@@ -178,8 +180,7 @@ def parse_body(body: bytes, encoding: str | None) -> Any:
         if name not in _ENCODINGS:
             raise ValidationError(f"unknown content encoding {encoding!r}")
     text = body.decode(encoding).strip(" \t\n\r")
-    # fedora-messaging sends and receives what json.dumps writes.
-    value, end = (_read_json_of_python if config.is_fedora_messaging else _read_json)(text)
+    value, end = (_read_json_of_python if allow_nan else _read_json)(text)
     if end < len(text):
         raise json.JSONDecodeError("Extra data", text, end)
     return value

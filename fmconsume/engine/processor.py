@@ -301,5 +301,6 @@ def make_processor(
     """
     coroutines = CoroutineRunner()
     ready = prepare(callback, coroutines, workers)
-    decode_body = partial(decode, body_mode=body_mode)
+    # fedora-messaging sends and receives NaN.
+    decode_body = partial(decode, body_mode=body_mode, allow_nan=config.is_fedora_messaging)
     return Processor(ready, decode_body, make_keep(), coroutines, policy, notes)
