@@ -5,7 +5,8 @@ The thread that runs the tests calls them.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Callable
+import sys
+from typing import TYPE_CHECKING, Any, Callable
 
 import pytest
 
@@ -16,6 +17,18 @@ if TYPE_CHECKING:
     from fmconsume.testing import DeliverResult
 
 __all__ = ["deliver", "mock_sends"]
+
+
+class _Finder:
+    """Imports fmconsume when a test imports fedora_messaging, and no earlier."""
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
+        """Find nothing: the finder that fmconsume adds behind this one does."""
+        if fullname == "fedora_messaging":
+            import fmconsume  # noqa: F401
+
+
+sys.meta_path.append(_Finder())  # type: ignore[arg-type]
 
 
 @pytest.fixture

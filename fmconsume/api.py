@@ -151,7 +151,12 @@ class Consumer:
         quieten_pika()
         with ExitStack() as stack:
             self._start(stack)
-            end = self._wait()
+            try:
+                end = self._wait()
+            except BaseException as exc:  # A signal handler of the program's own raised it.
+                self._supervisor.abandon(End(exc, ExitCode.UNEXPECTED))
+                self._join()
+                raise
             self.exit_code = end.exit_code
             self._join()
         if end.error is not None:
@@ -235,7 +240,8 @@ def consume(
     """Consume messages until a signal, the callback or the broker ends it.
 
     The first SIGTERM or SIGINT lets running callbacks finish, a second one does
-    not wait for them. Both are handled only in the main thread.
+    not wait for them. Both are handled only in the main thread, and only where the
+    program has no handler of its own.
 
     Args:
         callback: As for Consumer.

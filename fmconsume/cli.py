@@ -207,9 +207,10 @@ def report(action: Callable[[], int]) -> int:
         return 128 + signal.SIGINT
     except BaseException as exc:
         status = _refuse(exc)
-    # A callback may give HaltConsumer any exit code, and the system keeps only the lowest byte.
-    if not (isinstance(status, int) and 0 <= status <= 255):
-        status = ExitCode.TEMPORARY
+    # A callback may give HaltConsumer any exit code. The system keeps only the lowest byte of it,
+    # and a failure must not become a success.
+    if status:
+        status = (isinstance(status, int) and status & 255) or ExitCode.TEMPORARY
     if is_stuck():
         console.end(status)
     return int(status)
@@ -373,6 +374,9 @@ def load_callback(name: str | None, file: str | None) -> Any:
 
 
 def _run(consumer: Consumer) -> int:
+    # A module of the callback's may have set handlers: a consumer alone does without.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         consumer.run()
     except HaltConsumer as exc:

@@ -213,6 +213,8 @@ def _add_loggers(loggers: dict[str, Any]) -> None:
     """Add the loggers of fmconsume and pika to those in log_config, unless it names them."""
     # disable_existing_loggers silences a logger that is not named.
     loggers.setdefault("fmconsume", dict(loggers.get("fedora_messaging", {})))
+    # Programs log by this name, too.
+    loggers.setdefault("fedora_messaging", dict(loggers["fmconsume"]))
     # pika logs each failed connection with a traceback; fmconsume does so in a line.
     loggers.setdefault("pika", {"level": "CRITICAL"})
 

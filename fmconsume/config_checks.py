@@ -343,7 +343,7 @@ _CHECKS: dict[str, _Check] = {
     "qos": _table(
         {"prefetch_count": _integer(0, 65535), "prefetch_size": _integer(0)}, DEFAULTS["qos"]
     ),
-    "callback": _or(None, _value('"package.module:object"', _is_callback)),
+    "callback": _or(None, _or("", _value('"package.module:object"', _is_callback))),
     "consumer_config": _DICT,
     "body": _choice(["object", "json", "bytes"]),
     "workers": _integer(1),

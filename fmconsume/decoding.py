@@ -10,7 +10,8 @@ import encodings.aliases
 import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from . import schema
+from . import config, schema
+from .delivery import Delivery
 from .exceptions import ConfigurationException, UndecodableError, ValidationError
 from .headers import INFO, SCHEMA, SEVERITIES, SEVERITY, check_headers, to_text
 from .log import get_logger, warn_once
@@ -20,10 +21,9 @@ from .text import brief
 if TYPE_CHECKING:
     from pika.spec import BasicProperties
 
-    from .delivery import Delivery
     from .message import Message
 
-__all__ = ["check_body", "decode", "parse_body"]
+__all__ = ["check_body", "decode", "get_message", "parse_body"]
 
 # The name that users see, and may have set a level for.
 _log = get_logger("fmconsume.message")
@@ -57,6 +57,22 @@ def decode(delivery: Delivery, body_mode: str = "object", *, allow_nan: bool = F
         raise
     except Exception as exc:
         raise ValidationError(brief(f"{type(exc).__name__}: {exc}")) from exc
+
+
+def get_message(routing_key: str, properties: BasicProperties, body: bytes) -> Message:
+    """Make a message of what a broker delivers, as tests of message packages do.
+
+    Raises:
+        ValidationError: As for `decode`.
+    """
+    delivery = Delivery(
+        *(0, 0, "", routing_key, False, properties, body),
+        message_id=properties.message_id,
+        received=0.0,
+    )
+    message = decode(delivery, allow_nan=config.is_fedora_messaging)
+    message.queue = None
+    return message
 
 
 def _read(delivery: Delivery, body_mode: str, allow_nan: bool) -> tuple[Any, int]:

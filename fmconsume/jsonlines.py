@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from .delivery import Delivery
 from .exceptions import ConfigurationException, ValidationError
-from .headers import HEADERS_SCHEMA, SEVERITY, check_headers, simplify
+from .headers import HEADERS_SCHEMA, PACKAGE, SEVERITY, check_headers, simplify
 from .message_classes import base_class, choose_class
 from .text import brief, describe
 
@@ -221,6 +221,8 @@ def load_message(message_dict: Mapping[str, Any]) -> Message:
     message = cls(body=body, topic=topic, headers=headers, severity=severity)
     # The headers that were sent replace those that the constructor made.
     message._headers.update(headers)
+    if cls is base_class() and PACKAGE not in headers:
+        message._headers.pop(PACKAGE, None)  # It may be of a class that is not installed.
     message.priority = message_dict.get("priority")
     message.queue = message_dict.get("queue")
     message.id = message_dict.get("id", message.id)

@@ -13,7 +13,8 @@ import uuid
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import config, schema
-from .decoding import check_body, decode
+from .decoding import check_body, decode, get_message
+from .exceptions import ValidationError
 from .headers import (
     COPIES,
     DEBUG,
@@ -69,6 +70,7 @@ __all__ = [
     "dump_line",
     "dumps",
     "get_class",
+    "get_message",
     "get_name",
     "load_line",
     "load_message",
@@ -253,8 +255,11 @@ class Message:
             ConfigurationException: A schema cannot be used, or nothing is installed that
                 validates.
         """
-        check_headers(self._headers)
-        check_body(self.body)
+        try:
+            check_headers(self._headers)
+            check_body(self.body)
+        except ValidationError as exc:
+            raise schema.make_error(str(exc), str(exc)) from exc
         self._check_schemas()
 
     def _check_schemas(self) -> None:

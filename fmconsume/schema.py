@@ -7,7 +7,7 @@ Python's, the package jsonschema validates where it is installed.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -17,7 +17,7 @@ from .exceptions import ConfigurationException, ValidationError
 from .log import get_logger, warn_once
 from .text import brief
 
-__all__ = ["check", "is_installed", "tolerate"]
+__all__ = ["check", "is_installed", "make_error", "tolerate"]
 
 # The name that users see, and may have set a level for.
 _log = get_logger("fmconsume.message")
@@ -79,7 +79,10 @@ def check(owner: type, part: str, schema: Any, instance: Any) -> None:
     try:
         validator.validate(instance)
     except validator.faults as exc:
-        raise _misfit(f"{owner.__name__} {part}", exc) from exc
+        path: Any = getattr(exc, "instance_path", None) or getattr(exc, "absolute_path", ())
+        reason = str(getattr(exc, "message", exc))
+        text = brief(f"{owner.__name__} {part}: ${''.join(map(_step, path))}: {reason}")
+        raise make_error(text, reason, path) from exc
     except Exception as exc:  # A reference that leads nowhere, or an expression that is none.
         raise _unusable(owner, part, f"is invalid: {exc}") from exc
 
@@ -90,11 +93,14 @@ def _unusable(owner: type, part: str, reason: str) -> ConfigurationException:
     )
 
 
-def _misfit(what: str, fault: Exception) -> ValidationError:
-    """Make the error for a value that does not fit its schema."""
-    path: Any = getattr(fault, "instance_path", None) or getattr(fault, "absolute_path", ())
-    reason = str(getattr(fault, "message", fault))
-    text = brief(f"{what}: ${''.join(map(_step, path))}: {reason}")
+def make_error(text: str, reason: str, path: Iterable[str | int] = ()) -> ValidationError:
+    """Make the error for a value that does not fit; jsonschema's too, where that is in use.
+
+    Args:
+        text: What str() gives.
+        reason: The attribute `message` of jsonschema's.
+        path: Keys and indexes that lead to the value.
+    """
     # Only a program that has imported it can catch its error.
     theirs = getattr(sys.modules.get("jsonschema"), "ValidationError", None)
     if theirs is None:

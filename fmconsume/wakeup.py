@@ -46,7 +46,8 @@ class WakeupQueue:
     def open(self) -> Iterator[None]:
         """Make `get` possible; in the main thread, let stop signals put their numbers here.
 
-        The former signal handlers are put back at the end of the `with` block.
+        A handler of the program's own stays. The others are put back at the end of the `with`
+        block.
         """
         self._receiver, self._sender = socket.socketpair()
         with self._receiver, self._sender:
@@ -88,10 +89,15 @@ class WakeupQueue:
                 os.kill(os.getpid(), number)
 
         wakeup = signal.set_wakeup_fd(descriptor, warn_on_full_buffer=False)
-        before: dict[int, Any] = {n: signal.signal(n, put_number) for n in _STOP_SIGNALS}
+        usual = [n for n in _STOP_SIGNALS if not _is_programs_own(signal.getsignal(n))]
+        before: dict[int, Any] = {n: signal.signal(n, put_number) for n in usual}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
             signal.set_wakeup_fd(wakeup)
+
+
+def _is_programs_own(handler: Any) -> bool:
+    return callable(handler) and handler not in (signal.default_int_handler, *signal.Handlers)

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
+from pika.spec import Connection
+
 from . import config
 from .broker.addresses import Address, parse_address
 from .broker.topology import Topology
@@ -56,8 +58,20 @@ def addresses() -> list[Address]:
         ConfigurationException: A URL or a certificate cannot be used.
         ConnectionException: The client certificate has expired, or is not valid yet.
     """
+    _check_client_properties()
     source = _Source()
     return [_address(url, source) for url in source.urls]
+
+
+def _check_client_properties() -> None:
+    """Refuse what pika cannot encode: every connection would fail."""
+    properties = config.conf["client_properties"]
+    try:
+        Connection.StartOk(client_properties=properties, response="").encode()
+    except Exception as exc:  # pika names several.
+        raise ConfigurationException(
+            f"client_properties: AMQP has no value like one in {properties!r}: {describe(exc)}"
+        ) from exc
 
 
 def _address(url: str, source: _Source) -> Address:

@@ -101,9 +101,15 @@ class _Finder:
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Raise ImportError for an absent module, and leave every other to the next finder."""
-        _refuse(fullname)
-        return None
+        """Give the spec of an absent module, and leave every other to the next finder."""
+        return ModuleSpec(fullname, self) if fullname in _ABSENT else None  # type: ignore[arg-type]
+
+    def create_module(self, spec: ModuleSpec) -> None:
+        """Raise ImportError."""
+        _refuse(spec.name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Do nothing: there is no module."""
 
 
 class _LastFinder:

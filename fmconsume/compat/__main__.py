@@ -69,14 +69,22 @@ def _parser() -> argparse.ArgumentParser:
         app_name="recorder"
     )
     add(_replay, *grepper, help="publish a message from Datagrepper again")
-    add(_reconsume, *grepper, *callback, help="call a callback with a message from Datagrepper")
+    made = add(_reconsume, *grepper[1:], *callback, help="call a callback with such a message")
+    made.add_argument("message_id", type=_uuid)
     return result
 
 
-def _at_least_one(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a number of at least 1")
     return int(text)
+
+
+def _uuid(text: str) -> str:
+    try:
+        return str(uuid.UUID(text))
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a UUID") from exc
 
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -85,16 +93,16 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     "--callback-file": {"help": "the same, as file.py:object"},
     "--datagrepper-url": {"help": f"by default {_DATAGREPPER}", "default": _DATAGREPPER},
     "--exchange": {"help": "name of the exchange"},
-    "--limit": {"help": "how many messages", "type": _at_least_one},
+    "--limit": {"help": "how many messages", "type": _number},
     "--queue-name": {"help": "consume from this queue"},
     "--routing-key": {"help": "bind with this key; may be repeated", "action": "append"},
     "file": {"help": "lines of JSON; - is standard input or output"},
-    "message_id": {"help": "id of the message", "type": lambda text: str(uuid.UUID(text))},
+    "message_id": {"help": "id of the message"},
 }
 
 
 def _run(args: argparse.Namespace) -> int:
-    path = args.conf or os.environ.get("FEDORA_MESSAGING_CONF")
+    path = args.conf or os.environ.get("FEDORA_MESSAGING_CONF") or None
     if path and not os.path.isfile(path):
         raise ConfigurationException(f"--conf: {path} is not a file")
     install()
@@ -166,8 +174,6 @@ def _give_up(exc: Exception, status: int) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     message = _fetch(args.message_id, args.datagrepper_url)
-    # Its topic has the prefix already.
-    config.conf["topic_prefix"] = ""
     try:
         publish(message)
     except (PublishException, ConnectionException, ValidationError) as exc:
@@ -180,7 +186,8 @@ def _reconsume(args: argparse.Namespace) -> int:
     callback = _load_callback(args)
     if callback is None:
         return ExitCode.TEMPORARY
-    verdicts, error = deliver(callback, _fetch(args.message_id, args.datagrepper_url))
+    message = _fetch(args.message_id, args.datagrepper_url)
+    verdicts, error = deliver(callback, message)
     if error is not None:
         console.complain(f"the callback failed: {describe(error)}")
     return ExitCode.OK if verdicts == [ACK] and error is None else ExitCode.TEMPORARY
@@ -195,10 +202,13 @@ def _fetch(message_id: str, datagrepper: str) -> Message:
     url = f"{datagrepper}/v2/id?{urlencode({'id': message_id, 'is_raw': 'true'})}"
     try:
         with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
-            return load_message(json.load(answer))
+            message = load_message(json.load(answer))
     except (OSError, ValueError, ValidationError) as exc:
         text = f"no message {message_id} from {datagrepper}: {exc}"
         raise UnavailableException(text) from exc
+    # Its topic has the prefix already.
+    config.conf["topic_prefix"] = ""
+    return message
 
 
 def main(argv: Sequence[str] | None = None) -> int:

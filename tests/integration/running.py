@@ -14,6 +14,7 @@ from unittest import mock
 
 import pika
 
+from fmconsume import config
 from fmconsume.api import Consumer
 from fmconsume.config import DEFAULTS, conf
 from fmconsume.message import Message
@@ -146,7 +147,7 @@ class Gate:
 def configured(**settings: Any) -> Iterator[None]:
     """Give `conf` the defaults and these settings, whatever the machine's own file says."""
     values = {**copy.deepcopy(DEFAULTS), **settings}
-    no_alias = mock.patch.object(conf, "is_fedora_messaging", False)
+    no_alias = mock.patch.object(config, "is_fedora_messaging", False)
     with no_alias, mock.patch.dict(conf, values, clear=True):
         yield
 

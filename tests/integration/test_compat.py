@@ -225,9 +225,13 @@ def test_command_line_consume_from_file(broker, queue, run_fedora_messaging):
         (["consume"], 1, "no callback"),
         (["consume", "--workers", "2"], 2, "unrecognized arguments: --workers 2"),
         (["consume", "--call", "a:b"], 2, "unrecognized arguments: --call a:b"),
-        (["record", "out.jsonl", "--limit", "0"], 2, "argument --limit: invalid"),
+        (
+            ["record", "out.jsonl", "--limit", "0"],
+            2,
+            "argument --limit: found '0', expected a number",
+        ),
         (["publish", "/no/such/file"], 2, "cannot read '/no/such/file'"),
-        (["replay", "nonsense"], 2, "argument message_id: invalid"),
+        (["replay"], 2, "required: message_id"),
         (["replay", str(uuid.uuid4()), "--datagrepper-url", "http://127.0.0.1:9"], 1, "refused"),
         ([], 2, "required: COMMAND"),
     ],
@@ -313,10 +317,17 @@ def datagrepper():
 
 
 def test_command_line_replay(broker, queue, datagrepper, run_fedora_messaging):
-    """A message of Datagrepper's is published again, or given to the callback."""
+    """A message of Datagrepper's is published again, or given to the callback.
+
+    An id may be one of fedmsg's to be published, and no other than a UUID to be consumed.
+    """
     broker.bind(queue, "amq.topic", "a.topic")
-    options = (str(uuid.uuid4()), "--datagrepper-url", datagrepper)
-    command = run_fedora_messaging("replay", *options)
+    old = ("2016-apple", "--datagrepper-url", datagrepper)
+    options = (str(uuid.uuid4()), *old[1:])
+    command = run_fedora_messaging("reconsume", *old, "--callback", "fedora_consumers:Printer")
+    assert command.wait(PATIENCE) == 2
+    assert "argument message_id: found '2016-apple', expected a UUID" in command.logged()
+    command = run_fedora_messaging("replay", *old)
     assert command.wait(PATIENCE) == 0, command.logged()
     assert [each.body for each in broker.drain(queue)] == [b'{"n": 3}']
     for name, status in (("Printer", 0), ("Judge", 1)):

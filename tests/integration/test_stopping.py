@@ -293,6 +293,46 @@ def test_consume_in_the_main_thread_returns_on_a_signal(broker, queue, number):
 
 
 @pytest.mark.parametrize("number", _SIGNALS)
+def test_consume_leaves_handlers_of_the_program(broker, queue, number):
+    """A handler of the program's own is called, and what it raises ends consume() at once."""
+    held = threading.Event()
+
+    def leave(*args):
+        sys.exit(7)
+
+    def callback(message):
+        os.kill(os.getpid(), number)
+        held.wait(PATIENCE)
+
+    broker.publish(queue, numbered(2))
+    before = signal.signal(number, leave)
+    try:
+        with configured(amqp_url=broker.url()), pytest.raises(SystemExit) as raised:
+            consume(callback, [], durable(queue))
+        assert raised.value.code == 7
+        assert signal.getsignal(number) is leave
+    finally:
+        signal.signal(number, before)
+        held.set()
+    wait_until(lambda: broker.ready(queue) == 2)
+
+
+def test_command_replaces_handlers_of_the_callback(broker, queue, tmp_path, run_command):
+    """The command stops cleanly also where the callback's module handles signals."""
+    (tmp_path / "handling.py").write_text(
+        "import signal\n"
+        "signal.signal(signal.SIGTERM, lambda *args: print('mine', flush=True))\n"
+        "def callback(message):\n    pass\n"
+    )
+    config = write_config(tmp_path / "config.toml", broker.url(), queue)
+    command = run_command("--config", config, "--callback", "handling:callback", cwd=tmp_path)
+    command.wait_for("consuming from")
+    command.terminate()
+    assert command.wait(PATIENCE) == 0, command.logged()
+    assert command.printed() == ""
+
+
+@pytest.mark.parametrize("number", _SIGNALS)
 def test_command_stopped_by_a_signal(broker, queue, tmp_path, start_command, number):
     """A first signal ends the command with 0 when the running callback has ended."""
     broker.publish(queue, numbered(4))

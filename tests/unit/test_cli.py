@@ -316,7 +316,7 @@ def test_main_requeue_usage(
         (HaltConsumer(7, "enough"), 7, 7, "the callback halted the consumer: enough"),
         (HaltConsumer("enough"), 1, 1, "the callback halted the consumer: enough"),
         (HaltConsumer("two\nlines"), 1, 1, "the callback halted the consumer: two lines"),
-        (HaltConsumer(-1, "enough"), -1, 1, "the callback halted the consumer: enough"),
+        (HaltConsumer(-1, "enough"), -1, 255, "the callback halted the consumer: enough"),
         (HaltConsumer(256, "enough"), 256, 1, "the callback halted the consumer: enough"),
         (ConsumerCanceled("the broker cancelled"), 12, 12, "the broker cancelled"),
         (KeyError("apple"), 13, 13, "the callback failed: KeyError: 'apple'"),
@@ -457,7 +457,7 @@ def test_main_folder_deleted(
     assert main(["--callback-file", "orchard.py:pick"]) == 2
 
 
-@pytest.mark.parametrize(("exit_code", "status"), [(7, 7), (256, 1), (-1, 1), ("text", 1)])
+@pytest.mark.parametrize(("exit_code", "status"), [(7, 7), (256, 1), (-1, 255), ("text", 1)])
 def test_main_replay_halts(write: Callable[[str, str], str], exit_code: Any, status: int) -> None:
     """What a callback halts --replay with is an exit status, or 1."""
     write(

@@ -190,6 +190,8 @@ def test_install_find_spec(alias: Any) -> None:
     """Those who ask whether it is there get an answer."""
     assert importlib.util.find_spec("fedora_messaging") is not None
     assert importlib.util.find_spec("fedora_messaging.api") is not None
+    assert importlib.util.find_spec("fedora_messaging.signals") is not None
+    assert importlib.util.find_spec("fedora_messaging.nothing") is None
 
 
 def test_install_twice(alias: Any) -> None:

@@ -57,6 +57,7 @@ def problems(text: str) -> list[str]:
             "tls",
             {"ca_cert": None, "certfile": None, "keyfile": None},
         ),
+        ("callback = ''", "callback", ""),
         ("[monitoring]", "monitoring", {}),
         ("[monitoring]\nport = 80", "monitoring", {"address": None, "port": 80}),
         (
@@ -191,7 +192,6 @@ WRONG = {
     "qos.prefetch = 1": r"qos.prefetch: found an unknown key, .*; did you mean 'prefetch_size'\?",
     "callback = 'module'": "callback: found 'module', expected \"package.module:object\"",
     "callback = 'a:b c'": "callback: found 'a:b c', expected \"package.module:object\"",
-    "callback = ''": "callback: found '', expected \"package.module:object\"",
     "callback = {}": 'callback: found an empty table, expected "package.module:object"',
     "consumer_config = 1": "consumer_config: found 1, expected a table",
     "monitoring = true": "monitoring: found True, expected a table",

@@ -17,7 +17,17 @@ from pika import BasicProperties
 from fmconsume import message as module
 from fmconsume import message_classes, schema_utils
 from fmconsume.exceptions import ValidationError
-from fmconsume.message import DEBUG, ERROR, INFO, Message, decode, dump_line, dumps, loads
+from fmconsume.message import (
+    DEBUG,
+    ERROR,
+    INFO,
+    Message,
+    decode,
+    dump_line,
+    dumps,
+    get_message,
+    loads,
+)
 
 from .messages import UPDATE, Install, any_headers, deliver
 
@@ -115,6 +125,16 @@ def test_message_unregistered() -> None:
 
     with pytest.raises(TypeError, match="Unknown is not a registered message class"):
         Unknown()
+
+
+def test_get_message(conf: Any) -> None:
+    """A message is made of what a broker delivers."""
+    sent = Message({"n": 1}, topic="a.topic")
+    message = get_message("a.topic", sent.properties, sent._encoded_body)
+    assert message == sent
+    assert (message.id, message.queue) == (sent.id, None)
+    with pytest.raises(ValidationError):
+        get_message("a.topic", sent.properties, b"[")
 
 
 def test_message_priority(conf: dict[str, Any]) -> None:

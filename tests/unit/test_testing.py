@@ -348,6 +348,23 @@ def test_plugin_fixtures(tmp_path: Path) -> None:
     assert "topic 'reply' was published, expected 'other'" in done.stdout
 
 
+def test_plugin_offers_fedora_messaging(tmp_path: Path) -> None:
+    """Tests written for fedora-messaging import it where it is not installed."""
+    source = (
+        "import jsonschema, pytest\n"
+        "from fedora_messaging import api, testing\n"
+        "def test():\n"
+        "    with testing.mock_sends(api.Message(topic='a')):\n"
+        "        api.publish(api.Message(topic='a'))\n"
+        "    with pytest.raises(jsonschema.ValidationError):\n"
+        "        api.publish(api.Message(body=[1]))\n"
+        "    with pytest.raises(jsonschema.ValidationError):\n"
+        "        api.Message(severity=5).validate()\n"
+    )
+    done = run_pytest(tmp_path, source, FMCONSUME_CONF=os.devnull)
+    assert done.returncode == 0, done.stdout
+
+
 def test_plugin_is_cheap(tmp_path: Path) -> None:
     """Tests that do not use the plugin do not import the package, nor pika."""
     source = "import sys\ndef test():\n    assert not {'fmconsume', 'pika'} & set(sys.modules)\n"

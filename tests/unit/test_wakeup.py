@@ -77,6 +77,23 @@ def test_bell_puts_back() -> None:
     assert signal.set_wakeup_fd(-1) == -1
 
 
+def test_bell_leaves_programs_own() -> None:
+    """A handler of the program's own stays, and is called."""
+    queue, heard = WakeupQueue(), []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    own = signal.getsignal(signal.SIGTERM)
+    try:
+        with queue.open():
+            assert signal.getsignal(signal.SIGTERM) is own
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            assert queue.get(30) == signal.SIGINT
+        assert heard == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is own
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_bell_other_thread() -> None:
     """Outside the main thread signals are left alone, and queue work."""
     queue, heard = WakeupQueue(), []

@@ -194,6 +194,13 @@ def test_options_arguments(conf: LazyConfig) -> None:
     assert options(2, 4, True) == Options(workers=2, limit=4, drain=True, is_guarded=True)
 
 
+def test_addresses_client_properties(conf: LazyConfig) -> None:
+    """What AMQP cannot carry is refused before anything connects, and not tried for ever."""
+    conf["client_properties"] = {"app": "a", "d": 1.5}
+    with pytest.raises(ConfigurationException, match=r"client_properties: AMQP has no .*'d': 1.5"):
+        addresses()
+
+
 def test_options_guarded(conf: LazyConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody has to be careful with what does not decode where it is kept, or as there."""
     conf["failures"] = {**DEFAULTS["failures"], "keep_in": "folder"}
