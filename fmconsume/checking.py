@@ -440,7 +440,9 @@ def advise(
                 f"queue {name!r} is a quorum queue without x-dead-letter-exchange: unless a policy "
                 f"says otherwise, what is dropped is gone{lost}"
             )
-        if not (queue["durable"] or queue["exclusive"]) and version >= (4, 3):
+        is_declared = not queue.get("passive", topology.passive)
+        is_transient = is_declared and not (queue["durable"] or queue["exclusive"])
+        if is_transient and version >= (4, 3):
             yield (
                 f"queue {name!r} is neither durable nor exclusive, which RabbitMQ refuses from 4.3 "
                 "on unless its operators permit transient_nonexcl_queues: set durable = true, or "

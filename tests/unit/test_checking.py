@@ -336,6 +336,8 @@ def test_advise_transient_queue(
     found = list(advise(make_topology(durable=durable, exclusive=exclusive), 1, 10, 60, version))
     assert len(found) == count
     assert all("'fruit' is neither durable nor exclusive" in advice for advice in found)
+    looked_for = make_topology(durable=durable, exclusive=exclusive, passive=True)
+    assert not list(advise(looked_for, 1, 10, 60, version))
 
 
 @pytest.mark.parametrize(("nack_maximum", "count"), [(60.0, 0), (1800.0, 0), (3600.0, 1)])
