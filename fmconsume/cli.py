@@ -105,7 +105,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help=_RECORD,
     )
-    add("-m", metavar="MODULE", nargs=argparse.REMAINDER, help=_MODULE)
+    add("-m", metavar="MODULE", dest="module", help=_MODULE)
     add("--failed", metavar="FOLDER", nargs="?", const=True, help=_FAILED)
     add("--requeue", metavar="FILE-OR-FOLDER", help=_REQUEUE)
     add = result.add_mutually_exclusive_group().add_argument
@@ -146,18 +146,21 @@ class _Parser(argparse.ArgumentParser):
             super()._print_message(message, file)
 
     def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Parse the arguments; refuse an empty value, as an unset shell variable leaves it."""
-        parsed = super().parse_args(args, namespace)
+        """Parse the arguments; refuse an empty value, as an unset shell variable leaves it.
+
+        What follows the name of a module is its own: `arguments` has it.
+        """
+        given = sys.argv[1:] if args is None else list(args)
+        end = given.index("-m") + 2 if "-m" in given else len(given)
+        parsed = super().parse_args(given[:end], namespace)
         for name, value in vars(parsed).items():
-            is_empty = value == "" or (isinstance(value, list) and "" in value)
-            if is_empty and name != "m":
+            if value == "" or (isinstance(value, list) and "" in value):
                 self.error(f"argument --{name.replace('_', '-')}: found an empty value")
         for first, others in _ALONE.items():
             for other in others:
                 if getattr(parsed, first) and getattr(parsed, other):
                     self.error(f"argument --{other}: not allowed with argument --{first}")
-        if parsed.m == []:
-            self.error("argument -m: expected the name of a module")
+        parsed.arguments = given[end:]
         if parsed.peek and not parsed.record:
             self.error("argument --peek: expected --record, too")
         return parsed
@@ -248,7 +251,7 @@ def _exit_code(exc: BaseException) -> int:
 
 
 def _dispatch(args: argparse.Namespace) -> int:
-    if args.m:
+    if args.module:
         return _run_program(args)
     configure(args.config, args.as_fedora_messaging, args.log_level, args.app_name)
     if args.failed or args.requeue:
@@ -290,7 +293,7 @@ def _run_program(args: argparse.Namespace) -> int:
     if args.config:
         config.conf.load_config(args.config)
     _stand_in(args.as_fedora_messaging)
-    return run_program(*args.m)
+    return run_program(args.module, *args.arguments)
 
 
 def _look_after_kept(args: argparse.Namespace) -> int:
