@@ -25,7 +25,7 @@ from .engine.failures import FailurePolicy
 from .engine.supervisor import Options
 from .exceptions import ConfigurationException
 from .log import get_logger
-from .redaction import redact
+from .redaction import redact, redact_value
 from .state.notes import Notes, explain
 from .text import describe
 
@@ -65,13 +65,15 @@ def addresses() -> list[Address]:
 
 def _check_client_properties() -> None:
     """Refuse what pika cannot encode: every connection would fail."""
-    properties = config.conf["client_properties"]
-    try:
-        Connection.StartOk(client_properties=properties, response="").encode()
-    except Exception as exc:  # pika names several.
-        raise ConfigurationException(
-            f"client_properties: AMQP has no value like one in {properties!r}: {describe(exc)}"
-        ) from exc
+    for key, value in config.conf["client_properties"].items():
+        try:
+            Connection.StartOk(client_properties={key: value}, response="").encode()
+        except Exception as exc:  # pika raises several.
+            found = redact_value(str(value))
+            raise ConfigurationException(
+                f"client_properties.{key}: found {found}, which AMQP has no type for: "
+                f"{type(exc).__name__}"
+            ) from exc
 
 
 def _address(url: str, source: _Source) -> Address:
