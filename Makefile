@@ -65,6 +65,7 @@ lint: $(VENV)/.lint  ## check style and formatting
 
 types: $(VENV)/.lint  ## check types
 	$(BIN)/mypy
+	$(BIN)/mypy tests/typed.py
 
 man: $(VENV)/.test  ## build man/fmconsume.1
 	$(BIN)/python setup.py --quiet build_manpages

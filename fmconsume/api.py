@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Protocol, Union
 
 from . import config
 from .broker.session import open_session
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SERIALIZED_MESSAGE_SCHEMA",
     "SEVERITIES",
+    "Callback",
     "Consumer",
     "Message",
     "consume",
@@ -47,6 +48,16 @@ __all__ = [
 ]
 
 _log = get_logger(__name__)
+
+
+class _Handler(Protocol):
+    """Takes a message; an awaitable result is awaited, any other is ignored."""
+
+    def __call__(self, message: Message, /) -> object: ...
+
+
+#: A function or an object that takes a message, coroutine or not, or a class that makes one.
+Callback = Union[_Handler, type[_Handler]]
 
 #: Seconds that the supervisor gets after a second signal, and each thread after the end.
 _DEADLINE = 5.0
@@ -71,6 +82,7 @@ class Consumer:
             configuration's.
         limit: Stop after so many messages; None is no limit.
         drain: Stop once the queues hold no messages but those that the callback sent back.
+        amqp_url: Of the broker, or of several; None takes the configuration's.
 
     Raises:
         ValueError: An argument cannot be used; the message names the key.
@@ -82,20 +94,21 @@ class Consumer:
 
     def __init__(
         self,
-        callback: Callable[..., Any],
+        callback: Callback,
         bindings: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
         queues: Mapping[str, Mapping[str, Any]] | None = None,
         *,
         workers: int | None = None,
         limit: int | None = None,
         drain: bool = False,
+        amqp_url: str | Sequence[str] | None = None,
     ) -> None:
         #: Signal numbers, `_STOP` and the End; filled by signal handlers and any thread.
         self._events = WakeupQueue()
         self._has_run = False
         #: Exit status for a command; set when `run` ends.
         self.exit_code: int = ExitCode.UNEXPECTED
-        brokers, wanted = addresses(), topology(bindings, queues)
+        brokers, wanted = addresses(amqp_url), topology(bindings, queues)
         engine_options = options(workers, limit, drain)
         notes = open_notes()
         body_mode = config.conf["body"]
@@ -231,11 +244,12 @@ class Consumer:
 
 
 def consume(
-    callback: Callable[..., Any],
+    callback: Callback,
     bindings: Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None,
     queues: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     workers: int | None = None,
+    amqp_url: str | Sequence[str] | None = None,
 ) -> None:
     """Consume messages until a signal, the callback or the broker ends it.
 
@@ -248,13 +262,14 @@ def consume(
         bindings: As for Consumer.
         queues: As for Consumer.
         workers: As for Consumer.
+        amqp_url: As for Consumer.
 
     Raises:
         ValueError: An argument cannot be used; nothing was connected.
         Exception: Whatever the constructor of a callback class raises.
         HaltConsumer: The callback raised it; and see Consumer.run.
     """
-    Consumer(callback, bindings, queues, workers=workers).run()
+    Consumer(callback, bindings, queues, workers=workers, amqp_url=amqp_url).run()
 
 
 def _make_keep() -> Keep | None:

@@ -42,6 +42,8 @@ __all__ = [
 
 _log = get_logger(__name__)
 
+#: Commands of fedora-messaging's.
+_COMMANDS = {"consume", "publish", "record", "replay", "reconsume"}
 _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 #: Another way to say --as-fedora-messaging, for a unit or a container; "0" and "" do not.
@@ -133,8 +135,16 @@ def parser() -> argparse.ArgumentParser:
     add("--app-name", metavar="NAME", help="name shown to the broker's administrators")
     add("--workers", metavar="N", type=int, help="callbacks that run at the same time")
     add("--limit", metavar="N", type=int, help="stop after this many messages")
-    add("--log-level", metavar="LEVEL", choices=_LEVELS, help=f"one of {', '.join(_LEVELS)}")
+    _add_levels(result.add_mutually_exclusive_group().add_argument)
     return result
+
+
+def _add_levels(add: Callable[..., Any]) -> None:
+    text = f"log from this level on: one of {', '.join(_LEVELS)}"
+    add("--log-level", metavar="LEVEL", type=str.lower, choices=_LEVELS, help=text)
+    for option, level in (("-v", "debug"), ("-q", "warning")):
+        text = f"the same as --log-level {level}"
+        add(option, dest="log_level", action="store_const", const=level, help=text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -167,6 +177,10 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the usage and the error, and exit."""
+        words = message.partition("unrecognized arguments: ")[2].split()
+        if words and words[0] in _COMMANDS:
+            message += f"; fedora-messaging's {words[0]} is python -m fmconsume.compat {words[0]}"
+            message += ", and fmconsume --callback MODULE:OBJECT consumes"
         super().error(hide_passwords(message))
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, NamedTuple
 
 from .amqp_url import is_amqp_url
@@ -16,7 +16,14 @@ from .log import get_logger
 from .redaction import redact, redact_value
 from .version import __version__
 
-__all__ = ["DEFAULTS", "check_bindings", "check_config", "check_queues", "identity"]
+__all__ = [
+    "DEFAULTS",
+    "check_amqp_url",
+    "check_bindings",
+    "check_config",
+    "check_queues",
+    "identity",
+]
 
 _log = get_logger("fmconsume.config")
 
@@ -74,7 +81,7 @@ DEFAULTS: dict[str, Any] = {
             }
         },
         "loggers": {"fmconsume": {"level": "INFO"}},
-        "root": {"level": "WARNING", "handlers": ["stderr"]},
+        "root": {"level": "INFO", "handlers": ["stderr"]},
     },
 }
 
@@ -205,13 +212,21 @@ def _array(item: _Check) -> _Check:
     return _in_turn(_LIST, check)
 
 
+def _list_inner(defaults: Mapping[str, Any]) -> Iterator[str]:
+    """Give the keys of the tables in a table, which people may write outside of these."""
+    for table, inner in defaults.items():
+        if isinstance(inner, dict):
+            yield from (f"{table}.{key}" for key in inner)
+
+
 def _table(checks: Mapping[str, _Check], defaults: Mapping[str, Any]) -> _Check:
     """Accept a table with known keys, fill in the defaults and check each value."""
 
     def check(value: dict[str, Any], place: _Place) -> dict[str, Any]:
         for key in value:
             if key not in checks:
-                place.enter(key).report("an unknown key", ", ".join(checks), key, checks)
+                known = [*checks, *_list_inner(defaults)]
+                place.enter(key).report("an unknown key", ", ".join(checks), key, known)
         merged = {**defaults, **value}
         return {
             key: inner(merged[key], place.enter(key))
@@ -388,6 +403,19 @@ def check_config(settings: Mapping[str, Any], title: str) -> dict[str, Any]:
     """
     checked: dict[str, Any] = _apply(_check_settings, settings, "", title)
     return checked
+
+
+def check_amqp_url(url: Any) -> list[str]:
+    """Return the URLs of brokers.
+
+    Args:
+        url: One or several, as amqp_url in the file.
+
+    Raises:
+        ConfigurationException: It has problems; its message names them all.
+    """
+    checked = _apply(_check_urls, url, "amqp_url", "the argument")
+    return [checked] if isinstance(checked, str) else list(checked)
 
 
 def check_queues(queues: Any) -> dict[str, dict[str, Any]]:

@@ -131,7 +131,10 @@ def _accept(delivery: Delivery, body: Any) -> int:
         headers = delivery.properties.headers = {}
     check_headers(headers)
     check_body(body)
-    if SEVERITY not in headers or SCHEMA not in headers:
+    # Without either it is no message of Fedora's, which only they expect who stand in for theirs.
+    if (SEVERITY in headers) != (SCHEMA in headers) or (
+        SEVERITY not in headers and config.is_fedora_messaging
+    ):
         missing = (SCHEMA if SEVERITY in headers else SEVERITY) if headers else "headers"
         warn_once(
             *(_log, missing, str(delivery.routing_key)),

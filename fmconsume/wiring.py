@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Optional
@@ -19,7 +19,7 @@ from . import config
 from .broker.addresses import Address, parse_address
 from .broker.topology import Topology
 from .config import LazyConfig
-from .config_checks import DEFAULTS, check_bindings, check_queues
+from .config_checks import DEFAULTS, check_amqp_url, check_bindings, check_queues
 from .delivery import DROP, FAIL, NACK
 from .engine.failures import FailurePolicy
 from .engine.supervisor import Options
@@ -48,18 +48,25 @@ _Tls = Mapping[str, Optional[str]]
 # -- brokers ---------------------------------------------------------------------------
 
 
-def addresses() -> list[Address]:
-    """Return the configured brokers, in order of preference.
+def addresses(amqp_url: str | Sequence[str] | None = None) -> list[Address]:
+    """Return the brokers, in order of preference.
 
     A password or a path under [tls] that changes in the configuration file counts for the next
     connection, unless a program has set amqp_url or tls itself.
 
+    Args:
+        amqp_url: Of the brokers; None takes the configuration's.
+
     Raises:
+        ValueError: The argument is no URL.
         ConfigurationException: A URL or a certificate cannot be used.
         ConnectionException: The client certificate has expired, or is not valid yet.
     """
     _check_client_properties()
-    source = _Source()
+    try:
+        source = _Source(None if amqp_url is None else check_amqp_url(amqp_url))
+    except ConfigurationException as exc:
+        raise ValueError(exc.message) from exc
     return [_address(url, source) for url in source.urls]
 
 
@@ -87,13 +94,14 @@ def _address(url: str, source: _Source) -> Address:
 class _Source:
     """Gives amqp_url and [tls] as configured, and as its file has them once that has changed."""
 
-    def __init__(self) -> None:
+    def __init__(self, urls: list[str] | None) -> None:
         #: As configured, or as in the file when it was last read. Threads: any.
         self.urls, self.tls = _urls_and_tls(config.conf)
+        self.urls = urls or self.urls
         # A program may have put any mapping in the place of the configuration.
         conf: Any = config.conf
         loaded = getattr(conf, "as_loaded", {})
-        is_from_file = all(conf[key] == loaded.get(key) for key in ("amqp_url", "tls"))
+        is_from_file = not urls and all(conf[key] == loaded.get(key) for key in ("amqp_url", "tls"))
         #: The file as it was last read; None if a program has set the values. Threads: any.
         self._config: LazyConfig | None = conf if is_from_file else None
 

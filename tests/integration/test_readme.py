@@ -111,6 +111,7 @@ def start(code: str, config: Path) -> subprocess.Popen[str]:
 def test_readme_consume_sample(broker: Broker, config: Path, fruit: str) -> None:
     """The sample with bindings and queues binds the queue, and prints what is routed to it."""
     code = next(block for block in blocks("python") if "bindings=" in block)
+    code = code.replace("amqp://guest:guest@localhost/", broker.url())
     with start(code, config) as process:
         assert process.stdout
         wait_until(lambda: "fruit.#" in broker.ctl("list_bindings", "routing_key"), every=0.2)

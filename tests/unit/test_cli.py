@@ -161,6 +161,8 @@ def test_main_bad_configuration(
         (["extra"], "unrecognized arguments: extra"),
         (["--workers", "two"], "--workers: invalid int value: 'two'"),
         (["--log-level", "loud"], "--log-level: invalid choice: 'loud'"),
+        (["-v", "-q"], "-q: not allowed with argument -v"),
+        (["consume"], "unrecognized arguments: consume; fedora-messaging's consume is python -m"),
         ([*CALLBACK, "--callback-file", "a.py:b"], "not allowed with argument --callback"),
         (["--failed", "--requeue", "a"], "--requeue: not allowed with argument --failed"),
         (["--failed", "--check"], "--check: not allowed with argument --failed"),
@@ -238,13 +240,22 @@ def test_main_app_name(consumers: list[FakeConsumer], conf: LazyConfig) -> None:
     assert conf["client_properties"]["app"] == "Unknown"
 
 
-def test_main_log_level(consumers: list[FakeConsumer]) -> None:
-    """--log-level goes before the configured levels, of the root and of ours."""
+@pytest.mark.parametrize(
+    ("options", "level"),
+    [
+        (["--log-level", "debug"], logging.DEBUG),
+        (["--log-level", "ERROR"], logging.ERROR),
+        (["-v"], logging.DEBUG),
+        (["-q"], logging.WARNING),
+    ],
+)
+def test_main_log_level(consumers: list[FakeConsumer], options: list[str], level: int) -> None:
+    """An option goes before the configured levels, of the root and of ours."""
     loggers = [logging.getLogger(), logging.getLogger("fmconsume")]
     before = [logger.level for logger in loggers]
     try:
-        assert main([*CALLBACK, "--log-level", "debug"]) == 0
-        assert [logger.level for logger in loggers] == [logging.DEBUG, logging.DEBUG]
+        assert main([*CALLBACK, *options]) == 0
+        assert [logger.level for logger in loggers] == [level, level]
     finally:
         for logger, level in zip(loggers, before):
             logger.setLevel(level)

@@ -323,7 +323,7 @@ def test_validate_after_a_change(load: Load) -> None:
 
 @pytest.mark.usefixtures("loggers")
 def test_setup_logging_by_default(load: Load) -> None:
-    """Ours is logged to standard error from info, all else from warning, pika hardly ever."""
+    """Everything is logged to standard error from info, but pika hardly ever."""
     with mock.patch("sys.stderr", io.StringIO()) as stderr:
         load("").setup_logging()
         for name in ("fmconsume.engine", "other", "pika"):
@@ -332,6 +332,7 @@ def test_setup_logging_by_default(load: Load) -> None:
     assert stderr.getvalue().splitlines() == [
         "[fmconsume.engine INFO] info",
         "[fmconsume.engine ERROR] error",
+        "[other INFO] info",
         "[other ERROR] error",
     ]
 

@@ -128,6 +128,9 @@ def test_check_config_replaces_reserved_client_properties(
 
 WRONG = {
     "wrokers = 1": r"wrokers: found an unknown key, expected .*; did you mean 'workers'\?",
+    "prefetch_count = 5": r"prefetch_count: .* did you mean 'qos.prefetch_count'\?",
+    "ca_cert = 'a'": r"ca_cert: .* did you mean 'tls.ca_cert'\?",
+    "max_attempts = 5": r"max_attempts: .* did you mean 'failures.max_attempts'\?",
     "'a\\nb' = 1": r"'.*': found an unknown key, .*",
     "workers = 0": "workers: found 0, expected an integer of 1 or more",
     "workers = true": "workers: found True, expected an integer of 1 or more",

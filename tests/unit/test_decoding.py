@@ -102,8 +102,17 @@ def test_decode_endless_number() -> None:
         decode(deliver(b'{"a": ' + b"1" * 100_000 + b"}"))
 
 
-def test_decode_without_headers(caplog: pytest.LogCaptureFixture) -> None:
-    """A message without headers is one of severity INFO; the warning comes once a topic."""
+def test_decode_without_headers(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A message without headers is one of severity INFO.
+
+    Who stands in for fedora-messaging expects them: a warning comes once a topic.
+    """
+    for headers in (None, {"mine": 1}):
+        assert decode(deliver(headers=headers)).severity == INFO
+    assert not caplog.messages
+    monkeypatch.setattr(config, "is_fedora_messaging", True)
     for _ in range(3):
         message = decode(deliver(headers=None))
     assert (message.headers, message.severity, type(message)) == ({}, INFO, Message)

@@ -194,6 +194,24 @@ def test_options_arguments(conf: LazyConfig) -> None:
     assert options(2, 4, True) == Options(workers=2, limit=4, drain=True, is_guarded=True)
 
 
+@pytest.mark.parametrize("url", ["amqp://a.example/", ["amqp://a.example/", "amqp://b.example/"]])
+def test_addresses_given(conf: LazyConfig, url: Any) -> None:
+    """A program may name the brokers itself."""
+    conf["amqp_url"] = "amqp://configured.example/"
+    urls = [url] if isinstance(url, str) else url
+    assert [each.name.partition("@")[2][:9] for each in addresses(url)] == [
+        each[7:16] for each in urls
+    ]
+
+
+@pytest.mark.parametrize("url", ["http://u:secret@a.example", "", [], 7, ["x"]])
+def test_addresses_given_wrong(conf: LazyConfig, url: Any) -> None:
+    """What is no URL is refused, and its password is not shown."""
+    with pytest.raises(ValueError, match=r"amqp_url(\[0\])?: found") as raised:
+        addresses(url)
+    assert "secret" not in str(raised.value)
+
+
 def test_addresses_client_properties(conf: LazyConfig) -> None:
     """What AMQP cannot carry is refused before anything connects, and not tried for ever."""
     conf["client_properties"] = {"app": "a", "d": 1.5}
