@@ -135,10 +135,13 @@ def test_check_contradiction(broker, queue, exchange, check):
 
 
 def test_check_unknown_exchange_type(broker, exchange, check):
-    """A request at which the broker closes the connection ends the check, not the command."""
+    """A request at which the broker closes the connection ends the check, not the command.
+
+    From 4.0 on RabbitMQ closes the channel only, and the exchange is used as it is.
+    """
     tables = f'[exchanges.{exchange}]\ntype = "no-such-type"'
     status, rows = check(broker.url(), None, tables)
-    assert status == 10
+    assert status == (10 if broker.version < (4, 0) else 0)
     assert "no-such-type" in rows["exchange", exchange]
 
 
