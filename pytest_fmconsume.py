@@ -22,13 +22,16 @@ __all__ = ["deliver", "mock_sends"]
 class _Finder:
     """Imports fmconsume when a test imports fedora_messaging, and no earlier."""
 
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> None:
-        """Find nothing: the finder that fmconsume adds behind this one does."""
-        if fullname == "fedora_messaging":
-            import fmconsume  # noqa: F401
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        """Give what the finder of fmconsume gives, which comes behind this one."""
+        if fullname != "fedora_messaging":
+            return None
+        from fmconsume.compat import LastFinder
+
+        return LastFinder().find_spec(fullname, path, target)
 
 
-sys.meta_path.append(_Finder())  # type: ignore[arg-type]
+sys.meta_path.append(_Finder())
 
 
 @pytest.fixture

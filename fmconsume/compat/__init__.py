@@ -19,7 +19,7 @@ from ..log import get_logger
 if TYPE_CHECKING:
     from ..message import Message
 
-__all__ = ["NoFreeChannels", "install", "offer"]
+__all__ = ["LastFinder", "NoFreeChannels", "install", "offer"]
 
 _log = get_logger(__name__)
 
@@ -49,8 +49,8 @@ class NoFreeChannels(FmconsumeError):
 
 def offer() -> None:
     """Let fedora_messaging mean fmconsume where nothing of that name is installed."""
-    if not any(isinstance(each, _LastFinder) for each in sys.meta_path):
-        sys.meta_path.append(_LastFinder())
+    if not any(isinstance(each, LastFinder) for each in sys.meta_path):
+        sys.meta_path.append(LastFinder())
 
 
 def install() -> None:
@@ -112,7 +112,7 @@ class _Finder:
         """Do nothing: there is no module."""
 
 
-class _LastFinder:
+class LastFinder:
     """Finds fedora_messaging when all other finders have not, and loads fmconsume for it."""
 
     def find_spec(

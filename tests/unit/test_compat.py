@@ -159,7 +159,7 @@ def test_install_schema_package(alias: Any) -> None:
 
 def test_offer(clean: None, caplog: pytest.LogCaptureFixture) -> None:
     """Where nothing is called fedora_messaging, importing it gives fmconsume, said once."""
-    sys.meta_path[:] = [each for each in sys.meta_path if type(each).__name__ != "_LastFinder"]
+    sys.meta_path[:] = [each for each in sys.meta_path if type(each).__name__ != "LastFinder"]
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("fedora_messaging")
     compat.offer()
