@@ -436,8 +436,10 @@ def main() -> int:
     parser.add_argument("--python", required=True)
     parser.add_argument("only", nargs="*", help="points to compare")
     args = parser.parse_args()
-    script = str(Path(args.python).with_name("fedora-messaging"))
-    find = [args.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
+    # Not resolved: the Python of a virtual environment is a link.
+    python = str(Path(args.python).absolute())
+    script = str(Path(python).with_name("fedora-messaging"))
+    find = [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"]
     twisted = subprocess.check_output(find, text=True).strip()
     has_failed = False
     with tempfile.TemporaryDirectory() as name:
@@ -448,7 +450,7 @@ def main() -> int:
         with Broker(folders[0]) as broker:
             ours = (sys.executable, "-m", "fmconsume.compat")
             sides = [
-                Side("fedora-messaging", args.python, (script,), "", folders[1], broker, twisted),
+                Side("fedora-messaging", python, (script,), "", folders[1], broker, twisted),
                 Side("fmconsume", ours[0], ours, "import fmconsume\n", folders[2], broker, twisted),
             ]
             for row in _ROWS:
