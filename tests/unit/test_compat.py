@@ -157,6 +157,12 @@ def test_install_schema_package(alias: Any) -> None:
     assert headers["fedora_messaging_schema_package"] == "fedora_messaging"
 
 
+def test_install_unregistered_class(alias: Any) -> None:
+    """A class that is no entry point names the group where fedora-messaging looks."""
+    with pytest.raises(TypeError, match=r"entry point in the group 'fedora\.messages'"):
+        type("Unregistered", (alias.api.Message,), {})()
+
+
 def test_offer(clean: None, caplog: pytest.LogCaptureFixture) -> None:
     """Where nothing is called fedora_messaging, importing it gives fmconsume, said once."""
     ours = ("fmconsume.compat", "pytest_fmconsume")
