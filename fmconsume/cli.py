@@ -36,7 +36,7 @@ __all__ = [
     "load_callback",
     "main",
     "parser",
-    "report",
+    "perform",
     "run",
 ]
 
@@ -211,15 +211,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    return perform(parser(), _dispatch, argv)
+
+
+def perform(
+    parser: argparse.ArgumentParser,
+    dispatch: Callable[[argparse.Namespace], int],
+    argv: Sequence[str] | None,
+) -> int:
+    """Parse arguments, do what they say, and return the exit status; print why it fails."""
     console.prepare()
-    args = parser().parse_args(argv)
-    return report(lambda: _dispatch(args))
-
-
-def report(action: Callable[[], int]) -> int:
-    """Return the exit status that an action returns; if it fails, print why and return another."""
+    args = parser.parse_args(argv)
     try:
-        status: Any = action()
+        status: Any = dispatch(args)
     except KeyboardInterrupt:  # No consumer ran: it handles this signal itself.
         return 128 + signal.SIGINT
     except BaseException as exc:

@@ -212,17 +212,8 @@ def _fetch(message_id: str, datagrepper: str) -> Message:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        argv: Arguments without the program's name; None takes sys.argv.
-
-    Returns:
-        The exit status.
-    """
-    console.prepare()
-    args = _parser().parse_args(argv)
-    return cli.report(lambda: _run(args))
+    """Run the command, as `cli.main` does."""
+    return cli.perform(_parser(), _run, argv)
 
 
 if __name__ == "__main__":

@@ -156,7 +156,9 @@ def test_page_key(shown: str, key: str, default: Any) -> None:
     assert re.search(rf"^ {{7}}{entry}", shown, re.MULTILINE)
 
 
-@pytest.mark.parametrize("key", ["passive", "durable", "routing_keys", "type", "arguments"])
+@pytest.mark.parametrize(
+    "key", ["passive", "durable", "routing_keys", "type", "arguments", "consumer_arguments"]
+)
 def test_page_inner_key(shown: str, key: str) -> None:
     """The keys of queues, exchanges and bindings are told of."""
     assert re.search(rf"\b{key}\b", shown)
