@@ -99,7 +99,9 @@ install: $(VENV)/.test  ## install below DESTDIR and PREFIX; needs pika and toml
 	$(BIN)/python packaging/completions.py "$(INSTALLED)/share"
 
 uninstall:  ## remove what install put there
-	cd "$(INSTALLED)" && rm -rf bin/fmconsume share/man/man1/fmconsume.1 share/doc/fmconsume \
+	cd "$(INSTALLED)" && rm -rf bin/fmconsume share/doc/fmconsume \
+		share/man/man1/fmconsume.1 share/man/man5/fmconsume.toml.5 \
+		share/man/man7/fmconsume-callbacks.7 \
 		lib/systemd/system/fm-consumer@.service lib/sysusers.d/fmconsume.conf \
 		share/bash-completion/completions/fmconsume share/zsh/site-functions/_fmconsume \
 		share/fish/vendor_completions.d/fmconsume.fish

@@ -1,7 +1,9 @@
-"""Tests of the man page: readers accept it, and it tells of every option, key and exit status."""
+"""Tests of the manual: readers accept its pages, and they tell of every option, key and name."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import re
 import shutil
@@ -12,17 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli
 
+import fmconsume
+from fmconsume import Consumer, Message
 from fmconsume.cli import parser
-from fmconsume.config import DEFAULTS
-from fmconsume.exceptions import ExitCode
+from fmconsume.config import DEFAULTS, check_bindings, check_queues
+from fmconsume.config_checks import check_config
+from fmconsume.exceptions import ConfigurationException, ExitCode
+from tests.manual import MAN, Entry, entries, samples, section, subsections, unescape
 from tests.waiting import PATIENCE
 
 HOUSE = Path(__file__).parents[2]
 
+COMMAND, FILE, CALLBACKS = "fmconsume.1", "fmconsume.toml.5", "fmconsume-callbacks.7"
+PAGES = (COMMAND, FILE, CALLBACKS)
+#: Page 1 is made of this one and of the command's options.
+SOURCE_NAMES = ("fmconsume.ext", FILE, CALLBACKS)
+
 #: Tables whose keys are names of the user's choosing, or Python's, and keys that are filled in.
 OPEN_TABLES = {"exchanges", "queues", "bindings", "log_config"}
 RESERVED = {"client_properties.product", "client_properties.information"}
+
+#: A value that no key accepts.
+BAD = object()
 
 
 def run(*command: object, **environment: str) -> str:
@@ -40,9 +55,9 @@ def run(*command: object, **environment: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page as it is built for a release, in a copy of the project."""
-    folder = tmp_path_factory.mktemp("page")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the pages as they are built for a release, in a copy of the project."""
+    folder = tmp_path_factory.mktemp("pages")
     for name in ("setup.py", "setup.cfg", "pyproject.toml"):
         shutil.copy(HOUSE / name, folder)
     for name in ("fmconsume", "man"):
@@ -50,16 +65,20 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "README.md").touch()
     command = [sys.executable, "setup.py", "--quiet", "build_manpages"]
     subprocess.run(command, cwd=folder, capture_output=True, check=True, timeout=PATIENCE)
-    return folder / "man" / "fmconsume.1"
+    return folder / "man"
 
 
 @pytest.fixture(scope="module")
-def shown(page: Path) -> str:
-    """The page as a terminal of 80 columns shows it, without bold and the like.
+def shown(built: Path) -> dict[str, str]:
+    """The pages as a terminal of 80 columns shows them, without bold and the like.
 
-    groff indents by 7 columns, and from 1.24 on by 5: then the page is shown that much narrower,
+    groff indents by 7 columns, and from 1.24 on by 5: then a page is shown that much narrower,
     and moved to where it would be.
     """
+    return {name: _show_indented(built / name) for name in PAGES}
+
+
+def _show_indented(page: Path) -> str:
     (indent,) = re.findall(r"^NAME\n( +)", _show(page, 80), re.MULTILINE)
     narrower = 7 - len(indent)
     shown = _show(page, 80 - narrower)
@@ -72,62 +91,90 @@ def _show(page: Path, width: int) -> str:
     return re.sub(r".\x08|\x1b\[[\d;]*m", "", text)
 
 
-def list_keys(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """List each key with its default."""
-    for key, value in table.items():
-        name = f"{path}{key}"
-        if isinstance(value, dict) and value and name not in OPEN_TABLES:
-            yield from list_keys(value, f"{name}.")
-        elif name not in RESERVED:
-            yield name, value
+def tags(text: str) -> list[str]:
+    """List the words that stand out in a part of a page's source, without their parentheses."""
+    lines = [tag for entry in entries(text) for tag in entry.tags]
+    return [word.split("(")[0] for line in lines for word in line.split(", ")]
 
 
-def write_toml(value: Any) -> str:
-    """Write a default as the page does."""
-    if value is None:
-        return "unset"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(value)
+# -- all pages
 
 
-def test_page_mandoc(page: Path) -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_page_mandoc(built: Path, name: str) -> None:
     """BSD's reader finds nothing to complain about."""
-    assert run("mandoc", "-T", "lint", page) == ""
+    assert run("mandoc", "-T", "lint", built / name) == ""
 
 
-def test_page_man(page: Path) -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_page_man(built: Path, name: str) -> None:
     """Nor does groff."""
-    run("man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", page, MANWIDTH="80", MANPAGER="cat")
+    plain = {"MANWIDTH": "80", "MANPAGER": "cat"}
+    run("man", "--warnings", "-E", "UTF-8", "-l", "-Tutf8", built / name, **plain)
 
 
-def test_page_fits(shown: str) -> None:
+@pytest.mark.parametrize("name", PAGES)
+def test_page_fits(shown: dict[str, str], name: str) -> None:
     """No line is longer than a terminal is wide."""
-    assert [line for line in shown.splitlines() if len(line) > 80] == []
+    assert [line for line in shown[name].splitlines() if len(line) > 80] == []
 
 
-def test_page_sections(shown: str) -> None:
-    """The page has the sections that its readers look for, in their usual order."""
-    assert re.findall("^[A-Z][A-Z ]+$", shown, re.MULTILINE) == [
-        "NAME",
-        "SYNOPSIS",
-        "DESCRIPTION",
-        "OPTIONS",
-        "IN PLACE OF THE CONFIGURATION",
-        "CALLBACKS",
-        "CONFIGURATION",
-        "EXACTLY ONCE",
-        "SERVICE",
-        "SIGNALS",
-        "EXIT STATUS",
-        "ENVIRONMENT",
-        "FILES",
-        "EXAMPLES",
-        "SEE ALSO",
-        "AUTHOR",
-    ]
-    assert "fmconsume - consume messages from RabbitMQ queues\n" in shown
-    assert "\n       fmconsume connects to a broker" in shown
+@pytest.mark.parametrize(
+    ("name", "titles"),
+    [
+        (
+            COMMAND,
+            "NAME, SYNOPSIS, DESCRIPTION, OPTIONS, IN PLACE OF THE CONFIGURATION, RECORDING, "
+            "KEPT MESSAGES, SIGNALS, EXIT STATUS, ENVIRONMENT, FILES, EXAMPLES, SEE ALSO, AUTHOR",
+        ),
+        (
+            FILE,
+            "NAME, DESCRIPTION, THE BROKER, WHAT IS CONSUMED, THE CALLBACK, FAILURES, PUBLISHING, "
+            "THE SERVICE, FILES, EXAMPLES, SEE ALSO",
+        ),
+        (
+            CALLBACKS,
+            "NAME, SYNOPSIS, DESCRIPTION, THE CALLBACK, THE MESSAGE, PUBLISHING, FAILING, "
+            "WHEN THE CONNECTION FAILS, EXACTLY ONCE, TESTING, IN A PROGRAM, DEPLOYING, "
+            "MONITORING, COMING FROM FEDORA-MESSAGING, NAMES, SEE ALSO",
+        ),
+    ],
+)
+def test_page_sections(shown: dict[str, str], name: str, titles: str) -> None:
+    """A page has the sections that its readers look for, in their usual order."""
+    headings = re.findall("^[A-Z][A-Z -]+$", shown[name], re.MULTILINE)
+    assert headings == titles.split(", ")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_page_see_also(built: Path, name: str) -> None:
+    """A page names both others under SEE ALSO."""
+    others = section((built / name).read_text(encoding="utf-8"), "SEE ALSO")
+    named = re.findall(r"^\.BR (fmconsume\S*) \((\d)\)", others, re.MULTILINE)
+    found = {f"{unescape(page)}.{number}" for page, number in named}
+    assert found == set(PAGES) - {name}
+
+
+SOURCES = "\n".join((MAN / name).read_text(encoding="utf-8") for name in SOURCE_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("title", "page", "number"),
+    re.findall(r"\b([A-Z]{3}[A-Z ]*) in\n\.BR (\S+) \((\d)\)", SOURCES),
+)
+def test_page_references(built: Path, title: str, page: str, number: str) -> None:
+    """Where a page names a section of another one, it is there."""
+    other = (built / f"{unescape(page)}.{number}").read_text(encoding="utf-8")
+    assert f"\n.SH {title}\n" in other
+
+
+# -- the command
+
+
+def test_page_name(shown: dict[str, str]) -> None:
+    """The page of the command begins with what the command does."""
+    assert "fmconsume - consume messages from RabbitMQ queues\n" in shown[COMMAND]
+    assert "\n       fmconsume connects to a broker" in shown[COMMAND]
 
 
 @pytest.mark.parametrize(
@@ -139,38 +186,205 @@ def test_page_sections(shown: str) -> None:
         if action.dest != "help"
     ],
 )
-def test_page_option(shown: str, option: str) -> None:
+def test_page_option(shown: dict[str, str], option: str) -> None:
     """Each option has its entry."""
-    assert re.search(rf"^ {{7}}(\S+ \S+, )?{option}\b", shown, re.MULTILINE)
+    assert re.search(rf"^ {{7}}(\S+ \S+, )?{option}\b", shown[COMMAND], re.MULTILINE)
 
 
-@pytest.mark.parametrize(("key", "default"), list(list_keys(DEFAULTS)))
-def test_page_key(shown: str, key: str, default: Any) -> None:
-    """Each key of the configuration has its entry, with the default that holds."""
-    if key in OPEN_TABLES:
-        entry = rf"(\[\[)?{key}(\.name|\]\])?$"
-    elif key == "monitoring":
-        entry = r"monitoring\.port \(unset\)\n {7}monitoring.address \(\"localhost\"\)$"
-    else:
-        entry = rf"(\S+, )*{re.escape(key)}(, \S+)* \({re.escape(write_toml(default))}\)$"
-    assert re.search(rf"^ {{7}}{entry}", shown, re.MULTILINE)
-
-
-@pytest.mark.parametrize(
-    "key", ["passive", "durable", "routing_keys", "type", "arguments", "consumer_arguments"]
-)
-def test_page_inner_key(shown: str, key: str) -> None:
-    """The keys of queues, exchanges and bindings are told of."""
-    assert re.search(rf"\b{key}\b", shown)
+def test_page_exit_statuses(built: Path) -> None:
+    """Each exit status has its entry, and no other."""
+    listed = tags(section((built / COMMAND).read_text(encoding="utf-8"), "EXIT STATUS"))
+    assert listed == [*(str(int(code)) for code in ExitCode), "128+n"]
 
 
 @pytest.mark.parametrize("code", ExitCode)
-def test_page_exit_status(shown: str, code: ExitCode) -> None:
+def test_page_exit_status(shown: dict[str, str], code: ExitCode) -> None:
     """Each exit status is explained."""
-    assert re.search(rf"^ {{7}}{int(code)} {{4,6}}\S", shown, re.MULTILINE)
+    assert re.search(rf"^ {{7}}{int(code)} {{4,6}}\S", shown[COMMAND], re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", ["FMCONSUME_CONF", "FEDORA_MESSAGING_CONF", "SIGTERM", "SIGINT"])
-def test_page_names(shown: str, name: str) -> None:
+def test_page_names(shown: dict[str, str], name: str) -> None:
     """Variables and signals have their entries."""
-    assert re.search(rf"^ {{7}}(\w+, )?{name}", shown, re.MULTILINE)
+    assert re.search(rf"^ {{7}}(\w+, )?{name}", shown[COMMAND], re.MULTILINE)
+
+
+# -- the configuration
+
+
+def list_keys(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """List each key with its default."""
+    for key, value in table.items():
+        name = f"{path}{key}"
+        if isinstance(value, dict) and value and name not in OPEN_TABLES:
+            yield from list_keys(value, f"{name}.")
+        elif name not in RESERVED:
+            yield name, value
+
+
+def list_inner_keys() -> Iterator[tuple[str, str]]:
+    """List each key of a queue, an exchange and a binding with its default, as the page does."""
+    exchanges = check_config({"exchanges": {"name": {}}}, "")["exchanges"]
+    (binding,) = check_bindings({"exchange": "", "routing_keys": []}, {"": {}})
+    required = dict.fromkeys(("exchange", "routing_keys"), "required")
+    for path, defaults in {
+        "queues.name": check_queues({"name": {}})["name"],
+        "exchanges.name": exchanges["name"],
+        "bindings": binding,
+    }.items():
+        known = expected_of(f"{path}.none_such").split(", ")
+        texts = required if path == "bindings" else {}
+        for key in known:
+            yield f"{path}.{key}", texts.get(key) or write_toml(defaults.get(key))
+
+
+def list_documented() -> dict[str, str]:
+    """Give what the page has to list: each key, with its default as the page writes it."""
+    keys = {
+        "queues.name": "",
+        "exchanges.name": "",
+        "[[bindings]]": "",
+        "log_config": "",
+        "monitoring.port": "unset",
+        "monitoring.address": '"localhost"',
+    }
+    for key, default in list_keys(DEFAULTS):
+        if key not in OPEN_TABLES | {"monitoring"}:
+            keys[key] = write_toml(default)
+    return {**keys, **dict(list_inner_keys())}
+
+
+def write_toml(value: Any) -> str:
+    """Write a default as the page does."""
+    if value is None:
+        return "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def make_config(key: str, value: object) -> dict[str, Any]:
+    """Make a configuration that has only this key."""
+    first, _, rest = key.strip("[]").partition(".")
+    if first == "bindings" and rest:
+        return {first: [{rest: value}]}
+    return {first: make_config(rest, value) if rest else value}
+
+
+def expected_of(key: str) -> str:
+    """Tell what fmconsume expects of a key, as it says when it finds something else there."""
+    with pytest.raises(ConfigurationException) as caught:
+        check_config(make_config(key, BAD), "")
+    place = re.compile(rf".*\b{key.strip('[]').rpartition('.')[2]}: found .+, expected (.+)")
+    (expected,) = filter(None, map(place.fullmatch, str(caught.value).splitlines()))
+    return expected[1].replace("user:***@", "user:password@")
+
+
+TEXT = (MAN / FILE).read_text(encoding="utf-8")
+KEYS = [
+    entry
+    for title in re.findall(r"^\.SH (.+)$", TEXT, re.MULTILINE)
+    if title != "FILES"
+    for entry in entries(section(TEXT, title))
+]
+#: Each key that the page has, and its entry.
+BY_KEY = {tag.partition(" (")[0]: entry for entry in KEYS for tag in entry.tags}
+FORM = re.compile(
+    r"(?P<meaning>.+)"
+    r"^\.br\n\.IR Type :\n(?P<type>.+)"
+    r'^\.br\n\.IR "Change it" :\n(?P<cause>.+)'
+    r"^\.br\n\.IR Example :\n(?P<example>.+)",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def read_form(entry: Entry) -> dict[str, str]:
+    """Give the parts of an entry, which has the form of all entries."""
+    found = FORM.fullmatch(entry.body)
+    assert found, f"{entry.tags[0]} has another form"
+    return found.groupdict()
+
+
+def test_file_page_keys() -> None:
+    """Each key of the configuration has one entry, with the default that holds, and no other."""
+    listed = [tag.partition(" (") for entry in KEYS for tag in entry.tags]
+    assert len(listed) == len(BY_KEY)
+    assert {key: default.rpartition(")")[0] for key, _, default in listed} == list_documented()
+
+
+@pytest.mark.parametrize("key", BY_KEY)
+def test_file_page_types(key: str) -> None:
+    """What an entry calls its type begins with what fmconsume says it expects there."""
+    if key != "client_properties.app":  # It may be anything.
+        shown = re.sub(r"^\.[A-Z]+ ", "", read_form(BY_KEY[key])["type"], flags=re.MULTILINE)
+        assert unescape(shown).startswith(expected_of(key))
+
+
+@pytest.mark.parametrize("key", BY_KEY)
+def test_file_page_examples(key: str) -> None:
+    """The example of an entry is a configuration that fmconsume accepts, and has the key."""
+    example = read_form(BY_KEY[key])["example"]
+    text = "".join(samples(example)) or unescape(example[len(".B ") :])
+    config = tomli.loads(text)
+    check_config(config, "")
+    found: Any = config
+    for part in key.strip("[]").split("."):
+        if isinstance(found, list):
+            (found,) = found
+        found = next(iter(found.values())) if part == "name" else found[part]
+    assert found is not None
+
+
+def test_file_page_samples() -> None:
+    """The longer samples are configurations that fmconsume accepts."""
+    longer = samples(section(TEXT, "DESCRIPTION")) + samples(section(TEXT, "EXAMPLES"))
+    assert len(longer) == 2
+    for sample in longer:
+        check_config(tomli.loads(sample), "")
+
+
+# -- callbacks
+
+
+CALLBACKS_TEXT = (MAN / CALLBACKS).read_text(encoding="utf-8")
+
+
+def public(thing: object) -> list[str]:
+    """Give the names that an object has for its users, sorted."""
+    return sorted(name for name in dir(thing) if not name.startswith("_"))
+
+
+def test_callbacks_page_message() -> None:
+    """Each attribute of a message has its entry, and no other."""
+    assert sorted(tags(section(CALLBACKS_TEXT, "THE MESSAGE"))) == public(Message())
+
+
+def test_callbacks_page_consumer() -> None:
+    """Each attribute of a consumer and each of its counts is there, and no other."""
+    consumer = Consumer(print)
+    listed = {
+        entry.tags[0]: entry.body for entry in entries(section(CALLBACKS_TEXT, "IN A PROGRAM"))
+    }
+    assert sorted(name.split("(")[0] for name in listed) == public(consumer)
+    assert re.findall(r"^\.BR? (\w+)", listed["stats"], re.MULTILINE) == list(vars(consumer.stats))
+
+
+NAMES = subsections(section(CALLBACKS_TEXT, "NAMES"))
+
+
+@pytest.mark.parametrize("module", NAMES)
+def test_callbacks_page_names(module: str) -> None:
+    """Each public name of a module has its entry, or is told of in one, and no other."""
+    public_names = set(importlib.import_module(module).__all__)
+    listed = tags(NAMES[module])
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= public_names
+    told = set(listed) | set(re.findall(r"^\.BR (\w+) ,$", NAMES[module], re.MULTILINE))
+    assert told == public_names
+
+
+def test_callbacks_page_modules() -> None:
+    """The modules that the package offers are there, and those for tests and for databases."""
+    offered = [name for name in fmconsume.__all__ if inspect.ismodule(getattr(fmconsume, name))]
+    more = ["fmconsume", "fmconsume.inbox", "fmconsume.testing"]
+    assert sorted(NAMES) == sorted([*more, *(f"fmconsume.{name}" for name in offered)])

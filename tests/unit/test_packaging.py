@@ -129,7 +129,17 @@ def test_spec_version() -> None:
     assert version[1] == entry[1] == __version__
 
 
-@pytest.mark.parametrize("place", PLACES.values())
-def test_uninstall_takes_completions(place: str) -> None:
+PAGES = ("man1/fmconsume.1", "man5/fmconsume.toml.5", "man7/fmconsume-callbacks.7")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_spec_has_page(page: str) -> None:
+    """The RPM spec packs each page of the manual."""
+    spec = (HOUSE / "packaging" / "fmconsume.spec").read_text(encoding="utf-8")
+    assert f"\n%{{_mandir}}/{page}*\n" in spec
+
+
+@pytest.mark.parametrize("place", [*PLACES.values(), *(f"man/{page}" for page in PAGES)])
+def test_uninstall_takes(place: str) -> None:
     """`make uninstall` removes what `make install` wrote."""
     assert place in (HOUSE / "Makefile").read_text(encoding="utf-8")
