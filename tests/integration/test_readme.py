@@ -7,17 +7,11 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import pytest
 
-from fmconsume.config import DEFAULTS
-from fmconsume.delivery import Verdict
-from fmconsume.exceptions import ExitCode
-from fmconsume.message import Message
-from fmconsume.testing import deliver
 from tests.waiting import PATIENCE, wait_until
 
 from .broker import Broker
@@ -90,111 +84,7 @@ def test_readme_class_sample(
     broker.delete("topics")
 
 
-@pytest.fixture
-def fruit(broker: Broker) -> Iterator[str]:
-    """The queue that the samples consume from: empty, and gone afterwards."""
-    yield broker.declare("fruit")
-    broker.delete("fruit")
-
-
-def start(code: str, config: Path) -> subprocess.Popen[str]:
-    """Run a sample against the private broker."""
-    return subprocess.Popen(
-        [sys.executable, "-u", "-c", code],
-        env={**os.environ, "FMCONSUME_CONF": str(config)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_readme_consume_sample(broker: Broker, config: Path, fruit: str) -> None:
-    """The sample with bindings and queues binds the queue, and prints what is routed to it."""
-    code = next(block for block in blocks("python") if "bindings=" in block)
-    code = code.replace("amqp://guest:guest@localhost/", broker.url())
-    with start(code, config) as process:
-        assert process.stdout
-        wait_until(lambda: "fruit.#" in broker.ctl("list_bindings", "routing_key"), every=0.2)
-        broker.publish("fruit.ripe", [{"n": 1}], exchange="amq.topic")
-        words = process.stdout.readline().split(maxsplit=2)
-        assert (words[0], words[2]) == (fruit, "fruit.ripe {'n': 1}\n")
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(PATIENCE) == 0
-    assert broker.depth(fruit) == (0, 0)
-
-
-def test_readme_consumer_sample(broker: Broker, config: Path, fruit: str) -> None:
-    """The sample with a thread consumes until Enter, and shows state, counts and exit status."""
-    code = next(block for block in blocks("python") if "consumer.stop()" in block)
-    broker.publish(fruit, [{"n": 1}])
-    with start(code, config) as process:
-        assert process.stdout
-        assert process.stdout.readline() == "Press Enter to stop\n"
-        assert process.stdout.readline() == "fruit {'n': 1}\n"
-        printed, _ = process.communicate("\n", 30)
-        assert process.returncode == 0
-    state, counts = printed.splitlines()
-    assert state.startswith("consuming from fruit at ")
-    assert counts == "received 1, acknowledged 1 and exit status 0"
-
-
-def test_readme_drain_sample(broker: Broker, config: Path, fruit: str) -> None:
-    """The sample that works off a queue ends by itself, when the queue is empty or at its limit."""
-    code = next(block for block in blocks("python") if "drain=True" in block)
-    broker.publish(fruit, [{"n": number} for number in range(3)])
-    assert "acknowledged 2" in last_line(code.replace("limit=1000", "limit=2"), config)
-    assert last_line(code, config) == "received 1, acknowledged 1"
-    assert broker.depth(fruit) == (0, 0)
-
-
-def last_line(code: str, config: Path) -> str:
-    """Run a sample to its end, and give the last line that it prints."""
-    with start(code, config) as process:
-        printed, _ = process.communicate(timeout=PATIENCE)
-        assert process.returncode == 0
-    return printed.splitlines()[-1]
-
-
-def test_readme_publish_sample(broker: Broker, config: Path, queue: str) -> None:
-    """The publishing sample returns once the broker has the message."""
-    broker.bind(queue, "amq.topic", "fruit.*")
-    code = next(block for block in blocks("python") if "publish(Message" in block)
-    env = {**os.environ, "FMCONSUME_CONF": str(config)}
-    subprocess.run([sys.executable, "-c", code], env=env, check=True, timeout=PATIENCE)
-    assert [message.body for message in broker.drain(queue)] == [b'{"fruit": "pear"}']
-
-
 def test_readme_testing_sample() -> None:
     """The testing sample passes."""
     code = next(block for block in blocks("python") if "deliver" in block)
     subprocess.run([sys.executable, "-c", f"{code}\ntest_callback()"], check=True, timeout=PATIENCE)
-
-
-def test_readme_configuration_table() -> None:
-    """The table of configuration keys has each key, and no other."""
-    table = README.split("## Configuration")[1].split("\n## ")[0]
-    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
-    assert set(re.findall(r"`(\w+)`", "".join(cells))) == set(DEFAULTS)
-
-
-def test_readme_exit_codes() -> None:
-    """The table of exit statuses has each of them."""
-    table = README.split("| exit status")[1].split("\n\n")[0]
-    assert set(map(int, re.findall(r"^\| (\d+) \|", table, re.MULTILINE))) == set(ExitCode)
-
-
-def test_readme_inbox(tmp_path: Path) -> None:
-    """The sample of the inbox does its work once."""
-    (sample,) = [block for block in blocks("python") if "inbox.transaction" in block]
-    url = f"sqlite:///{tmp_path}/builds.db"
-    names: dict[str, Any] = {}
-    exec(sample.replace("postgresql+psycopg://worker@db/builds", url), names)
-    with names["engine"].begin() as connection:
-        connection.execute(names["text"]("CREATE TABLE builds (name TEXT)"))
-    message = Message(topic="a", body={"name": "kernel"})
-    message.queue = "builds"
-    result = deliver(names["callback"], message, message)
-    assert (result.verdicts, result.error) == ([Verdict.ACK, Verdict.ACK], None)
-    with names["engine"].connect() as connection:
-        assert connection.execute(names["text"]("SELECT name FROM builds")).all() == [("kernel",)]
-    names["engine"].dispose()

@@ -7,8 +7,13 @@ import re
 from pathlib import Path
 from unittest import mock
 
-from fmconsume import Consumer, Message
+import pytest
+import tomli
+
+from fmconsume.config_checks import check_config
 from tests.faults.__main__ import faults
+from tests.manual import MAN, samples
+from tests.manual import section as section_of
 
 HOUSE = Path(__file__).parents[2]
 README = (HOUSE / "README.md").read_text(encoding="utf-8")
@@ -23,13 +28,35 @@ def section(text: str, title: str) -> str:
     return re.split(r"^## ", text.split(f"\n## {title}\n")[1], flags=re.MULTILINE)[0]
 
 
-def test_readme_quotes_the_faults() -> None:
-    """The README shows fourteen rows of the table of faults, word for word, and counts its rows."""
-    quoted = FAULT_ROW.findall(README)
-    rows = FAULT_ROW.findall(FAULTS)
-    assert len(quoted) == 14
-    assert set(quoted) <= set(rows)
-    assert f"fourteen rows of {len(rows)}" in README
+def test_readme_sums_up_the_faults() -> None:
+    """The README tells how many rows the table of faults has, and the sums of its columns."""
+    rows = [row.strip("| ").split(" | ")[2:] for row in FAULT_ROW.findall(FAULTS)]
+    sums = [sum(int(cell.replace(",", "")) for cell in column) for column in zip(*rows)]
+    (told,) = re.findall(
+        r"\[(\d+) runs\]\(tests/faults/README.md\) ([\d,]+) faults struck among ([\d,]+) messages: "
+        r"(\d+) were lost, and (\d+) ran again",
+        README.replace("\n", " "),
+    )
+    assert [int(number.replace(",", "")) for number in told] == [len(rows), *sums]
+
+
+@pytest.mark.parametrize("sample", re.findall(r"^```toml\n(.*?)^```", README, re.M | re.S))
+def test_readme_configurations(sample: str) -> None:
+    """Each configuration in the README is one that fmconsume accepts."""
+    check_config(tomli.loads(sample), "")
+
+
+def test_manual_begins_as_the_readme() -> None:
+    """The page about callbacks begins with the sample that the README begins with."""
+    page = (MAN / "fmconsume-callbacks.7").read_text(encoding="utf-8")
+    first = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[0]
+    assert samples(section_of(page, "SYNOPSIS")) == [first]
+
+
+def test_readme_leads_to_the_manual() -> None:
+    """The README names each page of the manual."""
+    pages = re.findall(r"^\| `man (\S+)` \|", section(README, "Where to read on"), re.MULTILINE)
+    assert pages == ["fmconsume", "fmconsume.toml", "fmconsume-callbacks"]
 
 
 def test_faults_table_has_each_fault() -> None:
@@ -40,28 +67,3 @@ def test_faults_table_has_each_fault() -> None:
     assert re.findall(r"`(\S+?)`", "".join(names)) == list(
         dict.fromkeys(fault.name for fault in listed)
     )
-
-
-def first_cells(table: str) -> list[str]:
-    """Give the names in the first column of a table."""
-    cells = re.findall(r"^\| (`.+?) \|", table, re.MULTILINE)
-    return re.findall(r"`(\w+)(?:\(\))?`", "".join(cells))
-
-
-def public(thing: object) -> list[str]:
-    """Give the names that an object has for its users, sorted."""
-    return sorted(name for name in dir(thing) if not name.startswith("_"))
-
-
-def test_readme_message_table() -> None:
-    """The table of a message's attributes has each of them, and no other."""
-    assert sorted(first_cells(section(README, "The message"))) == public(Message())
-
-
-def test_readme_consumer_table() -> None:
-    """The table of a consumer's attributes has each of them and each count, and no other."""
-    consumer = Consumer(print)
-    table = section(README, "From Python")
-    assert sorted(first_cells(table)) == public(consumer)
-    (counts,) = re.findall(r"^\| `stats` \|(.+)\|$", table, re.MULTILINE)
-    assert re.findall(r"`(\w+)`", counts) == list(vars(consumer.stats))
