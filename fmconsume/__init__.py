@@ -4,6 +4,7 @@ from . import api, compat, config, exceptions, message
 from .api import Consumer, consume, publish
 from .exceptions import Drop, HaltConsumer, Nack
 from .message import Message
+from .stopping import is_stopping, wait_for_stop
 from .version import __version__
 
 compat.offer()
@@ -19,6 +20,8 @@ __all__ = [
     "config",
     "consume",
     "exceptions",
+    "is_stopping",
     "message",
     "publish",
+    "wait_for_stop",
 ]

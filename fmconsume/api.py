@@ -7,12 +7,10 @@ signals are handled only when it is the main thread.
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
-from queue import Empty
 from typing import TYPE_CHECKING, Any, Callable, Protocol, Union
 
 from . import config
@@ -30,6 +28,7 @@ from .publisher import count_published, publish
 from .service.systemd import Notifier
 from .shortage import shortage
 from .wakeup import WakeupQueue
+from .watch import STOP, StopTeller, Watch
 from .wiring import addresses, failure_policy, list_losses, open_notes, options, topology
 
 if TYPE_CHECKING:
@@ -59,12 +58,8 @@ class _Handler(Protocol):
 #: A function or an object that takes a message, coroutine or not, or a class that makes one.
 Callback = Union[_Handler, type[_Handler]]
 
-#: Seconds that the supervisor gets after a second signal, and each thread after the end.
+#: Seconds that each thread gets after the end.
 _DEADLINE = 5.0
-#: Seconds between two checks that the supervisor is alive; normally it reports its end itself.
-_LOOK = 60.0
-#: The event that asks to stop; signals come as their numbers.
-_STOP = "stop"
 
 
 class Consumer:
@@ -103,7 +98,7 @@ class Consumer:
         drain: bool = False,
         amqp_url: str | Sequence[str] | None = None,
     ) -> None:
-        #: Signal numbers, `_STOP` and the End; filled by signal handlers and any thread.
+        #: What a Watch waits for; filled by signal handlers and any thread.
         self._events = WakeupQueue()
         self._has_run = False
         #: Exit status for a command; set when `run` ends.
@@ -115,6 +110,7 @@ class Consumer:
         more = failure_policy(), notes, engine_options.workers
         processor = make_processor(callback, body_mode, _make_keep, *more)
         self._coroutines = processor.coroutines
+        self._stop_timeout: float | None = config.conf["stop_timeout"]
         monitoring = _make_monitoring(lambda: self.stats)
         for text in list_losses(wanted):
             _log.warning("%s", text)
@@ -127,9 +123,20 @@ class Consumer:
             open_session=open_session,
             make_pool=partial(make_pool, processor, engine_options.workers),
             report=self._events.put,
-            observers=_list_observers(monitoring),
+            observers=self._list_observers(monitoring),
             notes=notes,
         )
+
+    def _list_observers(self, monitoring: Monitoring | None) -> list[Observer]:
+        """List whoever has something to observe: most consumers have no such thing."""
+        observers: list[Observer] = []
+        if os.environ.get("NOTIFY_SOCKET"):
+            observers.append(Notifier(os.environ))
+        if monitoring is not None:
+            observers.append(monitoring.history)
+        if self._stop_timeout is not None:
+            observers.append(StopTeller(self._events))
+        return observers
 
     @property
     def stats(self) -> Stats:
@@ -143,7 +150,7 @@ class Consumer:
 
     def stop(self) -> None:
         """Stop as at a first SIGTERM: running callbacks finish and are settled. Thread: any."""
-        self._events.put(_STOP)
+        self._events.put(STOP)
 
     def run(self) -> None:
         """Consume until stopped.
@@ -156,7 +163,8 @@ class Consumer:
             ConsumerCanceled: The broker cancelled the consumer, and the queue is gone.
             BadDeclaration, PermissionException, ConnectionException: The broker refuses.
             KeyboardInterrupt: A second signal came before the callbacks had finished.
-            Exception: Whatever else the callback raised.
+            StopTimeout: They had not finished `stop_timeout` after the stop.
+            Exception: Whatever else the callback raised, also as it was entered or left.
         """
         if self._has_run:
             raise RuntimeError("a Consumer runs once: make another one to consume again")
@@ -165,7 +173,7 @@ class Consumer:
         with ExitStack() as stack:
             self._start(stack)
             try:
-                end = self._wait()
+                end = Watch(self._events, self._supervisor, self._stop_timeout).wait()
             except BaseException as exc:  # A signal handler of the program's own raised it.
                 self._supervisor.abandon(End(exc, ExitCode.UNEXPECTED))
                 self._join()
@@ -195,39 +203,6 @@ class Consumer:
                 raise
             raise reason from exc
 
-    def _wait(self) -> End:
-        """Pass stops and signals to the supervisor until it reports the End, or dies without."""
-        signals = 0
-        end = None
-        while True:
-            try:
-                # A supervisor that hangs on a dead line must not keep a forced stop waiting.
-                event = self._events.get(_DEADLINE if end else _LOOK)
-            except Empty:
-                if end is not None:
-                    return end
-                if self._supervisor.is_alive():
-                    continue
-                # It may have reported and ended after the wait was over.
-                with suppress(Empty):
-                    return self._last_word()
-                return End(RuntimeError("the supervisor is gone"), ExitCode.UNEXPECTED)
-            if isinstance(event, End):
-                return event
-            if event is _STOP or not signals:
-                self._supervisor.stop()
-            else:
-                end = End(KeyboardInterrupt(signal.Signals(event).name), 128 + event)
-                self._supervisor.abandon(end)
-            signals += event is not _STOP
-
-    def _last_word(self) -> End:
-        """Return the End that is among the events; raise queue.Empty if there is none."""
-        while True:
-            event = self._events.get(0)
-            if isinstance(event, End):
-                return event
-
     def _join(self) -> None:
         """Join the threads, and log the name of each that does not end."""
         self._supervisor.join(_DEADLINE)
@@ -236,7 +211,7 @@ class Consumer:
         threads: list[Supervisor | Worker] = [self._supervisor, *self._supervisor.workers]
         for thread in threads:
             # A callback that still runs was abandoned: nobody waits for it.
-            is_busy = isinstance(thread, Worker) and thread.current is not None
+            is_busy = isinstance(thread, Worker) and thread.is_busy
             if thread.is_alive():  # One that could not be started cannot be joined.
                 thread.join(0 if is_busy else _DEADLINE)
             if thread.is_alive():
@@ -294,13 +269,3 @@ def _make_monitoring(stats: Callable[[], Stats]) -> Monitoring | None:
         # Where fedora-messaging listens, and where its users' probes ask.
         address = "" if config.is_fedora_messaging else "localhost"
     return Monitoring(stats, address, port, count_published)
-
-
-def _list_observers(monitoring: Monitoring | None) -> list[Observer]:
-    """List the observers: one for systemd if it listens, one for monitoring if it is configured."""
-    observers: list[Observer] = []
-    if os.environ.get("NOTIFY_SOCKET"):
-        observers.append(Notifier(os.environ))
-    if monitoring is not None:
-        observers.append(monitoring.history)
-    return observers

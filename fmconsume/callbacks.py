@@ -28,9 +28,13 @@ if TYPE_CHECKING:
     from .engine.coroutines import CoroutineRunner
 
 __all__ = [
+    "enter",
     "find_function",
     "instantiate",
+    "is_context_manager",
+    "is_of_leaving",
     "is_users_own",
+    "leave",
     "load_from_file",
     "load_from_module",
     "locate",
@@ -192,10 +196,46 @@ def find_function(callback: Any) -> Any:
     return callback
 
 
+def is_context_manager(callback: Any) -> bool:
+    """Tell whether a callback can be entered and left, as by `with` or `async with`."""
+    return any(
+        hasattr(callback, f"__{kind}enter__") and hasattr(callback, f"__{kind}exit__")
+        for kind in ("", "a")
+    )
+
+
+async def enter(callback: Any, is_async: bool) -> None:
+    """Enter a callback that is a context manager; await nothing unless it is an asynchronous one.
+
+    Thread: where the callback runs.
+    """
+    if is_async:
+        await callback.__aenter__()
+    else:
+        callback.__enter__()
+
+
+async def leave(callback: Any, is_async: bool) -> None:
+    """Leave a callback that was entered; no exception, since each had its message. See `enter`."""
+    if is_async:
+        await callback.__aexit__(None, None, None)
+    else:
+        callback.__exit__(None, None, None)
+
+
 def is_users_own(exc: BaseException) -> bool:
-    """Tell whether the user's module or constructor raised an exception, and not this package."""
-    frames = traceback.walk_tb(exc.__traceback__)
-    return any(frame.f_code is _run.__code__ for frame, _ in frames)
+    """Tell whether the callback's module, constructor or __enter__ raised an exception."""
+    return _has_passed(exc, _run, enter)
+
+
+def is_of_leaving(exc: BaseException) -> bool:
+    """Tell whether the callback's __exit__ raised an exception."""
+    return _has_passed(exc, leave)
+
+
+def _has_passed(exc: BaseException, *functions: Any) -> bool:
+    codes = [function.__code__ for function in functions]
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(exc.__traceback__))
 
 
 def locate(exc: BaseException) -> str:

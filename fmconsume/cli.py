@@ -21,6 +21,7 @@ from .exceptions import (
     ExitCode,
     FmconsumeError,
     HaltConsumer,
+    StopTimeout,
 )
 from .log import get_logger, is_stuck, quieten_pika
 from .redaction import hide_passwords
@@ -252,12 +253,19 @@ def _diagnose(exc: BaseException) -> tuple[str, int]:
         return str(exc), exc.exit_code
     if callbacks.is_users_own(exc):
         # Every error counts as temporary: a boot that is not over looks like a mistake.
-        _log.error("the callback cannot be made ready", exc_info=exc)
-        text = f"the callback failed before the first message: {callbacks.locate(exc)}"
-        return text, ExitCode.TEMPORARY
+        return _tell_unready(exc), ExitCode.TEMPORARY
+    if callbacks.is_of_leaving(exc):  # At the end of a replay.
+        _log.error("the callback's __exit__ failed", exc_info=exc)
+        return f"the callback failed: {describe(exc)}", ExitCode.CALLBACK
     exc = shortage(exc) or exc
     status = _exit_code(exc)
     return _explain(exc, status), status
+
+
+def _tell_unready(exc: BaseException) -> str:
+    """Log what the callback's module, constructor or __enter__ raised, and say it in a line."""
+    _log.error("the callback cannot be made ready", exc_info=exc)
+    return f"the callback failed before the first message: {callbacks.locate(exc)}"
 
 
 def _exit_code(exc: BaseException) -> int:
@@ -404,8 +412,12 @@ def _run(consumer: Consumer) -> int:
         if exc.exit_code:
             console.complain(f"the callback halted the consumer: {brief(str(exc))}")
     except BaseException as exc:
-        console.complain(_explain(exc, consumer.exit_code))
-        if consumer.exit_code > 128 and isinstance(exc, KeyboardInterrupt):
+        if consumer.exit_code == ExitCode.TEMPORARY and callbacks.is_users_own(exc):
+            console.complain(_tell_unready(exc))
+        else:
+            console.complain(_explain(exc, consumer.exit_code))
+        is_forced = consumer.exit_code > 128 and isinstance(exc, KeyboardInterrupt)
+        if is_forced or isinstance(exc, StopTimeout):
             # The interpreter could wait for a callback that hangs.
             console.end(consumer.exit_code)
     return consumer.exit_code

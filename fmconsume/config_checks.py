@@ -51,6 +51,7 @@ DEFAULTS: dict[str, Any] = {
     "remember": 20_000,
     "state": None,
     "callback_timeout": None,
+    "stop_timeout": None,
     "failures": {
         "on_exception": "halt",
         "nack_on": [],
@@ -182,6 +183,7 @@ def _is_duration(value: Any) -> bool:
     return type(value) in (int, float) and 0 <= value < float("inf")
 
 
+_DURATION = _value("a number of seconds above 0", lambda value: value and _is_duration(value))
 _BOOLEAN = _value("true or false", lambda value: isinstance(value, bool))
 _TEXT = _value("a string", lambda value: isinstance(value, str))
 _DICT = _value("a table", lambda value: isinstance(value, dict))
@@ -364,9 +366,8 @@ _CHECKS: dict[str, _Check] = {
     "workers": _integer(1),
     "remember": _integer(0),
     "state": _PATH,
-    "callback_timeout": _or(
-        None, _value("a number of seconds above 0", lambda value: value and _is_duration(value))
-    ),
+    "callback_timeout": _or(None, _DURATION),
+    "stop_timeout": _or(None, _DURATION),
     "failures": _FAILURES,
     "monitoring": _or(
         {},

@@ -26,6 +26,7 @@ __all__ = [
     "PublishForbidden",
     "PublishReturned",
     "PublishTimeout",
+    "StopTimeout",
     "UnavailableException",
     "UndecodableError",
     "ValidationError",
@@ -50,6 +51,7 @@ class ExitCode(enum.IntEnum):
     HANDSHAKE = 14
     PERMISSION = 15
     BODIES = 16
+    STOP_TIMEOUT = 17
 
     # As from Python 3.11 on.
     __str__ = int.__repr__
@@ -178,6 +180,12 @@ class BodiesUnreadable(ConsumeException):
     """Raised when none of the first messages decodes, and rejecting them would lose them."""
 
     exit_code = ExitCode.BODIES
+
+
+class StopTimeout(ConsumeException):
+    """Raised when callbacks still run `stop_timeout` after the consumer began to stop."""
+
+    exit_code = ExitCode.STOP_TIMEOUT
 
 
 class Nack(ConsumeException):

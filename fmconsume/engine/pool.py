@@ -58,7 +58,11 @@ def rehearse(processor: Processor) -> Iterator[Callable[[Delivery], Outcome]]:
 
     pool.start()
     try:
+        pool.stay.entered.result()
         yield run
     finally:
         pool.end()
-        processor.coroutines.close(_DEADLINE)
+        try:
+            pool.stay.left.result()
+        finally:
+            processor.coroutines.close(_DEADLINE)

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, Callable
 
 from .. import config
-from ..callbacks import find_function, prepare
+from ..callbacks import find_function, is_context_manager, prepare
 from ..delivery import (
     ACK,
     DROP,
@@ -56,6 +56,7 @@ class Processor:
         policy: Says what an exception leads to.
         notes: Outlive the process; None is nothing.
         number: Of the worker, from 1; 0 is nobody's, whose messages are not noted.
+        manager: The callback, if it is to be entered before the first message; else None.
     """
 
     def __init__(
@@ -67,7 +68,9 @@ class Processor:
         policy: FailurePolicy = HALT,
         notes: Notes | None = None,
         number: int = 0,
+        manager: Any = None,
     ) -> None:
+        self.manager = manager
         self.coroutines = coroutines or CoroutineRunner()
         #: The awaitable that the callback returned, while it is awaited. Set by the worker, read by
         #: any thread.
@@ -86,7 +89,7 @@ class Processor:
     def copy(self, number: int) -> Processor:
         """Make an equal processor for a worker. Thread: any."""
         parts = self._callback, self._decode, self._keep, self.coroutines, self._policy
-        return Processor(*parts, self._notes, number)
+        return Processor(*parts, self._notes, number, self.manager)
 
     @property
     def has_coroutine_function(self) -> bool:
@@ -303,4 +306,7 @@ def make_processor(
     ready = prepare(callback, coroutines, workers)
     # fedora-messaging sends and receives NaN.
     decode_body = partial(decode, body_mode=body_mode, allow_nan=config.is_fedora_messaging)
-    return Processor(ready, decode_body, make_keep(), coroutines, policy, notes)
+    # One that the user made is the user's to enter, and fedora-messaging enters none.
+    is_entered = is_context_manager(ready) and inspect.isclass(callback)
+    manager = ready if is_entered and not config.is_fedora_messaging else None
+    return Processor(ready, decode_body, make_keep(), coroutines, policy, notes, manager=manager)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
 from queue import Empty
@@ -194,7 +195,7 @@ class Supervisor(threading.Thread):
         except BaseException as exc:
             self._ending = _failure(exc)
         assert self._ending is not None
-        self._pool.end()
+        self._pool.end(is_left=False)  # Unless it has been told before.
         if self._notes is not None:
             self._notes.close()
         try:
@@ -210,7 +211,7 @@ class Supervisor(threading.Thread):
         self._status.enter(Phase.STOPPED, f"stopped after {seconds:.1f} s ({reason}): {self.stats}")
 
     def _supervise(self) -> None:
-        self._pool.start()
+        self._begin()
         while self._ending is None:
             try:
                 session = self._open()
@@ -225,6 +226,38 @@ class Supervisor(threading.Thread):
             self._tell_stopping()
         while self._is_waiting_for_callbacks:
             self._wait_for_mail(self._sleep)
+        self._finish()
+
+    def _begin(self) -> None:
+        """Start the workers, one of which enters a callback that is a context manager."""
+        self._pool.start()
+        starting = State(Phase.CONNECTING, "starting: the callback's __enter__ runs")
+        error = self._wait_for_step(self._pool.stay.entered, starting)
+        if error is not None:
+            self._end(error, getattr(error, "exit_code", ExitCode.TEMPORARY))
+
+    def _finish(self) -> None:
+        """End the workers; the one that entered the callback leaves it, unless any still runs."""
+        self._pool.end(is_left=not self._is_abandoned)
+        stopping = State(Phase.STOPPING, "stopping: the callback's __exit__ runs")
+        error = self._wait_for_step(self._pool.stay.left, stopping)
+        if error is not None:
+            _log.error("the callback's __exit__ failed", exc_info=error)
+            if self._ending is None or self._ending.exit_code == ExitCode.OK:
+                self._ending = End(error, ExitCode.CALLBACK)
+
+    def _wait_for_step(self, step: Future[None], state: State) -> BaseException | None:
+        """Wait until the callback is entered or left, unless told not to wait for callbacks.
+
+        Returns:
+            What that raised, if anything.
+        """
+        if not step.done():
+            self._status.enter(*state)
+        step.add_done_callback(lambda _: self.mailbox.post(_nothing))
+        while not (step.done() or self._is_abandoned):
+            self._wait_for_mail(self._sleep)
+        return step.exception() if step.done() else None
 
     def _tell_stopping(self) -> None:
         text = f"stopping: {self._account.in_hand} deliveries in hand"
@@ -329,7 +362,9 @@ class Supervisor(threading.Thread):
                 except ConsumerCanceled as exc:
                     self._end(exc, exc.exit_code)
             if self._ending is None and self._drain is not None:
-                self._ending = self._drain.look(session, partial(self._receive, session, 0))
+                end = self._drain.look(session, partial(self._receive, session, 0))
+                if end is not None:
+                    self._end(*end)
 
     def _wind_down(self, session: Session) -> None:
         """Return the deliveries that no worker has begun, let callbacks finish, settle everything.
@@ -540,11 +575,15 @@ class Supervisor(threading.Thread):
         if self._ending is None:
             self._ending = End(error, exit_code)
             self._guard.give_up()
+            self._pool.stop.set()
 
     def _abandon(self, end: End) -> None:
         """Stop without waiting for callbacks."""
         if not self._is_abandoned:
             self._is_abandoned = True
+            for worker in self.workers:
+                if worker.is_busy:
+                    _log.warning("not waiting for a callback: %s", worker.describe())
             self.stats.abandoned = self._account.in_hand - len(self._intake)
             self._ending = end
 

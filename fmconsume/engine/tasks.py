@@ -16,8 +16,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from ..delivery import FAIL, Delivery, Outcome
+from ..stopping import StopEvent
 from .coroutines import CoroutineRunner
 from .processor import Processor
+from .stay import Stay
 from .workers import Pool, Ports, Post, Worker
 
 if TYPE_CHECKING:
@@ -91,8 +93,11 @@ class TaskWorker(Worker):
         self._coroutines = processor.coroutines
         #: Every task starts with a copy of it, so that none inherits the variables of another.
         self._context = contextvars.copy_context()
+        self._context.run(ports.stop.adopt)
         #: The running task. Kept here, because the loop has only a weak reference to it.
         self._task: Any = None
+        #: The task that enters and leaves the callback, if this worker does; kept for the same.
+        self._host: Any = None
         #: Set by the loop's thread when the worker ends; any thread may wait for it.
         self._ended = threading.Event()
 
@@ -124,8 +129,12 @@ class TaskWorker(Worker):
             self._task.add_done_callback(partial(self._on_done, delivery))
 
     def _begin(self) -> None:
-        self._enter()
-        self._serve(self)
+        self._arrive()
+        if self._stay is None:
+            self._serve(self)
+        else:
+            living = self._stay.spend_on_loop(partial(self._serve, self))
+            self._host = self._context.run(self._loop.create_task, living)
 
     def _on_done(self, delivery: Delivery, task: asyncio.Task[Outcome]) -> None:
         try:
@@ -142,6 +151,7 @@ class TaskWorker(Worker):
 def make_tasks(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
     """Make `count` workers that share one loop, for coroutine functions."""
     inbox = _Inbox(processor.coroutines, post)
-    ports = Ports(inbox, post, ends_on_error)
-    numbers = range(1, count + 1)
-    return Pool(inbox, [TaskWorker(n, processor.copy(n), ports, inbox.serve) for n in numbers])
+    stay = Stay(processor.manager, processor.coroutines, is_on_loop=True)
+    ports = Ports(inbox, post, stay, StopEvent(), ends_on_error)
+    workers = [TaskWorker(n, processor.copy(n), ports, inbox.serve) for n in range(1, count + 1)]
+    return Pool(inbox, workers, stay, ports.stop)

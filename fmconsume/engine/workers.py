@@ -19,8 +19,10 @@ from typing import Callable, NamedTuple
 
 from ..delivery import Delivery, Outcome
 from ..log import get_logger
+from ..stopping import StopEvent
 from .coroutines import format_stack
 from .processor import Processor
+from .stay import Stay
 
 __all__ = ["Pool", "Ports", "Post", "ThreadWorker", "Worker", "make_threads"]
 
@@ -49,11 +51,15 @@ class Ports(NamedTuple):
     Attributes:
         inbox: Deliveries to work on; each None ends one worker.
         post: As `Post`.
+        stay: Entered and left by the first worker.
+        stop: Tells callbacks that the consumer is stopping.
         ends_on_error: An outcome with an error ends its worker, so that nothing runs after it.
     """
 
     inbox: SimpleQueue[Delivery | None]
     post: Post
+    stay: Stay
+    stop: StopEvent
     ends_on_error: bool = True
 
 
@@ -70,6 +76,8 @@ class Worker(ABC):
         self.name = f"fmconsume-worker-{number}"
         self._processor = processor
         self._ports = ports
+        #: What this worker enters before it works, and leaves afterwards.
+        self._stay = ports.stay if number == 1 and processor.manager is not None else None
         #: The value of `_forks` when the worker began; another value later means a forked child.
         self._forks_before = 0
         #: The delivery in work, and when it began (monotonic seconds). Set by the worker's thread,
@@ -90,18 +98,25 @@ class Worker(ABC):
     def join(self, timeout: float) -> None:
         """Wait for its end, `timeout` seconds at most. Thread: any other."""
 
-    def _enter(self) -> None:
+    @property
+    def is_busy(self) -> bool:
+        """Whether the user's code runs, so that nobody knows when it ends. Thread: any."""
+        return self.current is not None or (self._stay is not None and self._stay.is_busy)
+
+    def _arrive(self) -> None:
         """Note the thread and the process of this worker. Thread: the worker's."""
         self._ident = threading.get_ident()
         self._forks_before = _forks
 
     def describe(self) -> str:
         """Give the delivery in work and the stack of its callback as text. Thread: any."""
-        current = self.current
+        current, is_busy = self.current, self.is_busy
         frame = sys._current_frames().get(self._ident or 0)
-        if current is None or frame is None:
+        if not is_busy or frame is None:
             return f"{self.name} is idle"
         stack = format_stack(self._processor.awaited) or "".join(traceback.format_stack(frame))
+        if current is None:
+            return f"{self.name} enters or leaves the callback:\n{stack}"
         return (
             f"{self.name} works on {current[0].name} for {monotonic() - current[1]:.0f} s:\n{stack}"
         )
@@ -122,24 +137,33 @@ class Worker(ABC):
 
 
 class Pool(NamedTuple):
-    """Workers, and the inbox that they share.
+    """Workers, and what they share.
 
     Attributes:
         inbox: Deliveries to work on; each None ends one worker.
+        stay: Whether the callback is entered and left.
+        stop: Tells callbacks that the consumer is stopping.
     """
 
     inbox: SimpleQueue[Delivery | None]
     workers: Sequence[Worker]
+    stay: Stay
+    stop: StopEvent
 
     def start(self) -> None:
         """Start every worker. Thread: any, once."""
         for worker in self.workers:
             worker.start()
 
-    def end(self) -> None:
-        """Tell every worker to end after the deliveries that are in the inbox now. Thread: any."""
+    def end(self, is_left: bool = True) -> None:
+        """Tell every worker to end after the deliveries that are in the inbox now. Thread: any.
+
+        Args:
+            is_left: No callback runs any more, so that a context manager can be left.
+        """
         for _ in self.workers:
             self.inbox.put(None)
+        self.stay.end(is_left)
 
 
 class ThreadWorker(Worker):
@@ -162,8 +186,16 @@ class ThreadWorker(Worker):
         self._thread.join(timeout)
 
     def run(self) -> None:
+        """Work, within the callback's own context if it has one and this worker keeps it."""
+        self._arrive()
+        self._ports.stop.adopt()
+        if self._stay is None:
+            self._work()
+        else:
+            self._stay.spend(self._work)
+
+    def _work(self) -> None:
         """Work until the inbox gives None, or an outcome ends the worker."""
-        self._enter()
         is_over = False
         while not is_over:
             delivery = self._ports.inbox.get()
@@ -177,6 +209,7 @@ class ThreadWorker(Worker):
 
 def make_threads(processor: Processor, count: int, post: Post, ends_on_error: bool = True) -> Pool:
     """Make `count` workers that are threads, for callbacks of any kind."""
-    ports = Ports(SimpleQueue(), post, ends_on_error)
-    numbers = range(1, count + 1)
-    return Pool(ports.inbox, [ThreadWorker(n, processor.copy(n), ports) for n in numbers])
+    stay = Stay(processor.manager, processor.coroutines, is_on_loop=False)
+    ports = Ports(SimpleQueue(), post, stay, StopEvent(), ends_on_error)
+    workers = [ThreadWorker(n, processor.copy(n), ports) for n in range(1, count + 1)]
+    return Pool(ports.inbox, workers, stay, ports.stop)

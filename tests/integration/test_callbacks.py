@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sqlite3
 import threading
 from typing import ClassVar
 
@@ -12,7 +13,7 @@ import pytest
 from fmconsume.exceptions import Drop, HaltConsumer, Nack
 from tests.waiting import PATIENCE, wait_until
 
-from .running import failures, numbered
+from .running import failures, numbered, write_config
 
 
 class _Taker:
@@ -238,3 +239,113 @@ def test_callback_background_task_runs_between_messages(broker, queue, run_consu
     run_consumer(callback, queue)
     broker.publish(queue, [{}])
     assert ticked.wait(PATIENCE)
+
+
+_KEPT = """
+import os
+
+import fmconsume
+
+class Kept:
+    def __enter__(self):
+        print("entered", flush=True)
+        if os.environ.get("FAIL") == "enter":
+            raise ConnectionError("no database")
+
+    def __exit__(self, *exc_info):
+        print("left", flush=True)
+        if os.environ.get("FAIL") == "exit":
+            raise ConnectionError("not flushed")
+
+    def __call__(self, message):
+        print("called", message.body["n"], flush=True)
+        if message.body["n"] == 1:
+            raise fmconsume.HaltConsumer
+"""
+
+
+@pytest.mark.parametrize(
+    ("fail", "status", "printed", "line", "left"),
+    [
+        ("", 0, "entered called 0 called 1 left", "", 1),
+        (
+            "enter",
+            1,
+            "entered",
+            "fmconsume: the callback failed before the first message: "
+            "ConnectionError: no database (kept.py, line 10)",
+            3,
+        ),
+        (
+            "exit",
+            13,
+            "entered called 0 called 1 left",
+            "fmconsume: the callback failed: ConnectionError: not flushed",
+            1,
+        ),
+    ],
+    ids=["good", "enter fails", "exit fails"],
+)
+def test_callback_is_context_manager(
+    broker, queue, run_command, tmp_path, fail, status, printed, line, left
+):
+    """A callback class is entered before the first message and left after the last is settled."""
+    (tmp_path / "kept.py").write_text(_KEPT)
+    config = write_config(tmp_path / "config.toml", broker.url(), queue)
+    broker.publish(queue, numbered(3))
+    command = run_command(
+        "--callback", "kept:Kept", "--config", config, cwd=tmp_path, env={"FAIL": fail}
+    )
+    assert command.wait(PATIENCE) == status
+    assert command.printed().split() == printed.split()
+    assert [each for each in command.logged().splitlines() if each.startswith("fmconsume:")] == (
+        [line] if line else []
+    )
+    wait_until(lambda: broker.ready(queue) == left)
+
+
+def test_callback_is_context_manager_of_one_thread(broker, queue, run_consumer):
+    """With one worker a connection that belongs to a thread is made, used and closed on it."""
+
+    class Database:
+        def __enter__(self):
+            self.connection = sqlite3.connect(":memory:")
+            self.connection.execute("CREATE TABLE fruit (n INTEGER)")
+
+        def __exit__(self, *exc_info):
+            found.extend(self.connection.execute("SELECT n FROM fruit"))
+            self.connection.close()
+
+        def __call__(self, message):
+            self.connection.execute("INSERT INTO fruit VALUES (?)", (message.body["n"],))
+
+    found = []
+    running = run_consumer(Database, queue)
+    broker.publish(queue, numbered(3))
+    wait_until(lambda: running.consumer.stats.acknowledged == 3 or not running.is_alive())
+    running.stop()
+    assert found == [(0,), (1,), (2,)]
+
+
+def test_callback_is_entered_before_anything_connects(queue, run_consumer):
+    """While a callback is being entered nothing is delivered, and a stop waits for it."""
+
+    class Slow:
+        def __enter__(self):
+            entered.set()
+            assert go_on.wait(PATIENCE)
+
+        def __exit__(self, *exc_info):
+            seen.append("left")
+
+        def __call__(self, message):
+            seen.append("called")
+
+    entered, go_on, seen = threading.Event(), threading.Event(), []
+    running = run_consumer(Slow, queue, wait=False)
+    assert entered.wait(PATIENCE)
+    wait_until(lambda: running.consumer.state.text == "starting: the callback's __enter__ runs")
+    running.consumer.stop()
+    go_on.set()
+    running.result()
+    assert (seen, running.consumer.exit_code) == (["left"], 0)

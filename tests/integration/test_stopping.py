@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -11,9 +12,10 @@ import time
 
 import pytest
 
+import fmconsume
 from fmconsume.api import consume
 from fmconsume.broker.backoff import Backoff
-from fmconsume.exceptions import HaltConsumer
+from fmconsume.exceptions import HaltConsumer, Nack, StopTimeout
 from tests.waiting import PATIENCE, Stopwatch, wait_until
 
 from .broker import Depth, free_port
@@ -60,9 +62,9 @@ except KeyboardInterrupt as exc:
 def start_command(broker, queue, tmp_path, run_command):
     """Run the command with one of the callbacks above, until it has begun with a message."""
 
-    def start(name):
+    def start(name, **top):
         (tmp_path / "holding.py").write_text(_CALLBACKS)
-        config = write_config(tmp_path / "config.toml", broker.url(), queue)
+        config = write_config(tmp_path / "config.toml", broker.url(), queue, **top)
         command = run_command("--callback", f"holding:{name}", "--config", config, cwd=tmp_path)
         wait_until(lambda: "begun" in command.printed() or command.poll() is not None)
         assert command.poll() is None, command.logged()
@@ -376,3 +378,61 @@ def test_run_raises_keyboard_interrupt_on_a_second_signal(broker, queue, tmp_pat
     assert done.returncode == 0
     wait_until(lambda: broker.ready(queue) == 1)
     assert _redelivered(broker.drain(queue)) == [True]
+
+
+def test_stop_timeout(start_command, broker, queue, tmp_path):
+    """A callback that hangs is abandoned stop_timeout after a SIGTERM; the log says which."""
+    broker.publish(queue, numbered(1))
+    command = start_command("hang", stop_timeout=0.2)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait(PATIENCE) == 17
+    log = command.logged()
+    assert "not waiting for a callback: fmconsume-worker-1 works on message" in log
+    assert "threading.Event().wait()" in log
+    assert log.splitlines()[-1] == (
+        "fmconsume: the callback still ran 0.2 s after the stop (stop_timeout): "
+        "RabbitMQ will redeliver what is not acknowledged"
+    )
+    wait_until(lambda: broker.ready(queue) == 1)
+
+
+def test_stop_timeout_after_halt(broker, queue, run_consumer, gate):
+    """It counts as well when one callback halts the consumer while another one hangs."""
+
+    def callback(message):
+        if message.body["n"] == 0:
+            gate(message)
+        raise HaltConsumer
+
+    running = run_consumer(callback, queue, workers=2, stop_timeout=0.2)
+    broker.publish(queue, numbered(2))
+    with pytest.raises(StopTimeout):
+        running.result()
+    assert running.consumer.exit_code == 17
+    assert running.consumer.stats.abandoned == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_wait_for_stop(broker, queue, run_consumer, is_async):
+    """A callback that waits before it tries again learns of the stop, and returns its message."""
+
+    def wait(message):
+        begun.set()
+        if fmconsume.wait_for_stop(PATIENCE):
+            assert fmconsume.is_stopping()
+            raise Nack
+
+    async def wait_later(message):
+        begun.set()
+        if await asyncio.to_thread(fmconsume.wait_for_stop, PATIENCE):
+            assert fmconsume.is_stopping()
+            raise Nack
+
+    begun = threading.Event()
+    running = run_consumer(wait_later if is_async else wait, queue)
+    broker.publish(queue, numbered(1))
+    assert begun.wait(PATIENCE)
+    assert not fmconsume.is_stopping()
+    running.stop()
+    assert running.consumer.stats.requeued == 1
+    wait_until(lambda: broker.ready(queue) == 1)

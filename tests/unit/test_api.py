@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 import pytest
 
-from fmconsume import api, config
+from fmconsume import api, config, watch
 from fmconsume.api import Consumer, consume
 from fmconsume.config import DEFAULTS, LazyConfig
 from fmconsume.engine import processor as processor_module
@@ -26,6 +26,7 @@ from fmconsume.exceptions import (
     ConfigurationException,
     ExitCode,
     HaltConsumer,
+    StopTimeout,
     UnavailableException,
 )
 from fmconsume.wakeup import WakeupQueue
@@ -62,6 +63,7 @@ class FakeSupervisor:
     ) -> None:
         self.addresses, self.topology, self.options = addresses, topology, options
         self.make_pool, self.report, self.notes = make_pool, report, notes
+        self.observers = observers
         self._stage = stage
         self.workers: list[Any] = []
         self.stats = Stats(received=3)
@@ -388,7 +390,7 @@ def test_run_stop_after_second_signal(stage: Stage) -> None:
 
 def test_run_supervisor_hangs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A supervisor that hangs on a dead line does not keep a forced stop waiting."""
-    monkeypatch.setattr(api, "_DEADLINE", 0.05)
+    monkeypatch.setattr(watch, "_DEADLINE", 0.05)
     stage.on_stop = lambda supervisor: None
     stage.on_abandon = lambda supervisor, end: None
     stage.signal_at_start(signal.SIGTERM, signal.SIGTERM)
@@ -396,6 +398,36 @@ def test_run_supervisor_hangs(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(KeyboardInterrupt):
         consumer.run()
     assert consumer.exit_code == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("does_report", [True, False])
+def test_run_stop_timeout(
+    stage: Stage, conf: LazyConfig, monkeypatch: pytest.MonkeyPatch, does_report: bool
+) -> None:
+    """Callbacks that still run stop_timeout after the stop are abandoned, with exit code 17."""
+    monkeypatch.setattr(watch, "_DEADLINE", 0.05)
+    conf["stop_timeout"] = 0.05
+    stage.on_stop = lambda supervisor: None
+    if not does_report:
+        stage.on_abandon = lambda supervisor, end: None
+    stage.signal_at_start(signal.SIGTERM)
+    consumer = Consumer(callback)
+    with pytest.raises(StopTimeout, match=r"the callback still ran 0\.05 s after the stop"):
+        consumer.run()
+    assert consumer.exit_code == ExitCode.STOP_TIMEOUT
+
+
+def test_run_stop_timeout_of_other_end(stage: Stage, conf: LazyConfig) -> None:
+    """The time counts from the moment the supervisor begins to stop, for whatever reason."""
+    conf["stop_timeout"] = 0.05
+    stage.on_start = lambda supervisor: [
+        observer.on_state(State(Phase.STOPPING, "stopping")) for observer in supervisor.observers
+    ]
+    consumer = Consumer(callback)
+    with pytest.raises(StopTimeout):
+        consumer.run()
+    assert get_soon(stage.supervisor.calls) == "start"
+    assert isinstance(get_soon(stage.supervisor.calls), End)
 
 
 def ignore_signal(number: int, frame: Any) -> None:
@@ -423,7 +455,7 @@ def test_run_restores_signals(stage: Stage, before: Any, error: Any) -> None:
 
 def test_run_supervisor_gone(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A supervisor that is gone without a word ends the consumer."""
-    monkeypatch.setattr(api, "_LOOK", 0.01)
+    monkeypatch.setattr(watch, "_LOOK", 0.01)
     consumer = Consumer(print)
     with pytest.raises(RuntimeError, match="the supervisor is gone"):
         consumer.run()
@@ -589,7 +621,7 @@ def test_run_starts_loop(stage: Stage, function: Any, expected: int) -> None:
     during: list[str] = []
 
     def start(supervisor: FakeSupervisor) -> None:
-        inbox, (worker,) = supervisor.make_pool(print)
+        inbox, (worker,), *_ = supervisor.make_pool(print)
         worker.start()
         inbox.put(None)
         during.extend(list_loops())
@@ -615,7 +647,7 @@ def test_consumer_class_sees_loop(stage: Stage, loop: asyncio.AbstractEventLoop)
     stage.report_at_once()
     consumer = Consumer(Taker)
     supervisor = stage.supervisor
-    inbox, (worker,) = supervisor.make_pool(print)
+    inbox, (worker,), *_ = supervisor.make_pool(print)
     worker.start()
     inbox.put(make_delivery())
     assert get_soon(seen) is supervisor.callback.loop

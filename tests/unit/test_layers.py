@@ -17,14 +17,15 @@ HOUSE = Path(fmconsume.__file__).parent
 #: Lowest first, a folder with a slash. A module imports from its own floor or from one below, and
 #: nothing imports in circles.
 FLOORS = (
-    "text version redaction exceptions delivery wakeup log console shortage schema_utils amqp_url",
+    "text version redaction exceptions delivery wakeup log console shortage schema_utils amqp_url"
+    " stopping",
     "config config_checks schema",
     "state/",
     "headers message_classes decoding jsonlines message callbacks example",
     "broker/",
     "engine/",
     "service/ wiring",
-    "publisher inbox recording checking kept requeueing peeking programs",
+    "publisher inbox recording checking kept requeueing peeking programs watch",
     "api testing",
     "compat/ __init__",
     "cli __main__ compat/__main__",

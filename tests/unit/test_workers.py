@@ -11,9 +11,12 @@ from typing import Any, Callable
 import pytest
 
 from fmconsume.delivery import ACK, FAIL, NACK, Delivery, Outcome, Verdict
+from fmconsume.engine.coroutines import CoroutineRunner
 from fmconsume.engine.processor import Processor
+from fmconsume.engine.stay import Stay
 from fmconsume.engine.workers import Ports, ThreadWorker
 from fmconsume.exceptions import Drop, HaltConsumer, Nack
+from fmconsume.stopping import StopEvent
 
 from .fakes import TIMEOUT, get_soon, make_delivery
 
@@ -21,6 +24,12 @@ from .fakes import TIMEOUT, get_soon, make_delivery
 def decode_body(delivery: Delivery) -> Any:
     """Make a message of a delivery."""
     return SimpleNamespace(body=delivery.body)
+
+
+def make_ports(inbox: Any, post: Any, ends_on_error: bool = True) -> Ports:
+    """Make the ports of a worker whose callback is no context manager."""
+    stay = Stay(None, CoroutineRunner(), is_on_loop=False)
+    return Ports(inbox, post, stay, StopEvent(), ends_on_error)
 
 
 def work(
@@ -33,7 +42,7 @@ def work(
     inbox.put(None)
     outcomes: list[Outcome] = []
     processor = Processor(callback, decode_body)
-    ThreadWorker(1, processor, Ports(inbox, outcomes.append, ends_on_error)).run()
+    ThreadWorker(1, processor, make_ports(inbox, outcomes.append, ends_on_error)).run()
     return outcomes
 
 
@@ -76,7 +85,7 @@ def test_current_shows_what_runs() -> None:
     seen: list[Any] = []
     post: Callable[[Outcome], None] = lambda outcome: seen.append(worker.current)  # noqa: E731
     callback: Callable[[Any], None] = lambda message: seen.append(worker.current)  # noqa: E731
-    worker = ThreadWorker(1, Processor(callback, decode_body), Ports(inbox, post))
+    worker = ThreadWorker(1, Processor(callback, decode_body), make_ports(inbox, post))
     delivery = make_delivery()
     inbox.put(delivery)
     inbox.put(None)
@@ -95,7 +104,7 @@ def test_start_is_named_daemon() -> None:
         thread = threading.current_thread()
         names.append(f"{thread.name} daemon={thread.daemon}")
 
-    worker = ThreadWorker(7, Processor(callback, decode_body), Ports(inbox, outcomes.put))
+    worker = ThreadWorker(7, Processor(callback, decode_body), make_ports(inbox, outcomes.put))
     worker.start()
     inbox.put(make_delivery())
     assert get_soon(outcomes).verdict is ACK
@@ -130,7 +139,7 @@ def test_run_in_forked_child() -> None:
     inbox.put(make_delivery())
     inbox.put(None)
     outcomes: list[Outcome] = []
-    worker = ThreadWorker(1, Processor(repr, decode_body), Ports(inbox, outcomes.append))
+    worker = ThreadWorker(1, Processor(repr, decode_body), make_ports(inbox, outcomes.append))
     child = os.fork()
     if not child:
         try:

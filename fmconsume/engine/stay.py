@@ -1,0 +1,91 @@
+"""Enters a callback that is a context manager before its first message; leaves it after its last.
+
+One worker does both, where its callbacks run. Any thread may call `end` and look at the futures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from typing import Any, Callable
+
+from ..callbacks import enter, leave
+from .coroutines import CoroutineRunner
+
+__all__ = ["Stay"]
+
+
+class Stay:
+    """The time that a callback stays entered.
+
+    Args:
+        manager: The callback; None if it is no context manager.
+        coroutines: Awaits the steps of an asynchronous one for a worker that is a thread.
+        is_on_loop: The callback is a coroutine function, so that an asynchronous one comes first.
+    """
+
+    def __init__(self, manager: Any, coroutines: CoroutineRunner, is_on_loop: bool) -> None:
+        self._manager = manager
+        self._is_async = hasattr(manager, "__aenter__") and (
+            is_on_loop or not hasattr(manager, "__enter__")
+        )
+        self._run = coroutines.wait_for if self._is_async else _run_here
+        #: The callback is entered; or what that raised. Set by the worker, read by any thread.
+        self.entered: Future[None] = Future()
+        #: The callback is left; or what that raised. Set by the worker, read by any thread.
+        self.left: Future[None] = Future()
+        #: Whether to leave the callback: not while it may still run. Set by `end`.
+        self._over: Future[bool] = Future()
+        if manager is None:
+            self.entered.set_result(None)
+            self.left.set_result(None)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether the callback is being entered or left. Thread: any."""
+        return not self.entered.done() or (self._over.done() and not self.left.done())
+
+    def end(self, is_left: bool) -> None:
+        """Let the worker leave the callback, or go without. Thread: any, after the last message."""
+        if not self._over.done():
+            self._over.set_result(is_left)
+
+    def spend(self, work: Callable[[], None]) -> None:
+        """Enter the callback, work, wait for `end`, and leave it. Thread: the worker's."""
+        with _told(self.left):
+            with _told(self.entered):
+                self._run(enter(self._manager, self._is_async))
+            if self.entered.exception() is None:
+                work()
+                if self._over.result():
+                    self._run(leave(self._manager, self._is_async))
+
+    async def spend_on_loop(self, work: Callable[[], None]) -> None:
+        """Do the same as `spend`, where `work` only begins. Thread: the loop's."""
+        from asyncio import wrap_future
+
+        with _told(self.left):
+            with _told(self.entered):
+                await enter(self._manager, self._is_async)
+            if self.entered.exception() is None:
+                work()
+                if await wrap_future(self._over):
+                    await leave(self._manager, self._is_async)
+
+
+@contextmanager
+def _told(step: Future[None]) -> Iterator[None]:
+    """Let the future tell that the `with` block has ended, or what it raised."""
+    try:
+        yield
+    except BaseException as exc:
+        step.set_exception(exc)
+    else:
+        step.set_result(None)
+
+
+def _run_here(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine that awaits nothing, on this thread."""
+    with suppress(StopIteration):
+        coroutine.send(None)
