@@ -25,7 +25,7 @@ PIP := -m pip --disable-pip-version-check --no-input -qq
 SCHEMAS := tests/schema-packages.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest coverage tools matrix parity lint types man package bench faults check \
+.PHONY: help demo test test-oldest coverage tools matrix parity lint types man manual package bench faults check \
 	install uninstall clean
 
 help:  ## list the targets
@@ -69,6 +69,10 @@ types: $(VENV)/.lint  ## check types
 
 man: $(VENV)/.test  ## build man/fmconsume.1
 	$(BIN)/python setup.py --quiet build_manpages
+
+manual: man  ## write the manual as web pages into build/manual
+	@tests/install.sh mandoc
+	$(BIN)/python packaging/manual.py build/manual
 
 package: $(VENV)/.lint  ## build what is released in dist/, and check it
 	@tests/install.sh rpm rpmlint

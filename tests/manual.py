@@ -14,7 +14,7 @@ __all__ = ["MAN", "Entry", "entries", "samples", "section", "subsections", "unes
 #: The folder of the sources.
 MAN = Path(__file__).parents[1] / "man"
 
-_ESCAPES = {"\\-": "-", "\\e": "\\", "\\(dq": '"', "\\(aq": "'", "\\&": "", "\\fR": ""}
+_ESCAPES = {"\\-": "-", "\\e": "\\", "\\(dq": '"', "\\(aq": "'"}
 
 
 class Entry(NamedTuple):
@@ -31,7 +31,8 @@ class Entry(NamedTuple):
 
 def unescape(text: str) -> str:
     """Give a text as a reader sees it."""
-    return re.sub(r"\\(-|e|&|fR|\((dq|aq))", lambda found: _ESCAPES[found[0]], text)
+    plain = re.sub(r"\\(&|f[BIR])", "", text)
+    return re.sub(r"\\(-|e|\((dq|aq))", lambda found: _ESCAPES[found[0]], plain)
 
 
 def section(page: str, title: str) -> str:
@@ -62,6 +63,8 @@ def _read_entry(part: str) -> Entry:
 
 def _join(line: str) -> str:
     """Give the words of a line without its macro; quotes hold words together."""
+    if not line.startswith("."):
+        return unescape(line)
     words = re.findall(r'"[^"]*"|\S+', line)
     glue = " " if words[0] in (".B", ".I") else ""
     return unescape(glue.join(word.strip('"') for word in words[1:]))

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pages")
     for name in ("setup.py", "setup.cfg", "pyproject.toml"):
         shutil.copy(HOUSE / name, folder)
-    for name in ("fmconsume", "man"):
+    for name in ("fmconsume", "man", "packaging"):
         shutil.copytree(HOUSE / name, folder / name)
     (folder / "README.md").touch()
     command = [sys.executable, "setup.py", "--quiet", "build_manpages"]
@@ -388,3 +389,85 @@ def test_callbacks_page_modules() -> None:
     offered = [name for name in fmconsume.__all__ if inspect.ismodule(getattr(fmconsume, name))]
     more = ["fmconsume", "fmconsume.inbox", "fmconsume.testing"]
     assert sorted(NAMES) == sorted([*more, *(f"fmconsume.{name}" for name in offered)])
+
+
+# -- the web pages
+
+
+@pytest.fixture(scope="module")
+def web(built: Path) -> Path:
+    """The folder of the manual as web pages."""
+    folder = built.parent / "web"
+    run(sys.executable, built.parent / "packaging" / "manual.py", folder)
+    return folder
+
+
+class Links(HTMLParser):
+    """What a web page refers to, the places in it that can be referred to, and its samples."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.targets: list[str] = []
+        self.places = {""}
+        self.samples: list[str] = []
+        self._is_sample = False
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.targets += filter(None, [values.get("href")])
+        self.places.add(values.get("id") or "")
+        if tag == "pre":
+            self._is_sample = True
+            self.samples.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._is_sample = self._is_sample and tag != "pre"
+
+    def handle_data(self, data: str) -> None:
+        if self._is_sample:
+            self.samples[-1] += data
+
+
+def test_web_links(web: Path) -> None:
+    """There are an index and the three pages, and each link leads to a page and a place in it."""
+    pages = {path.name: Links(path) for path in web.glob("*.html")}
+    assert set(pages) == {"index.html", *(f"{name}.html" for name in PAGES)}
+    for name, page in pages.items():
+        assert {f"{other}.html" for other in PAGES} <= set(page.targets)
+        for target in page.targets:
+            other, _, place = target.partition("#")
+            assert (web / (other or name)).is_file()
+            assert not place or place in pages[other or name].places
+    assert "fmconsume-callbacks.7.html#FAILING" in pages[f"{FILE}.html"].targets
+
+
+@pytest.mark.parametrize("name", [FILE, CALLBACKS])
+def test_web_samples(web: Path, name: str) -> None:
+    """A sample on a web page is as it is in the source, empty lines and indentation included."""
+    source = (MAN / name).read_text(encoding="utf-8")
+    shown = [sample + "\n" for sample in Links(web / f"{name}.html").samples]
+    assert shown == samples(source)
+
+
+def test_web_fits(web: Path, tmp_path: Path) -> None:
+    """No page is wider than a telephone."""
+    pages = [path.as_uri() for path in web.glob("*.html")]
+    frames = "".join(f'<iframe width=390 frameborder=0 src="{page}"></iframe>' for page in pages)
+    measure = "Array.from(frames, each => each.document.documentElement.scrollWidth)"
+    page = tmp_path / "frames.html"
+    page.write_text(f"{frames}<p><script>onload = () => document.title = {measure}</script>")
+    (widths,) = re.findall("<title>(.*)</title>", run_browser(tmp_path, page.as_uri()))
+    assert widths.split(",") == ["390"] * 4
+
+
+def run_browser(folder: Path, address: str) -> str:
+    """Open a page that may look into other files, and return what it is then."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser")
+    assert browser, "chromium is not installed: run `make test`, which installs it"
+    command = [
+        *(browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+        *(f"--user-data-dir={folder}", "--allow-file-access-from-files", "--hide-scrollbars"),
+        *("--dump-dom", address),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE).stdout
