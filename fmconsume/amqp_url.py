@@ -47,7 +47,7 @@ def check_quoting(url: str) -> None:
 
 
 def _is_split_wrongly(url: str) -> bool:
-    """Tell whether the port is no number, or a password goes on after the host.
+    """Tell whether the port is no number, the host is a list, or a password goes on after it.
 
     An "@" belongs before the host. Behind it, only the value of a parameter may hold one, as the
     path of a certificate.
@@ -58,7 +58,7 @@ def _is_split_wrongly(url: str) -> bool:
     except ValueError:
         return True
     behind = [parts.path, parts.query.partition("=")[0], parts.fragment]
-    return "@" in "".join(behind)
+    return "@" in "".join(behind) or "," in (parts.hostname or "")
 
 
 def tls_options(url: str) -> dict[str, Any]:

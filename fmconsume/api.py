@@ -29,7 +29,15 @@ from .service.systemd import Notifier
 from .shortage import shortage
 from .wakeup import WakeupQueue
 from .watch import STOP, StopTeller, Watch
-from .wiring import addresses, failure_policy, list_losses, open_notes, options, topology
+from .wiring import (
+    addresses,
+    failure_policy,
+    list_exposures,
+    list_losses,
+    open_notes,
+    options,
+    topology,
+)
 
 if TYPE_CHECKING:
     from .service.monitoring import Monitoring
@@ -112,7 +120,7 @@ class Consumer:
         self._coroutines = processor.coroutines
         self._stop_timeout: float | None = config.conf["stop_timeout"]
         monitoring = _make_monitoring(lambda: self.stats)
-        for text in list_losses(wanted):
+        for text in (*list_exposures(), *list_losses(wanted)):
             _log.warning("%s", text)
         #: The monitoring server, or nothing; `run` enters it.
         self._monitoring: AbstractContextManager[Any] = monitoring or nullcontext()

@@ -55,7 +55,7 @@ from .message_classes import count_declared
 from .redaction import hide_passwords, redact_value
 from .state.notes import count_finished
 from .text import describe, printable
-from .wiring import addresses, failure_policy, list_losses, state_folder
+from .wiring import addresses, failure_policy, list_exposures, list_losses, state_folder
 
 __all__ = ["Row", "advise", "check", "examine"]
 
@@ -109,6 +109,7 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
     """
     found = [
         _look_at_configuration(config.conf.path),
+        *_look_at_environment(),
         _look_at_callback(callback, workers),
         *_look_at_failures(),
         *_look_at_state(),
@@ -129,6 +130,7 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
     delay = config.conf["failures"]["delay"]["max"]
     for text in (
         *_advise_on_schemas(),
+        *list_exposures(),
         *list_losses(topology),
         *advise(topology, workers, config.conf["callback_timeout"], delay, version),
     ):
@@ -138,6 +140,13 @@ def check(callback: Any, topology: Topology, workers: int) -> int:
 
 def _look_at_configuration(path: str) -> Row:
     return Row("configuration", path, "valid" if os.path.exists(path) else _NO_FILE)
+
+
+def _look_at_environment() -> Iterator[Row]:
+    """Tell which keys come from the environment."""
+    for variable in config.conf.given.variables:
+        where = f" from {variable.file}" if variable.file else ""
+        yield Row("environment", f"${variable.name}", f"sets {'.'.join(variable.path)}{where}")
 
 
 def _look_at_callback(callback: Any, workers: int) -> Row:

@@ -16,6 +16,7 @@ from typing import Any, Callable, NoReturn
 
 from . import callbacks, compat, config, console
 from .api import Consumer
+from .environment import AS_FEDORA_MESSAGING, is_on
 from .exceptions import (
     ConfigurationException,
     ExitCode,
@@ -46,9 +47,6 @@ _log = get_logger(__name__)
 #: Commands of fedora-messaging's.
 _COMMANDS = {"consume", "publish", "record", "replay", "reconsume"}
 _LEVELS = ("debug", "info", "warning", "error", "critical")
-
-#: Another way to say --as-fedora-messaging, for a unit or a container; "0" and "" do not.
-_VARIABLE, _NO = "FMCONSUME_AS_FEDORA_MESSAGING", ("", "0", "false", "no")
 
 _CALLBACK = """
 function or class to call with each message, imported by this name; the current directory
@@ -318,7 +316,8 @@ def _run_program(args: argparse.Namespace) -> int:
     # It sets up its own logging, and may load another configuration.
     if args.config:
         config.conf.load_config(args.config)
-    _stand_in(args.as_fedora_messaging)
+    if args.as_fedora_messaging or is_on(os.environ.get(AS_FEDORA_MESSAGING, "")):
+        compat.install()
     return run_program(args.module, *args.arguments)
 
 
@@ -355,7 +354,8 @@ def configure(
         ConfigurationException, UnavailableException: It cannot be used.
     """
     config.conf.load_config(path)
-    _stand_in(as_fedora_messaging or config.conf["as_fedora_messaging"])
+    if as_fedora_messaging or config.conf["as_fedora_messaging"]:
+        compat.install()
     config.conf.setup_logging()
     quieten_pika()
     if log_level:
@@ -363,11 +363,6 @@ def configure(
             logging.getLogger(name).setLevel(log_level.upper())
     if app_name:
         config.conf["client_properties"]["app"] = app_name
-
-
-def _stand_in(is_wanted: bool) -> None:
-    if is_wanted or os.environ.get(_VARIABLE, "0").lower() not in _NO:
-        compat.install()
 
 
 def _choose_callback(args: argparse.Namespace) -> Any:
@@ -397,7 +392,7 @@ def load_callback(name: str | None, file: str | None) -> Any:
             "the callback imported the real fedora_messaging, whose Nack, Drop and HaltConsumer "
             "mean nothing to fmconsume: run it with --as-fedora-messaging, with "
             "as_fedora_messaging = true in the configuration or with $%s",
-            _VARIABLE,
+            AS_FEDORA_MESSAGING,
         )
     return callback
 

@@ -1,4 +1,4 @@
-"""The configuration file: found, read, checked and merged over the defaults.
+"""The configuration file: found, read, checked, and merged with environment and defaults.
 
 Load it in one thread (consume() does, before it starts others); then any may read it.
 """
@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Callable, TypedDict
 
 from .config_checks import DEFAULTS, check_bindings, check_config, check_queues, identity
+from .environment import CONF, Given, merge, read_environment
 from .exceptions import ConfigurationException, UnavailableException
 
 __all__ = [
@@ -50,7 +51,7 @@ class BindingConfig(TypedDict, total=False):
 
 
 _DEFAULT_PATH = "/etc/fedora-messaging/config.toml"
-_VARIABLES = ("FMCONSUME_CONF", "FEDORA_MESSAGING_CONF")
+_VARIABLES = (CONF, "FEDORA_MESSAGING_CONF")
 
 
 def _find(config_path: str | None) -> tuple[str, str | None]:
@@ -91,6 +92,16 @@ def _mark(path: str) -> object:
     if not stat.S_ISREG(found.st_mode):
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _merge_and_check(in_file: Mapping[str, Any], given: Given, title: str) -> dict[str, Any]:
+    """Return the values of the file, those of the environment over them, and the defaults."""
+    settings = copy.deepcopy({**in_file})
+    if any(len(each.path) > 1 and each.path[0] == "log_config" for each in given.variables):
+        # The only default that consists of parts: to change a level leaves its handlers.
+        settings.setdefault("log_config", copy.deepcopy(DEFAULTS["log_config"]))
+    origins = merge(given, settings)
+    return check_config(settings, title, origins, given.problems)
 
 
 #: Methods of dict that read the values. dict(conf), {**conf} and pickle go through these too.
@@ -143,6 +154,10 @@ class LazyConfig(dict[str, Any]):
     absolute_path = ""
     #: The values as they were after the load; a program may have changed its own since.
     as_loaded: Mapping[str, Any] = types.MappingProxyType({})
+    #: The values that the file itself has.
+    in_file: Mapping[str, Any] = types.MappingProxyType({})
+    #: What the environment said at the load.
+    given = Given((), {})
     #: Inode, size and time of the file when it was read.
     _mark: object = None
 
@@ -157,28 +172,57 @@ class LazyConfig(dict[str, Any]):
             This configuration.
 
         Raises:
-            ConfigurationException: The file cannot be read, or it has problems; the message
-                names them all.
+            ConfigurationException: The file cannot be read, or it or the environment has
+                problems; the message names them all. Its exit code is 1 where nothing but the
+                file of a variable is not there.
         """
         path, note = _find(config_path)
         # Taken before the file is read, so that is_outdated sees a change during the read.
         mark = _mark(path)
-        settings = {key.lower(): value for key, value in _read(path, note).items()}
+        self._assign(path, os.path.abspath(path), _read(path, note), mark)
+        return self
+
+    def reloaded(self) -> LazyConfig:
+        """Return the configuration as file and environment have it now. Thread: any.
+
+        A file that cannot be read again counts as it was.
+
+        Raises:
+            ConfigurationException: As `load_config` does.
+        """
+        mark = _mark(self.absolute_path)
+        content = self.in_file if mark is None else _read(self.absolute_path, "")
+        result = LazyConfig()
+        result._assign(self.path, self.absolute_path, content, mark or self._mark)
+        return result
+
+    def _assign(
+        self, path: str, absolute_path: str, content: Mapping[str, Any], mark: object
+    ) -> None:
+        in_file = {key.lower(): value for key, value in content.items()}
+        given = read_environment(os.environ, DEFAULTS)
+        sources = [path] * bool(in_file) + ["the environment"] * any(given)
+        title = " with ".join(sources) or path
         try:
-            config = copy.deepcopy(check_config(settings, path))
+            config = copy.deepcopy(_merge_and_check(in_file, given, title))
         except RecursionError as exc:
-            raise ConfigurationException(f"{path} cannot be used: it is nested too deep") from exc
+            raise ConfigurationException(f"{title} cannot be used: it is nested too deep") from exc
         # Nothing is assigned before this line, so a failure leaves everything as it was.
         dict.update(self, copy.deepcopy(config))
-        self.path, self.loaded = path, True
-        self.as_loaded, self._mark, self.absolute_path = config, mark, os.path.abspath(path)
-        return self
+        self.path, self.absolute_path, self.loaded = path, absolute_path, True
+        self.as_loaded, self.in_file, self.given, self._mark = config, in_file, given, mark
+
+    def source(self, key: str) -> str:
+        """Name what has set a top-level key, or a key in it: a variable, or else the file."""
+        names = (each.name for each in self.given.variables if each.path[0] == key)
+        return next((f"${name}" for name in names), self.path)
 
     @property
     def is_outdated(self) -> bool:
-        """Whether the file has changed since it was loaded. Thread: any."""
+        """Whether file or environment have changed since they were loaded. Thread: any."""
         mark = _mark(self.absolute_path)
-        return mark is not None and mark != self._mark
+        is_changed = mark is not None and mark != self._mark
+        return is_changed or read_environment(os.environ, DEFAULTS) != self.given
 
     def validate(self) -> None:
         """Check the present values, which a program may have changed since they were loaded.

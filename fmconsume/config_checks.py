@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import copy
 import re
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Callable, NamedTuple
 
 from .amqp_url import is_amqp_url
-from .exceptions import ConfigurationException
+from .environment import RESERVED, Origins, Variable
+from .exceptions import ConfigurationException, ExitCode
 from .log import get_logger
 from .redaction import redact, redact_value
+from .text import printable
 from .version import __version__
 
 __all__ = [
@@ -88,15 +91,29 @@ DEFAULTS: dict[str, Any] = {
 
 
 class _Place(NamedTuple):
-    """Where in the configuration a value stands, and the problems found so far."""
+    """Where in the configuration a value stands, and the problems found so far.
+
+    Attributes:
+        keys: The keys down to here.
+        origins: What the environment has set.
+        variable: What has set this value; None if that is the file, or the default.
+    """
 
     path: str
     problems: list[str]
+    keys: tuple[object, ...] = ()
+    origins: Origins = types.MappingProxyType({})
+    variable: Variable | None = None
 
     def enter(self, key: object) -> _Place:
         """Return the place of a key in the table here, quoted as TOML demands."""
         name = str(key) if re.fullmatch(r"[\w-]+", str(key)) else repr(key)
-        return _Place(f"{self.path}.{name}" if self.path else name, self.problems)
+        keys = (*self.keys, key)
+        return self._replace(
+            path=f"{self.path}.{name}" if self.path else name,
+            keys=keys,
+            variable=self.origins.get(keys, self.variable),
+        )
 
     def report(
         self, found: str, expected: str, word: object = "", known: Iterable[str] = ()
@@ -109,11 +126,46 @@ class _Place(NamedTuple):
             word: The value, if it could be a misspelling of a known word.
             known: Words to suggest the nearest of.
         """
-        import difflib  # Slow to import, and a good configuration does not need it.
+        hint = _suggest(word, known)
+        if self.variable is not None and self.variable.hidden:
+            found, hint = self.variable.hidden, ""
+        self._add(f"found {found}, expected {expected}{hint}")
 
-        near = difflib.get_close_matches(str(word), map(str, known), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        self.problems.append(f"{self.path}: found {found}, expected {expected}{hint}")
+    def report_key(self, key: object, known: Iterable[str], inner: Iterable[str]) -> None:
+        """Add a key of the table here, which has no such key, to the list.
+
+        Args:
+            known: The keys that it has.
+            inner: Keys in these, with theirs before a dot.
+        """
+        place, known = self.enter(key), list(known)
+        is_variable = place.variable is not None and not self.keys
+        words = [*known, *inner, *(RESERVED if is_variable else ())]
+        hint = _suggest(key, words, place._spell)
+        place._add(f"found an unknown key, expected {', '.join(known)}{hint}")
+
+    def _spell(self, key: str) -> str:
+        """Write what should stand here instead: a variable, if its name has this key."""
+        variable, depth = self.variable, len(self.keys)
+        if variable is None or variable.path[:depth] != self.keys:
+            return repr(key)
+        return variable.rename((*self.keys[:-1], *key.split("."), *variable.path[depth:]))
+
+    def _add(self, text: str) -> None:
+        variable = self.variable
+        if variable is None:
+            self.problems.append(f"{self.path}: {text}")
+            return
+        inner = "" if self.keys == variable.path else f"{self.path}: "
+        self.problems.append(f"${printable(variable.name)}: {inner}{text}")
+
+
+def _suggest(word: object, known: Iterable[str], spelled: Callable[[str], str] = repr) -> str:
+    """Return a hint at the known word that is next to a word; nothing if none is near."""
+    import difflib  # Slow to import, and a good configuration does not need it.
+
+    near = difflib.get_close_matches(str(word), map(str, known), n=1)
+    return f"; did you mean {spelled(near[0])}?" if near else ""
 
 
 #: Reports the problems of a value to its place, and returns the value as fmconsume uses it.
@@ -227,8 +279,7 @@ def _table(checks: Mapping[str, _Check], defaults: Mapping[str, Any]) -> _Check:
     def check(value: dict[str, Any], place: _Place) -> dict[str, Any]:
         for key in value:
             if key not in checks:
-                known = [*checks, *_list_inner(defaults)]
-                place.enter(key).report("an unknown key", ", ".join(checks), key, known)
+                place.report_key(key, checks, _list_inner(defaults))
         merged = {**defaults, **value}
         return {
             key: inner(merged[key], place.enter(key))
@@ -390,7 +441,12 @@ _CHECKS: dict[str, _Check] = {
 # -- the configuration, and the arguments that stand in for parts of it -----------------
 
 
-def check_config(settings: Mapping[str, Any], title: str) -> dict[str, Any]:
+def check_config(
+    settings: Mapping[str, Any],
+    title: str,
+    origins: Origins = types.MappingProxyType({}),
+    problems: Mapping[str, ExitCode] = types.MappingProxyType({}),
+) -> dict[str, Any]:
     """Return the settings of a whole configuration with their defaults filled in.
 
     Tables in it may be those of the settings or of DEFAULTS: copy them before any change.
@@ -398,11 +454,15 @@ def check_config(settings: Mapping[str, Any], title: str) -> dict[str, Any]:
     Args:
         settings: Top-level keys, in lower case, to values, as in the file.
         title: Names the configuration in the error.
+        origins: What the environment has set.
+        problems: Those that it has, each with the exit code for it.
 
     Raises:
         ConfigurationException: The settings have problems; its message names them all.
     """
-    checked: dict[str, Any] = _apply(_check_settings, settings, "", title)
+    place = _Place("", list(problems), origins=origins)
+    checked: dict[str, Any] = _check_settings(dict(settings), place)
+    _raise_all(place.problems, title, problems)
     return checked
 
 
@@ -460,6 +520,17 @@ def _apply(check: _Check, value: object, path: str, title: str) -> Any:
     """Return the checked value, or raise all problems that the check reports, under a title."""
     place = _Place(path, [])
     result = check(value, place)
-    if place.problems:
-        raise ConfigurationException("\n".join([f"{title} cannot be used:", *place.problems]))
+    _raise_all(place.problems, title)
     return result
+
+
+def _raise_all(
+    problems: list[str],
+    title: str,
+    exit_codes: Mapping[str, ExitCode] = types.MappingProxyType({}),
+) -> None:
+    """Raise the problems, if there are any, with the exit code of the gravest."""
+    if problems:
+        error = ConfigurationException("\n".join([f"{title} cannot be used:", *problems]))
+        error.exit_code = max(exit_codes.get(each, ExitCode.USAGE) for each in problems)
+        raise error

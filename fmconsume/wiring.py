@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pkgutil
+import stat
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,6 +33,7 @@ from .text import describe
 __all__ = [
     "addresses",
     "failure_policy",
+    "list_exposures",
     "list_losses",
     "open_notes",
     "options",
@@ -113,17 +115,18 @@ class _Source:
         if self._config is None:
             return url, self.tls
         if self._config.is_outdated:
-            self._read(self._config.absolute_path)
+            self._read(self._config)
         return _find(url, self.urls) or url, self.tls
 
-    def _read(self, path: str) -> None:
-        """Read the file again; keep the values of before if it does not have all the brokers."""
+    def _read(self, before: LazyConfig) -> None:
+        """Load it again; keep the values of before if they do not have all the brokers now."""
         try:
-            self._config = LazyConfig().load_config(path)
+            self._config = before.reloaded()
             urls, tls = _urls_and_tls(self._config)
             if not all(_find(url, urls) for url in self.urls):
                 # Perhaps half written. Certificates for other brokers would be of no use here.
-                raise ConfigurationException(f"{path} has another amqp_url now")
+                source = self._config.source("amqp_url")
+                raise ConfigurationException(f"{source} has another amqp_url now")
         except ConfigurationException as exc:
             # The values of before may still be good.
             _log.warning("going on with the amqp_url and [tls] of before: %s", exc)
@@ -332,6 +335,38 @@ def list_losses(topology: Topology) -> Iterator[str]:
             "x-dead-letter-exchange: unless a policy says otherwise, what is set aside or dropped "
             "is gone"
         )
+
+
+def list_exposures() -> Iterator[str]:
+    """Give a line where every user of this machine may read a password in the configuration."""
+    # A program may have put any mapping in the place of the configuration.
+    conf: Any = config.conf
+    urls = getattr(conf, "in_file", {}).get("amqp_url", [])
+    if any(map(_has_password, urls if isinstance(urls, list) else [urls])):
+        path = os.path.realpath(conf.absolute_path)
+        if _is_open_to_all(path):
+            yield (
+                f"{path} holds a password, in amqp_url, and every user of this machine may read "
+                "it: give it to the consumer's user or group, and chmod 640"
+            )
+
+
+def _has_password(url: object) -> bool:
+    """Tell whether a URL has a password, other than the one that RabbitMQ accepts locally only."""
+    try:
+        return urlsplit(str(url)).password not in (None, "", "guest")
+    except ValueError:
+        return False
+
+
+def _is_open_to_all(path: str) -> bool:
+    """Tell whether a file may be read, and its folders entered, by everybody."""
+    try:
+        folders = [os.stat(folder).st_mode & stat.S_IXOTH for folder in Path(path).parents]
+        found = os.stat(path).st_mode
+    except OSError:
+        return False
+    return stat.S_ISREG(found) and bool(found & stat.S_IROTH) and all(folders)
 
 
 def _import_exception(key: str, name: str) -> type[BaseException]:

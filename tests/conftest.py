@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 from collections.abc import Generator, Iterator
 
@@ -36,8 +37,8 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
+        *(name for name in os.environ if name.startswith("FMCONSUME_")),
         "FEDORA_MESSAGING_CONF",
-        "FMCONSUME_CONF",
         "JOURNAL_STREAM",
         "NOTIFY_SOCKET",
         "STATE_DIRECTORY",

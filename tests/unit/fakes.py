@@ -67,7 +67,7 @@ def make_delivery(
 @contextmanager
 def restored_configuration() -> Iterator[LazyConfig]:
     """Let a test load and change the configuration of the process, and put it back."""
-    names = ("loaded", "path", "absolute_path", "as_loaded", "_mark")
+    names = ("loaded", "path", "absolute_path", "as_loaded", "in_file", "given", "_mark")
     before, attributes = dict.copy(conf), {name: getattr(conf, name) for name in names}
     try:
         yield conf

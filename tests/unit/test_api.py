@@ -168,6 +168,16 @@ def callback(message: Any) -> None:
     """Take a message."""
 
 
+def test_consumer_warns_of_exposed_password(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A password that everybody may read is one warning, and the consumer is made."""
+    monkeypatch.setattr(api, "list_exposures", lambda: ["a.toml holds a password"])
+    Consumer(callback)
+    (record,) = caplog.records
+    assert (record.levelno, record.getMessage()) == (logging.WARNING, "a.toml holds a password")
+
+
 # -- arguments ------------------------------------------------------------------
 
 QUEUES = {"fruit": {"durable": True}}

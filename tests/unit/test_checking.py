@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -148,6 +149,36 @@ def test_check_prints_table(conf: LazyConfig, capsys: pytest.CaptureFixture[str]
     assert [row.split()[0] for row in rows] == ["configuration", "callback", "!", "advice:"]
     assert rows[0].split() == ["configuration", __file__, "valid"]
     assert rows[1].split() == ["callback", "print", "imported"]
+
+
+def test_check_looks_at_environment(
+    conf: LazyConfig,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    """Each variable has a row that names its key, and its file, but no value."""
+    (tmp_path / "url").write_text("amqp://u:secret@127.0.0.1:1")
+    monkeypatch.setenv("FMCONSUME_AMQP_URL_FILE", str(tmp_path / "url"))
+    monkeypatch.setenv("FMCONSUME_QOS__PREFETCH_COUNT", "30")
+    conf.load_config(os.devnull)
+    check(print, make_topology(), workers=1)
+    shown = capsys.readouterr().out
+    rows = [" ".join(row.split()) for row in shown.splitlines() if "environment" in row]
+    assert rows == [
+        f"environment $FMCONSUME_AMQP_URL_FILE sets amqp_url from {tmp_path}/url",
+        "environment $FMCONSUME_QOS__PREFETCH_COUNT sets qos.prefetch_count",
+    ]
+    assert "secret" not in shown
+
+
+def test_check_tells_of_exposures(
+    conf: LazyConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A password that everybody may read is told as advice, and is no error of its own."""
+    monkeypatch.setattr(checking, "list_exposures", lambda: ["a.toml holds a password"])
+    check(print, make_topology(), workers=1)
+    assert "  advice: a.toml holds a password\n" in capsys.readouterr().out
 
 
 def test_check_looks_at_failures(

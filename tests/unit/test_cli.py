@@ -160,6 +160,51 @@ def test_main_bad_configuration(
     assert [problem.partition(":")[0] for problem in sorted(problems)] == ["remember", "workers"]
 
 
+def test_main_secret_may_come_later(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file of a variable that is not there is told in two lines, and the exit code is 1."""
+    monkeypatch.setenv("FMCONSUME_AMQP_URL_FILE", "/nowhere/url")
+    assert main([*CALLBACK, "--check"]) == ExitCode.TEMPORARY
+    assert capsys.readouterr().err.splitlines() == [
+        "fmconsume: the environment cannot be used:",
+        "$FMCONSUME_AMQP_URL_FILE: cannot read /nowhere/url: No such file or directory",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variable", "key", "is_installed"),
+    [
+        ([], "", "false", False),
+        ([], "", "true", True),
+        ([], "yes", "false", True),
+        ([], "0", "true", False),
+        (["--as-fedora-messaging"], "0", "false", True),
+        (["-m", "orchard_program"], "1", "false", True),
+        (["-m", "orchard_program"], "0", "true", False),
+    ],
+)
+def test_main_as_fedora_messaging(
+    write: Callable[[str, str], str],
+    consumers: list[FakeConsumer],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    variable: str,
+    key: str,
+    is_installed: bool,
+) -> None:
+    """The option goes before the variable, that before the key; a program needs one of the two."""
+    installed: list[bool] = []
+    monkeypatch.setattr(cli.compat, "install", lambda: installed.append(True))
+    monkeypatch.setenv("FMCONSUME_AS_FEDORA_MESSAGING", variable)
+    monkeypatch.setattr(sys, "argv", sys.argv[:])
+    write("orchard_program.py", "")
+    path = write("my.toml", f"as_fedora_messaging = {key}")
+    chosen = arguments if "-m" in arguments else [*CALLBACK, *arguments]
+    assert main(["--config", path, *chosen]) == 0
+    assert bool(installed) is is_installed
+
+
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import os
 import pickle
 import re
 import subprocess
@@ -23,7 +24,7 @@ from hypothesis import strategies as st
 
 from fmconsume import config
 from fmconsume.config import DEFAULTS, LazyConfig
-from fmconsume.exceptions import ConfigurationException, UnavailableException
+from fmconsume.exceptions import ConfigurationException, ExitCode, UnavailableException
 from fmconsume.version import __version__
 
 from .fakes import CONFIG_KEYS, CONFIG_VALUES
@@ -316,6 +317,178 @@ def test_validate_after_a_change(load: Load) -> None:
     lazy["workers"] = 0
     with pytest.raises(ConfigurationException, match="workers: found 0"):
         lazy.validate()
+
+
+# -- the environment
+
+
+def test_load_config_environment(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable goes before the file, and the file before the default."""
+    monkeypatch.setenv("FMCONSUME_QOS__PREFETCH_COUNT", "30")
+    lazy = load("workers = 2\n[qos]\nprefetch_count = 20\nprefetch_size = 7")
+    assert lazy["qos"] == {"prefetch_count": 30, "prefetch_size": 7}
+    assert lazy.in_file["qos"] == {"prefetch_count": 20, "prefetch_size": 7}
+    assert (lazy["workers"], lazy["remember"]) == (2, 20_000)
+    assert lazy.source("qos") == "$FMCONSUME_QOS__PREFETCH_COUNT"
+    assert lazy.source("workers") == lazy.path
+
+
+def test_load_config_environment_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any file the environment changes the defaults; a table of names replaces them."""
+    queues, bindings = '{"my.queue" = {durable = true}}', "[{queue = 'my.queue', exchange = 'x'}]"
+    monkeypatch.setenv("FMCONSUME_QUEUES", queues)
+    monkeypatch.setenv("FMCONSUME_BINDINGS", bindings.replace("}", ", routing_keys = ['a']}"))
+    lazy = LazyConfig()
+    assert list(lazy["queues"]) == ["my.queue"]
+    assert lazy["bindings"] == [{"queue": "my.queue", "exchange": "x", "routing_keys": ["a"]}]
+
+
+@pytest.mark.usefixtures("loggers")
+def test_load_config_environment_log_level(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A level changes the default, which keeps its handlers; but not what a file has instead."""
+    monkeypatch.setenv("FMCONSUME_LOG_CONFIG__ROOT__LEVEL", "DEBUG")
+    lazy = load("")
+    assert lazy["log_config"]["root"] == {"level": "DEBUG", "handlers": ["stderr"]}
+    assert DEFAULTS["log_config"]["root"]["level"] == "INFO"
+    lazy.setup_logging()
+    lazy = load("[log_config.root]\nlevel = 'INFO'")
+    assert lazy["log_config"] == {"version": 1, "root": {"level": "DEBUG"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        ("QOS__PREFETCH_COUNT", "many", ": found 'many', expected an integer from 0 to 65535"),
+        ("QOS", "5", ": found 5, expected a table"),
+        (
+            *("QOS__PREFETCH_COUNT__X", "1"),
+            ": qos.prefetch_count: found a table, expected an integer from 0 to 65535",
+        ),
+        (
+            *("QUEUES", '{"my.queue" = {durable = 1}}'),
+            ": queues.'my.queue'.durable: found 1, expected true or false",
+        ),
+        (
+            *("MONITORING__ADDRESS", "localhost"),
+            ": monitoring.port: found nothing, expected an integer from 1 to 65535",
+        ),
+        (
+            *("TLS__CERTFILE", "/a.pem"),
+            ": tls: found a table, expected certfile and keyfile together, or neither",
+        ),
+        ("BODY", "jsn", ": found 'jsn', expected 'object' or 'json' or 'bytes'; did you mean "),
+        (
+            *("CONSUMER_CONFIG", "{token = hunter2}"),
+            ": found text that is not valid TOML (Invalid value), expected a table",
+        ),
+        ("QUEUES__Q", "{x = 1}", ": queues.q.x: found an unknown key, expected dur"),
+        ("QUEUES__Q__DURABEL", "true", "did you mean $FMCONSUME_QUEUES__Q__DURABLE?"),
+        ("QUEUES__Q", "{durabel = true}", "; did you mean 'durable'?"),
+        ("WROKERS", "2", "; did you mean $FMCONSUME_WORKERS?"),
+        ("QOS_PREFETCH_COUNT", "2", "; did you mean $FMCONSUME_QOS__PREFETCH_COUNT?"),
+        ("QSO__PREFETCH_COUNT", "2", "; did you mean $FMCONSUME_QOS__PREFETCH_COUNT?"),
+        ("AMPQ_URL_FILE", str(EXAMPLE), "; did you mean $FMCONSUME_AMQP_URL_FILE?"),
+        ("CONFIG", "/a.toml", "; did you mean $FMCONSUME_CONF?"),
+        ("ZZZ", "hunter2", ": found an unknown key, expected amqp_url, "),
+    ],
+)
+def test_load_config_environment_problem(
+    monkeypatch: pytest.MonkeyPatch, name: str, text: str, problem: str
+) -> None:
+    """A problem names the variable, and a hint is one at a variable."""
+    monkeypatch.setenv(f"FMCONSUME_{name}", text)
+    with pytest.raises(ConfigurationException) as caught:
+        LazyConfig().load_config()
+    title, line = caught.value.message.splitlines()
+    assert title == "the environment cannot be used:"
+    assert line.startswith(f"$FMCONSUME_{name}: ")
+    assert problem in line
+    assert caught.value.exit_code == ExitCode.USAGE
+    assert "hunter2" not in str(caught.value)
+
+
+def test_load_config_environment_all_problems(
+    load: Load, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Problems of the file and of the environment come together, and the gravest counts."""
+    monkeypatch.setenv("FMCONSUME_AMQP_URL_FILE", "/nowhere")
+    monkeypatch.setenv("FMCONSUME_WORKERS", "0")
+    with pytest.raises(ConfigurationException) as caught:
+        load("body = 1")
+    assert caught.value.message.splitlines() == [
+        f"{tmp_path / 'my.toml'} with the environment cannot be used:",
+        "$FMCONSUME_AMQP_URL_FILE: cannot read /nowhere: No such file or directory",
+        "body: found 1, expected 'object' or 'json' or 'bytes'",
+        "$FMCONSUME_WORKERS: found 0, expected an integer of 1 or more",
+    ]
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+def test_load_config_environment_too_deep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name of very many tables is a problem of the environment."""
+    monkeypatch.setenv(f"FMCONSUME_CONSUMER_CONFIG{'__A' * 2000}", "1")
+    told = "^the environment cannot be used: it is nested too deep$"
+    with pytest.raises(ConfigurationException, match=told):
+        LazyConfig().load_config()
+
+
+def test_load_config_environment_without_its_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A secret that is not there may come later."""
+    monkeypatch.setenv("FMCONSUME_AMQP_URL_FILE", "/nowhere")
+    with pytest.raises(ConfigurationException) as caught:
+        LazyConfig().load_config()
+    assert caught.value.exit_code == ExitCode.TEMPORARY
+
+
+@pytest.mark.parametrize("content", ["http://u:hunter2@h", "hunter2", "[hunter2", '["hunter2"]'])
+def test_load_config_environment_file_never_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: str
+) -> None:
+    """What is wrong in a file of a secret is not shown."""
+    (tmp_path / "secret").write_text(content)
+    for name in ("AMQP_URL", "WORKERS", "BODY", "QUEUES", "TLS"):
+        monkeypatch.setenv(f"FMCONSUME_{name}_FILE", str(tmp_path / "secret"))
+    with pytest.raises(ConfigurationException) as caught:
+        LazyConfig().load_config()
+    assert caught.value.message.count("\n$FMCONSUME_") >= 5
+    assert "hunter2" not in str(caught.value)
+
+
+def test_load_config_environment_patched(load: Load) -> None:
+    """mock.patch.dict sets a variable for a while; what was loaded stays, until it is loaded."""
+    with mock.patch.dict(os.environ, {"FMCONSUME_WORKERS": "3"}):
+        lazy = load("workers = 2")
+        assert not lazy.is_outdated
+    assert lazy["workers"] == 3
+    assert lazy.is_outdated
+    assert lazy.reloaded()["workers"] == 2
+
+
+def test_reloaded_file(load: Load, tmp_path: Path) -> None:
+    """The file counts as it is now, but for one that cannot be read again."""
+    lazy = load("workers = 2")
+    (tmp_path / "my.toml").write_text("workers = 33")
+    assert lazy.is_outdated
+    again = lazy.reloaded()
+    assert (again["workers"], again.path, again.is_outdated) == (33, lazy.path, False)
+    (tmp_path / "my.toml").unlink()
+    assert not again.is_outdated
+    last = again.reloaded()
+    assert (last["workers"], last.is_outdated) == (33, False)
+    (tmp_path / "my.toml").write_text("workers = 4")
+    assert last.is_outdated
+
+
+def test_reloaded_file_of_a_variable(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A secret is seen to change, even where there is no configuration file."""
+    secret = tmp_path / "secret"
+    secret.write_text("amqp://u:old@h")
+    monkeypatch.setenv("FMCONSUME_AMQP_URL_FILE", str(secret))
+    lazy = LazyConfig().load_config()
+    assert not lazy.is_outdated
+    secret.write_text("amqp://u:new@h\n")
+    assert lazy.is_outdated
+    assert lazy.reloaded()["amqp_url"] == "amqp://u:new@h"
 
 
 # -- logging

@@ -19,7 +19,7 @@ HOUSE = Path(fmconsume.__file__).parent
 FLOORS = (
     "text version redaction exceptions delivery wakeup log console shortage schema_utils amqp_url"
     " stopping",
-    "config config_checks schema",
+    "config config_checks environment schema",
     "state/",
     "headers message_classes decoding jsonlines message callbacks example",
     "broker/",

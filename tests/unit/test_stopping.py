@@ -14,24 +14,24 @@ from .fakes import TIMEOUT
 def test_is_stopping_without_consumer() -> None:
     """Where no consumer stops, none is stopping, and a wait lasts as long as it should."""
     StopEvent()
-    assert not is_stopping()
-    assert not wait_for_stop(0.001)
+    assert not contextvars.Context().run(is_stopping)
+    assert not contextvars.Context().run(wait_for_stop, 0.001)
 
 
 def test_is_stopping_of_own_consumer() -> None:
     """In the context of a worker its own consumer counts, elsewhere the one made last."""
     first, second = StopEvent(), StopEvent()
-    context = contextvars.copy_context()
+    context, other = contextvars.Context(), contextvars.Context()
     context.run(first.adopt)
     first.set()
     assert context.run(is_stopping)
-    assert not is_stopping()
+    assert not other.run(is_stopping)
     second.set()
-    assert is_stopping()
+    assert other.run(is_stopping)
 
 
 def test_wait_for_stop_ends() -> None:
     """A wait ends once the consumer begins to stop."""
     stop = StopEvent()
     threading.Timer(0.01, stop.set).start()
-    assert wait_for_stop(TIMEOUT)
+    assert contextvars.Context().run(wait_for_stop, TIMEOUT)

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Callable
 
 import pytest
@@ -20,6 +21,7 @@ from fmconsume.exceptions import ConfigurationException
 from fmconsume.wiring import (
     addresses,
     failure_policy,
+    list_exposures,
     open_notes,
     options,
     select,
@@ -405,6 +407,96 @@ def test_addresses_set_by_program(write: Callable[[str, str], str], conf: LazyCo
     brokers = addresses()
     write("a.toml", BROKERS.format(password="renewed"))
     assert passwords(brokers) == ["mine"]
+
+
+def test_addresses_secret_changed(
+    conf: LazyConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: Any
+) -> None:
+    """So does a password in the file of a variable; while that cannot be used, the known one."""
+    secret = tmp_path / "secret"
+    secret.write_text("amqp://ann:old@one/v\n")
+    monkeypatch.setenv("FMCONSUME_AMQP_URL_FILE", str(secret))
+    conf.load_config()
+    brokers = addresses()
+    assert passwords(brokers) == ["old"]
+    secret.write_text("")
+    assert passwords(brokers) == ["old"]
+    assert f"$FMCONSUME_AMQP_URL_FILE: {secret} is empty" in caplog.text
+    secret.write_text("amqp://ann:new@elsewhere/v")
+    assert passwords(brokers) == ["old"]
+    assert "$FMCONSUME_AMQP_URL_FILE has another amqp_url now" in caplog.text
+    secret.write_text("amqp://ann:new@one/v")
+    assert passwords(brokers) == ["new"]
+    assert "old@" not in caplog.text
+    assert "new@" not in caplog.text
+
+
+def test_addresses_environment_over_changed_file(
+    write: Callable[[str, str], str], conf: LazyConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that changes does not undo what the environment sets."""
+    monkeypatch.setenv("FMCONSUME_AMQP_URL", "amqp://ann:mine@one/v")
+    conf.load_config(write("a.toml", BROKERS.format(password="old")))
+    brokers = addresses()
+    write("a.toml", BROKERS.format(password="renewed"))
+    assert passwords(brokers) == ["mine"]
+    monkeypatch.setenv("FMCONSUME_AMQP_URL", "amqp://ann:other@one/v")
+    assert passwords(brokers) == ["other"]
+
+
+# -- a password that others may read -----------------------------------------------------
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that everybody may enter, unlike those of other tests."""
+    with TemporaryDirectory(prefix="fmconsume-", dir="/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
+
+
+@pytest.mark.parametrize(
+    ("url", "mode", "count"),
+    [
+        ('"amqp://ann:secret@one"', 0o644, 1),
+        ('["amqp://one", "amqps://ann:secret@two"]', 0o604, 1),
+        ('"amqp://ann:secret@one"', 0o640, 0),
+        ('"amqp://guest:guest@one"', 0o644, 0),
+        ('"amqp://one"', 0o644, 0),
+    ],
+)
+def test_list_exposures(
+    conf: LazyConfig, open_folder: Path, url: str, mode: int, count: int
+) -> None:
+    """A line names the file with a password that everybody may read, and what to do."""
+    path = open_folder / "a.toml"
+    path.write_text(f"amqp_url = {url}")
+    path.chmod(mode)
+    conf.load_config(str(path))
+    lines = list(list_exposures())
+    assert len(lines) == count
+    for line in lines:
+        assert line.startswith(f"{path} holds a password, in amqp_url, and every user")
+        assert line.endswith("chmod 640")
+    open_folder.chmod(0o700)
+    assert list(list_exposures()) == []
+
+
+def test_list_exposures_none(
+    conf: LazyConfig, open_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No password in the file is exposed by it, and a file that is gone exposes nothing."""
+    monkeypatch.setenv("FMCONSUME_AMQP_URL", "amqp://ann:secret@one")
+    path = open_folder / "a.toml"
+    for value in ("'amqp://ann:[@'", "5"):
+        path.write_text(f"amqp_url = {value}")
+        conf.load_config(str(path))
+        assert list(list_exposures()) == []
+    path.write_text("amqp_url = 'amqp://ann:secret@one'")
+    conf.load_config(str(path))
+    path.unlink()
+    assert list(list_exposures()) == []
 
 
 def test_addresses_directory_changed(
