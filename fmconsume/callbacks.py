@@ -40,20 +40,32 @@ __all__ = [
     "locate",
     "prepare",
     "refuse_reactor",
-    "search_here",
+    "search",
+    "searched",
 ]
 
 _REACTOR = "twisted.internet.reactor"
 
 
-def search_here() -> None:
-    """Let the current directory be searched for modules.
+def search(app_dir: str | None = None) -> None:
+    """Let this folder be searched for modules before any other.
 
     Python puts the directory of the installed script into sys.path, not the current one.
+
+    Args:
+        app_dir: A folder; None is the current directory.
     """
     with suppress(OSError):  # The current directory was deleted.
-        if os.getcwd() not in sys.path:
-            sys.path.insert(0, os.getcwd())
+        folder = os.path.abspath(app_dir or "")
+        if sys.path[:1] != [folder]:
+            sys.path.insert(0, folder)
+
+
+def searched() -> str:
+    """Tell where modules were looked for: in the folder of `search`, $PYTHONPATH and packages."""
+    named = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    folders = [sys.path[0], *(f"{folder} ($PYTHONPATH)" for folder in named if folder)]
+    return f"looked in {', '.join(folders)} and the packages of {sys.prefix}"
 
 
 def load_from_module(path: str) -> Any:
@@ -73,8 +85,7 @@ def load_from_module(path: str) -> Any:
     except (ImportError, SyntaxError) as exc:
         if isinstance(exc, ModuleNotFoundError) and _is_part_of(exc.name, module_name):
             raise ConfigurationException(
-                f"callback {path!r}: no module named {exc.name!r}; looked in the current "
-                "directory and in the installed packages"
+                f"callback {path!r}: no module named {exc.name!r}; {searched()}"
             ) from exc
         raise ConfigurationException(f"callback {path!r}: {_failure(module_name, exc)}") from exc
     return _object_of(module, name, path)

@@ -51,6 +51,12 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 _CALLBACK = """
 function or class to call with each message, imported by this name; the current directory
 is searched too"""
+_APP_DIR = """
+search this folder for the callback's module, or that of -m, before all others, and not the current
+directory; nothing else is relative to it"""
+_RELOAD = """
+for development: start again whenever a Python file in the current directory, or in that of
+--app-dir, or the configuration file has changed; running callbacks finish first"""
 _CONFIG = """
 TOML configuration file; without it $FMCONSUME_CONF, $FEDORA_MESSAGING_CONF or
 /etc/fedora-messaging/config.toml"""
@@ -81,9 +87,13 @@ publish the messages in this file or folder that were set aside to the queues th
 and remove each file once the broker has confirmed it; a file that cannot be requeued is named and
 stays, and the exit status is 1; --check only tells what would be done"""
 
+#: What argparse takes for --reload; whoever is started again does without.
+_RELOADS = ("--reload", "--reloa", "--relo", "--rel")
+
 #: Options that go only without those that are named here, beyond what argparse knows of.
 _ALONE = {
     "failed": ("check", "drain", "peek", "replay"),
+    "reload": ("check", "failed", "record", "replay", "requeue"),
     "requeue": ("drain", "peek", "replay"),
 }
 
@@ -120,6 +130,8 @@ def parser() -> argparse.ArgumentParser:
     add("--replay", metavar="FILE", help=_REPLAY)
     add = result.add_argument
     add("--config", "--conf", metavar="FILE", help=_CONFIG)
+    add("--app-dir", metavar="FOLDER", type=_folder, help=_APP_DIR)
+    add("--reload", action="store_true", help=_RELOAD)
     add("--as-fedora-messaging", action="store_true", help=_ALIAS)
     add("--version", action="version", version=f"fmconsume {__version__}")
     add = result.add_argument_group("in place of the configuration").add_argument
@@ -146,6 +158,12 @@ def _add_levels(add: Callable[..., Any]) -> None:
         add(option, dest="log_level", action="store_const", const=level, help=text)
 
 
+def _folder(path: str) -> str:
+    if not os.path.isdir(path):
+        raise argparse.ArgumentTypeError(f"found {path!r}, expected a folder that exists")
+    return path
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser that shows no passwords in its errors and refuses empty values."""
 
@@ -169,7 +187,7 @@ class _Parser(argparse.ArgumentParser):
             for other in others:
                 if getattr(parsed, first) and getattr(parsed, other):
                     self.error(f"argument --{other}: not allowed with argument --{first}")
-        parsed.arguments = given[end:]
+        parsed.options, parsed.arguments = given[:end], given[end:]
         if parsed.peek and not parsed.record:
             self.error("argument --peek: expected --record, too")
         return parsed
@@ -275,6 +293,8 @@ def _exit_code(exc: BaseException) -> int:
 
 
 def _dispatch(args: argparse.Namespace) -> int:
+    if args.reload:
+        return _reload(args)
     if args.module:
         return _run_program(args)
     configure(args.config, args.as_fedora_messaging, args.log_level, args.app_name)
@@ -294,6 +314,17 @@ def _dispatch(args: argparse.Namespace) -> int:
         workers = config.conf["workers"] if args.workers is None else args.workers
         return check(callback, topology(*_select(args)), workers)
     return consume(callback, args)
+
+
+def _reload(args: argparse.Namespace) -> int:
+    from .config_file import find_file
+    from .reloading import reload
+
+    folders = {args.app_dir or "."}
+    if args.callback_file:
+        folders.add(os.path.dirname(args.callback_file) or ".")
+    options = [word for word in args.options if word not in _RELOADS]
+    return reload([*options, *args.arguments], folders, find_file(args.config)[0])
 
 
 def _select(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -318,7 +349,7 @@ def _run_program(args: argparse.Namespace) -> int:
         config.conf.load_config(args.config)
     if args.as_fedora_messaging or is_on(os.environ.get(AS_FEDORA_MESSAGING, "")):
         compat.install()
-    return run_program(args.module, *args.arguments)
+    return run_program(args.module, *args.arguments, app_dir=args.app_dir)
 
 
 def _look_after_kept(args: argparse.Namespace) -> int:
@@ -366,6 +397,7 @@ def configure(
 
 
 def _choose_callback(args: argparse.Namespace) -> Any:
+    callbacks.search(args.app_dir)
     if args.record:
         from .recording import Recorder
 
@@ -380,7 +412,6 @@ def load_callback(name: str | None, file: str | None) -> Any:
         ConfigurationException: There is none, or it cannot be imported.
         Exception: Whatever else its module raises.
     """
-    callbacks.search_here()
     path = file or name or config.conf["callback"]
     if not path:
         raise ConfigurationException(

@@ -1,4 +1,4 @@
-"""The configuration file: found, read, checked, and merged with environment and defaults.
+"""The configuration: read from its file, merged with environment and defaults, and checked.
 
 Load it in one thread (consume() does, before it starts others); then any may read it.
 """
@@ -8,13 +8,13 @@ from __future__ import annotations
 import copy
 import functools
 import os
-import stat
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, TypedDict
 
 from .config_checks import DEFAULTS, check_bindings, check_config, check_queues, identity
-from .environment import CONF, Given, merge, read_environment
+from .config_file import find_file, mark_file, read_file
+from .environment import Given, merge, read_environment
 from .exceptions import ConfigurationException, UnavailableException
 
 __all__ = [
@@ -48,50 +48,6 @@ class BindingConfig(TypedDict, total=False):
     exchange: str
     routing_keys: Sequence[str]
     arguments: Mapping[str, Any]
-
-
-_DEFAULT_PATH = "/etc/fedora-messaging/config.toml"
-_VARIABLES = (CONF, "FEDORA_MESSAGING_CONF")
-
-
-def _find(config_path: str | None) -> tuple[str, str | None]:
-    """Return the path of the file, and which variable named it: None if it is the default."""
-    if config_path is not None:
-        return config_path, ""
-    for variable in _VARIABLES:
-        if os.environ.get(variable):
-            return os.environ[variable], f" (${variable})"
-    return _DEFAULT_PATH, None
-
-
-def _read(path: str, note: str | None) -> dict[str, Any]:
-    """Return the content of the file; nothing if it is the default one and is missing."""
-    import tomli  # Not imported with this module, for programs that never load a configuration.
-
-    try:
-        with open(path, "rb") as file:
-            return tomli.load(file)
-    except OSError as exc:
-        if note is None and isinstance(exc, FileNotFoundError):
-            return {}
-        reason = f"cannot read the configuration file {path}{note or ''}: {exc.strerror}"
-        raise ConfigurationException(reason) from exc
-    except (ValueError, RecursionError) as exc:  # Not TOML, not UTF-8, nested too deep.
-        raise ConfigurationException(f"{path} is not valid TOML: {exc}") from exc
-
-
-def _mark(path: str) -> object:
-    """Return values that change when the file does; None for anything that cannot be read again.
-
-    Only a regular file can: reading a pipe would block.
-    """
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    if not stat.S_ISREG(found.st_mode):
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _merge_and_check(in_file: Mapping[str, Any], given: Given, title: str) -> dict[str, Any]:
@@ -176,10 +132,10 @@ class LazyConfig(dict[str, Any]):
                 problems; the message names them all. Its exit code is 1 where nothing but the
                 file of a variable is not there.
         """
-        path, note = _find(config_path)
+        path, note = find_file(config_path)
         # Taken before the file is read, so that is_outdated sees a change during the read.
-        mark = _mark(path)
-        self._assign(path, os.path.abspath(path), _read(path, note), mark)
+        mark = mark_file(path)
+        self._assign(path, os.path.abspath(path), read_file(path, note), mark)
         return self
 
     def reloaded(self) -> LazyConfig:
@@ -190,8 +146,8 @@ class LazyConfig(dict[str, Any]):
         Raises:
             ConfigurationException: As `load_config` does.
         """
-        mark = _mark(self.absolute_path)
-        content = self.in_file if mark is None else _read(self.absolute_path, "")
+        mark = mark_file(self.absolute_path)
+        content = self.in_file if mark is None else read_file(self.absolute_path, "")
         result = LazyConfig()
         result._assign(self.path, self.absolute_path, content, mark or self._mark)
         return result
@@ -220,7 +176,7 @@ class LazyConfig(dict[str, Any]):
     @property
     def is_outdated(self) -> bool:
         """Whether file or environment have changed since they were loaded. Thread: any."""
-        mark = _mark(self.absolute_path)
+        mark = mark_file(self.absolute_path)
         is_changed = mark is not None and mark != self._mark
         return is_changed or read_environment(os.environ, DEFAULTS) != self.given
 

@@ -10,7 +10,7 @@ import sys
 from importlib.util import find_spec
 
 from . import console
-from .callbacks import locate, search_here
+from .callbacks import locate, search, searched
 from .exceptions import ConfigurationException, ExitCode, FmconsumeError
 from .log import get_logger
 
@@ -19,12 +19,13 @@ __all__ = ["run_program"]
 _log = get_logger(__name__)
 
 
-def run_program(name: str, *arguments: str) -> int:
+def run_program(name: str, *arguments: str, app_dir: str | None = None) -> int:
     """Run a module as a program.
 
     Args:
         name: Of the module, or of a package with a `__main__`.
         arguments: Its sys.argv holds them.
+        app_dir: The folder that is searched for it first; None is the current directory.
 
     Returns:
         Its exit status, or that of the exception that ended it, which is printed in a line.
@@ -32,9 +33,9 @@ def run_program(name: str, *arguments: str) -> int:
     Raises:
         ConfigurationException: There is no such module.
     """
-    search_here()
+    search(app_dir)
     if not _exists(name):
-        raise ConfigurationException(f"argument -m: no module named {name!r}")
+        raise ConfigurationException(f"argument -m: no module named {name!r}; {searched()}")
     sys.argv[:] = [name, *arguments]
     try:
         runpy.run_module(name, run_name="__main__", alter_sys=True)

@@ -106,6 +106,7 @@ def _run(args: argparse.Namespace) -> int:
     if path and not os.path.isfile(path):
         raise ConfigurationException(f"--conf: {path} is not a file")
     install()
+    callbacks.search()
     cli.configure(path, app_name=getattr(args, "app_name", None))
     status: int = args.run(args)
     return status

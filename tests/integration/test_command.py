@@ -195,6 +195,23 @@ def test_command_module(broker, queue, folder, run_command):
     assert command.printed() == f"took {queue} 0\n"
 
 
+def test_command_app_dir(broker, queue, folder, run_command):
+    """--app-dir finds the callback from any folder, for --check, --replay and -m as well."""
+    config = write_config(folder / "config.toml", broker.url(), queue, callback="callbacks:take")
+    (folder / "program.py").write_text("print('at', __file__)\n")
+    (folder / "messages").write_text('{"topic": "a", "body": {"n": 7}}\n')
+    broker.publish(queue, numbered(1))
+    for options, text in (
+        (("--check",), "callback       take"),
+        (("--replay", folder / "messages"), "took a 7\n"),
+        (("--limit", "1"), f"took {queue} 0\n"),
+        (("-m", "program"), f"at {folder}/program.py\n"),
+    ):
+        command = run_command("--app-dir", folder, "--config", config, *options, cwd="/")
+        assert command.wait(PATIENCE) == 0, command.logged()
+        assert text in command.printed()
+
+
 @pytest.mark.parametrize("variable", ["FMCONSUME_CONF", "FEDORA_MESSAGING_CONF"])
 def test_command_configuration_by_variable(broker, queue, folder, run_command, variable):
     """The configuration is the file that the environment names."""

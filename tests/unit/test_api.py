@@ -16,7 +16,7 @@ from typing import Any, Callable
 
 import pytest
 
-from fmconsume import api, config, watch
+from fmconsume import api, config_file, watch
 from fmconsume.api import Consumer, consume
 from fmconsume.config import DEFAULTS, LazyConfig
 from fmconsume.engine import processor as processor_module
@@ -149,7 +149,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
 @pytest.fixture(autouse=True)
 def conf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LazyConfig]:
     """Use the defaults."""
-    monkeypatch.setattr(config, "_DEFAULT_PATH", str(tmp_path / "absent.toml"))
+    monkeypatch.setattr(config_file, "_DEFAULT_PATH", str(tmp_path / "absent.toml"))
     with restored_configuration() as conf:
         yield conf.load_config()
 

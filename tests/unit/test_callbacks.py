@@ -18,6 +18,7 @@ from fmconsume.callbacks import (
     load_from_file,
     load_from_module,
     locate,
+    search,
 )
 from fmconsume.exceptions import ConfigurationException
 
@@ -82,11 +83,28 @@ def test_load_from_module_malformed_path(path: str) -> None:
     ("path", "missing"),
     [("meadow:pick", "'meadow'"), ("orchard.barn:pick", "'orchard.barn'")],
 )
-def test_load_from_module_no_such_module(write: Write, path: str, missing: str) -> None:
+def test_load_from_module_no_such_module(
+    write: Write, monkeypatch: pytest.MonkeyPatch, path: str, missing: str
+) -> None:
     """A module that is not there is named, and where it was looked for."""
     write("orchard/__init__.py", "")
-    line = complaint(load_from_module, path)
-    assert f"callback {path!r}: no module named {missing}; looked in the current directory" in line
+    monkeypatch.setenv("PYTHONPATH", ":/srv/more")
+    monkeypatch.chdir("/")
+    search()
+    assert complaint(load_from_module, path) == (
+        f"callback {path!r}: no module named {missing}; looked in /, "
+        f"/srv/more ($PYTHONPATH) and the packages of {sys.prefix}"
+    )
+
+
+def test_search_folder(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that is named is searched before all others."""
+    monkeypatch.chdir(tmp_path)
+    write("src/orchard.py", GOOD)
+    write("orchard.py", "pick = None")
+    search("src")
+    assert load_from_module("orchard:Basket.take")(None) == "taken"
+    assert f"; looked in {tmp_path}/src" in complaint(load_from_module, "meadow:pick")
 
 
 def test_load_from_module_parent_is_no_package(write: Write) -> None:

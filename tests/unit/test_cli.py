@@ -13,7 +13,7 @@ from typing import Any, Callable
 
 import pytest
 
-from fmconsume import cli, config, requeueing
+from fmconsume import cli, config, config_file, requeueing
 from fmconsume.cli import main
 from fmconsume.config import LazyConfig
 from fmconsume.exceptions import (
@@ -52,7 +52,7 @@ class FakeConsumer:
 @pytest.fixture(autouse=True)
 def conf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LazyConfig]:
     """Stand in an empty folder, without a configuration, and leave no trace in the process."""
-    monkeypatch.setattr(config, "_DEFAULT_PATH", str(tmp_path / "absent.toml"))
+    monkeypatch.setattr(config_file, "_DEFAULT_PATH", str(tmp_path / "absent.toml"))
     monkeypatch.setattr(sys, "path", sys.path[:])
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
@@ -222,6 +222,10 @@ def test_main_as_fedora_messaging(
         (["--requeue", "a", "--replay", "b"], "--replay: not allowed with argument --requeue"),
         ([*CALLBACK, "--peek"], "--peek: expected --record, too"),
         (["--record", "a", "--peek", "--drain"], "--drain: not allowed with argument --peek"),
+        (["--reload", "--check"], "--check: not allowed with argument --reload"),
+        (["--reload", "--record", "a"], "--record: not allowed with argument --reload"),
+        (["--app-dir", "absent"], "--app-dir: found 'absent', expected a folder that exists"),
+        (["--app-dir", ""], "--app-dir: found '', expected a folder that exists"),
         (["--failed", "--peek"], "--peek: not allowed with argument --failed"),
         (["--failed", ""], "--failed: found an empty value"),
     ],
@@ -258,6 +262,37 @@ def test_main_callback(consumers: list[FakeConsumer]) -> None:
     assert consumer.bindings == config.DEFAULTS["bindings"]
     assert consumer.options["workers"] is None
     assert consumer.options["limit"] is None
+
+
+def test_main_app_dir(consumers: list[FakeConsumer], write: Callable[[str, str], str]) -> None:
+    """--app-dir is searched for the callback, whoever names it, and for what a file imports."""
+    os.mkdir("src")
+    write("src/orchard3.py", "def mow(message): pass\n")
+    write("my.toml", 'callback = "orchard3:mow"\n')
+    write("barn.py", "from orchard3 import mow\n")
+    assert main(["--app-dir", "src", "--callback", "orchard3:mow"]) == 0
+    assert main(["--app-dir", "src", "--config", "my.toml"]) == 0
+    assert main(["--app-dir", "src", "--callback-file", "barn.py:mow"]) == 0
+    assert [consumer.callback.__name__ for consumer in consumers] == ["mow"] * 3
+    assert sys.path[0] == os.path.abspath("src")
+
+
+def test_main_record_searches(consumers: list[FakeConsumer]) -> None:
+    """With --record, too, the exceptions of [failures] are found in the current directory."""
+    sys.path[:] = [path for path in sys.path if path not in ("", os.getcwd())]
+    assert main(["--record", "messages"]) == 0
+    assert sys.path[0] == os.getcwd()
+
+
+def test_main_reload_without_watchfiles(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--reload says in a line how to install what it needs."""
+    monkeypatch.setitem(sys.modules, "watchfiles", None)
+    assert main(["--reload", *CALLBACK]) == 2
+    assert capsys.readouterr().err == (
+        "fmconsume: argument --reload: needs the 'dev' extra: pip install 'fmconsume[dev]'\n"
+    )
 
 
 def test_main_callback_file(consumers: list[FakeConsumer]) -> None:

@@ -22,7 +22,7 @@ import tomli
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fmconsume import config
+from fmconsume import config, config_file
 from fmconsume.config import DEFAULTS, LazyConfig
 from fmconsume.exceptions import ConfigurationException, ExitCode, UnavailableException
 from fmconsume.version import __version__
@@ -40,7 +40,7 @@ def no_system_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep the tests from the configuration of the machine they run on."""
     for variable in ("FMCONSUME_CONF", "FEDORA_MESSAGING_CONF"):
         monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setattr(config, "_DEFAULT_PATH", str(tmp_path / "default.toml"))
+    monkeypatch.setattr(config_file, "_DEFAULT_PATH", str(tmp_path / "default.toml"))
 
 
 @pytest.fixture
@@ -301,7 +301,7 @@ def test_load_config_reports_all_problems(load: Load, tmp_path: Path) -> None:
 def test_load_config_never_raises_anything_else(content: dict[str, Any]) -> None:
     """Whatever a file holds, it loads or raises ConfigurationException."""
     lazy = LazyConfig()
-    with mock.patch.object(config, "_read", return_value=content):
+    with mock.patch.object(config, "read_file", return_value=content):
         try:
             lazy.load_config()
         except ConfigurationException:

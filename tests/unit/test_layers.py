@@ -19,13 +19,13 @@ HOUSE = Path(fmconsume.__file__).parent
 FLOORS = (
     "text version redaction exceptions delivery wakeup log console shortage schema_utils amqp_url"
     " stopping",
-    "config config_checks environment schema",
+    "config config_checks config_file environment schema",
     "state/",
     "headers message_classes decoding jsonlines message callbacks example",
     "broker/",
     "engine/",
     "service/ wiring",
-    "publisher inbox recording checking kept requeueing peeking programs watch",
+    "publisher inbox recording checking kept requeueing peeking programs watch reloading",
     "api testing",
     "compat/ __init__",
     "cli __main__ compat/__main__",

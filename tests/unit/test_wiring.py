@@ -12,7 +12,7 @@ from typing import Any, Callable
 
 import pytest
 
-from fmconsume import config
+from fmconsume import config, config_file
 from fmconsume.broker.addresses import Address
 from fmconsume.config import DEFAULTS, LazyConfig
 from fmconsume.delivery import DROP
@@ -35,7 +35,7 @@ from .fakes import restored_configuration
 @pytest.fixture(autouse=True)
 def conf(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[LazyConfig]:
     """Use the defaults."""
-    monkeypatch.setattr(config, "_DEFAULT_PATH", str(tmp_path / "absent.toml"))
+    monkeypatch.setattr(config_file, "_DEFAULT_PATH", str(tmp_path / "absent.toml"))
     with restored_configuration() as conf:
         yield conf.load_config()
 
