@@ -7,6 +7,7 @@ signals are handled only when it is the main thread.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
@@ -26,6 +27,7 @@ from .log import get_logger, quieten_pika
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, dumps, loads
 from .publisher import count_published, publish
 from .service.systemd import Notifier
+from .service.tracing import trace
 from .shortage import shortage
 from .wakeup import WakeupQueue
 from .watch import STOP, StopTeller, Watch
@@ -115,7 +117,7 @@ class Consumer:
         engine_options = options(workers, limit, drain)
         notes = open_notes()
         body_mode = config.conf["body"]
-        more = failure_policy(), notes, engine_options.workers
+        more = failure_policy(), notes, engine_options.workers, trace
         processor = make_processor(callback, body_mode, _make_keep, *more)
         self._coroutines = processor.coroutines
         self._stop_timeout: float | None = config.conf["stop_timeout"]
@@ -142,6 +144,12 @@ class Consumer:
             observers.append(Notifier(os.environ))
         if monitoring is not None:
             observers.append(monitoring.history)
+        if "opentelemetry.metrics" in sys.modules:  # Whoever sets up meters has imported it.
+            from .service.metering import list_observers
+
+            observers += list_observers(
+                monitoring.history if monitoring else None, lambda: self.stats
+            )
         if self._stop_timeout is not None:
             observers.append(StopTeller(self._events))
         return observers

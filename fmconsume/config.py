@@ -12,7 +12,14 @@ import types
 from collections.abc import Mapping, Sequence
 from typing import Any, Callable, TypedDict
 
-from .config_checks import DEFAULTS, check_bindings, check_config, check_queues, identity
+from .config_checks import (
+    DEFAULTS,
+    check_bindings,
+    check_config,
+    check_queues,
+    find_formatters,
+    identity,
+)
 from .config_file import find_file, mark_file, read_file
 from .environment import Given, merge, read_environment
 from .exceptions import ConfigurationException, UnavailableException
@@ -189,7 +196,7 @@ class LazyConfig(dict[str, Any]):
         check_config(dict(self), "the configuration")
 
     def setup_logging(self) -> None:
-        """Configure logging as log_config says.
+        """Configure logging as log_config and log_format say.
 
         Raises:
             ConfigurationException: The logging module does not accept it.
@@ -198,6 +205,9 @@ class LazyConfig(dict[str, Any]):
         import logging.config  # Large, and a program that embeds a consumer does without.
 
         config = copy.deepcopy(self["log_config"])
+        if self["log_format"] == "json":
+            for formatter in find_formatters(config):
+                formatter["class"] = "fmconsume.service.journal.JsonFormatter"
         try:
             _add_loggers(config.setdefault("loggers", {}))
             logging.config.dictConfig(config)

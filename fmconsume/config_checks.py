@@ -25,6 +25,7 @@ __all__ = [
     "check_bindings",
     "check_config",
     "check_queues",
+    "find_formatters",
     "identity",
 ]
 
@@ -32,6 +33,9 @@ _log = get_logger("fmconsume.config")
 
 #: Identifies fmconsume to the broker's administrators; loading adds the versions.
 _IDENTITY = {"product": "fmconsume", "information": "https://pypi.org/project/fmconsume/"}
+
+#: The class of formatters that `log_format` chooses for.
+_FORMATTER = "fmconsume.service.journal.Formatter"
 
 #: The values of all keys that the file leaves out. etc/fmconsume.toml.example explains each key.
 DEFAULTS: dict[str, Any] = {
@@ -68,12 +72,13 @@ DEFAULTS: dict[str, Any] = {
     "publish_exchange": "amq.topic",
     "topic_prefix": "",
     "publish_priority": None,
+    "log_format": "text",
     "log_config": {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {
             "line": {
-                "class": "fmconsume.service.journal.Formatter",
+                "class": _FORMATTER,
                 "format": "[%(name)s %(levelname)s] %(message)s",
             }
         },
@@ -430,6 +435,7 @@ _CHECKS: dict[str, _Check] = {
     "publish_exchange": _TEXT,
     "topic_prefix": _TEXT,
     "publish_priority": _or(None, _integer(0, 255)),
+    "log_format": _choice(["text", "json"]),
     "log_config": _in_turn(
         _DICT,
         lambda config, _: {"version": 1, **config},
@@ -513,7 +519,19 @@ def _check_settings(value: dict[str, Any], place: _Place) -> Any:
     # The default binding is for the default queue. It would not fit queues with other names.
     is_other = isinstance(queues, dict) and "" not in queues
     defaults = {**DEFAULTS, "bindings": []} if is_other else DEFAULTS
-    return _table({**_CHECKS, "bindings": _bindings(queues)}, defaults)(value, place)
+    checked = _table({**_CHECKS, "bindings": _bindings(queues)}, defaults)(value, place)
+    if checked["log_format"] == "json" and not find_formatters(checked["log_config"]):
+        place.enter("log_format").report(
+            "'json'", f"a formatter of class {_FORMATTER} in log_config"
+        )
+    return checked
+
+
+def find_formatters(log_config: Any) -> list[dict[str, Any]]:
+    """Return the formatters in log_config that `log_format` is about, as they are there."""
+    formatters = log_config.get("formatters") if isinstance(log_config, dict) else None
+    found = formatters.values() if isinstance(formatters, dict) else ()
+    return [each for each in found if isinstance(each, dict) and each.get("class") == _FORMATTER]
 
 
 def _apply(check: _Check, value: object, path: str, title: str) -> Any:

@@ -92,6 +92,12 @@ class Delivery:
     deaths: int = 0
 
     @property
+    def exchange(self) -> str | bytes | None:
+        """The exchange that it was published to; bytes if no UTF-8; None where it is not known."""
+        # Deliveries that tests make have three parts, without the exchange.
+        return self.published[0] if len(self.published) in (1, 4) else None
+
+    @property
     def name(self) -> str:
         """The message as the log calls it."""
         return f"message {printable(self.message_id)} from queue {self.queue!r}"

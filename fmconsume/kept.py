@@ -215,14 +215,13 @@ def _describe_history(
 ) -> dict[str, Any]:
     """Give the fields about attempts; `set_aside` is the first, where `_is_set_aside` looks."""
     now = datetime.now(timezone.utc).isoformat(timespec="microseconds")
-    first, published = previous.get("first_failed"), delivery.published
+    first = previous.get("first_failed")
     return {
         "set_aside": is_set_aside,
         "attempts": delivery.attempt,
         "first_failed": first if isinstance(first, str) else now,
         "last_failed": now,
-        # Deliveries that tests make have three parts, without the exchange.
-        "exchange": to_text(published[0]) if len(published) in (1, 4) else None,
+        "exchange": to_text(delivery.exchange),
     }
 
 

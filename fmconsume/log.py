@@ -10,6 +10,7 @@ import logging
 import os
 import threading
 from contextlib import suppress
+from contextvars import Context, copy_context
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -30,8 +31,11 @@ class _Writer:
     """A thread that passes each record to its logger, one after the other."""
 
     def __init__(self) -> None:
-        #: Records, each with the queue on which the thread that logged it waits.
-        self._queue: SimpleQueue[tuple[logging.LogRecord, SimpleQueue[None]]] = SimpleQueue()
+        #: Records, each with the context of its call, and with the queue on which the thread that
+        #: logged it waits.
+        self._queue: SimpleQueue[tuple[logging.LogRecord, Context, SimpleQueue[None]]] = (
+            SimpleQueue()
+        )
         #: Set by the first thread that logs.
         self._thread: threading.Thread | None = None
         #: A line took longer than the patience. Set by a thread that waited, cleared by this one.
@@ -44,7 +48,7 @@ class _Writer:
             _handle(record)
         elif self._queue.qsize() < _MOST:
             written: SimpleQueue[None] = SimpleQueue()
-            self._queue.put((record, written))
+            self._queue.put((record, copy_context(), written))
             if not self.is_stuck:
                 try:
                     written.get(timeout=_PATIENCE)
@@ -62,8 +66,9 @@ class _Writer:
 
     def _run(self) -> None:
         while True:
-            record, written = self._queue.get()
-            _handle(record)
+            record, context, written = self._queue.get()
+            # Filters and formatters see which message, trace or request the record belongs to.
+            context.run(_handle, record)
             self.is_stuck = False
             written.put(None)
 

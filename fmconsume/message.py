@@ -231,20 +231,23 @@ class Message:
         with only_json():
             return json.dumps(self.body, allow_nan=config.is_fedora_messaging).encode()
 
-    def _outgoing_properties(self) -> BasicProperties:
-        """Return the properties to publish with.
+    def _outgoing_properties(self, **more: str) -> BasicProperties:
+        """Return the properties to publish with, with more headers.
 
         When a received message is published, each of its copies gets a number of its own.
         Without it, a consumer that receives a copy could mistake it for a redelivery of the
         message that it has finished, and not run it.
         """
-        if self._republished is None:
+        if self._republished is None and not more:
             return self._properties
-        self._republished += 1
-        before = self._headers.get(COPIES)
-        known = before if isinstance(before, int) and 0 <= before < 2**31 else 0
+        headers = {**self._headers, **more}
+        if self._republished is not None:
+            self._republished += 1
+            before = self._headers.get(COPIES)
+            known = before if isinstance(before, int) and 0 <= before < 2**31 else 0
+            headers[COPIES] = known + self._republished
         properties = copy.copy(self._properties)
-        properties.headers = {**self._headers, COPIES: known + self._republished}
+        properties.headers = headers
         return properties
 
     def validate(self) -> None:

@@ -27,6 +27,7 @@ from .exceptions import ConnectionException, PublishException, PublishTimeout
 from .log import get_logger, quieten_pika
 from .message import Message
 from .schema import tolerate
+from .service.tracing import publication
 from .shortage import shortage
 from .text import printable
 from .wiring import addresses
@@ -71,14 +72,11 @@ def publish(message: Message, exchange: str | None = None, timeout: float = 30.0
     deadline = monotonic() + timeout
     with tolerate(type(message)):
         message.validate()
-    request = Request(
-        config.conf["publish_exchange"] if exchange is None else exchange,
-        message._encoded_routing_key,
-        message._encoded_body,
-        message._outgoing_properties(),
-        deadline,
-    )
-    _send(message, request)
+    exchange = config.conf["publish_exchange"] if exchange is None else exchange
+    routing_key, body = message._encoded_routing_key, message._encoded_body
+    with publication(exchange, routing_key, message.id, body) as headers:
+        properties = message._outgoing_properties(**headers)
+        _send(message, Request(exchange, routing_key, body, properties, deadline))
 
 
 def _send(message: Message, request: Request) -> None:

@@ -28,6 +28,7 @@ from .exceptions import (
 )
 from .jsonlines import dump_record, load_delivery
 from .message import Message
+from .service.tracing import trace
 from .text import brief, describe, printable
 
 __all__ = ["Recorder", "replay"]
@@ -149,7 +150,7 @@ def replay(
         raise ConfigurationException(f"cannot replay {path!r}: {exc.strerror}") from exc
     counts: Counter[str] = Counter()
     halt = None
-    with file, rehearse(make_processor(callback, body_mode)) as run:
+    with file, rehearse(make_processor(callback, body_mode, wrap=trace)) as run:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         for number, line in islice(lines, limit):
             word, text, halt = _replay_line(run, line, number)

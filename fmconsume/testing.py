@@ -22,6 +22,7 @@ from .engine.account import DeliveryAccount
 from .engine.pool import rehearse
 from .engine.processor import make_processor
 from .message import Message
+from .service.tracing import trace
 
 __all__ = ["DeliverResult", "Verdict", "deliver", "mock_sends"]
 
@@ -107,7 +108,7 @@ def deliver(
     session = 1
     queues = {message.queue or "" for message in messages}
     account.begin(session, queues)
-    with rehearse(make_processor(callback, body_mode)) as run:
+    with rehearse(make_processor(callback, body_mode, wrap=trace)) as run:
         for number, message in enumerate(messages, 1):
             if message.redelivered:
                 # The broker redelivers after a session is lost: end this one and begin another.

@@ -6,9 +6,13 @@ import logging
 import os
 import signal
 from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 # A busy machine is no failure.
 settings.register_profile("fmconsume", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -46,6 +50,20 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         "WATCHDOG_USEC",
     ):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
+    """Set up OpenTelemetry for one test; gets the spans that have ended."""
+    from opentelemetry import trace
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+    from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    return exporter
 
 
 @pytest.fixture(autouse=True)

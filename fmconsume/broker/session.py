@@ -155,7 +155,10 @@ class Session:
         for name in queues:
             with ask(self._connection, "queue", name, PermissionException):
                 on_message = partial(self._on_message, name, number * CHANNEL)
-                tag = channel.basic_consume(name, on_message, arguments=self._arguments[name])
+                # That of the class: OpenTelemetry's instrumentation of pika replaces that of the
+                # channel, and would make a span of each delivery, beside that of its callback.
+                consume = type(channel).basic_consume
+                tag = consume(channel, name, on_message, arguments=self._arguments[name])
             self._consumers[tag] = name
 
     def open_channel(self) -> int | None:

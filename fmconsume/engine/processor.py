@@ -15,6 +15,7 @@ from typing import Any, Callable
 
 from .. import config
 from ..callbacks import find_function, is_context_manager, prepare
+from ..context import current
 from ..delivery import (
     ACK,
     DROP,
@@ -80,6 +81,7 @@ class Processor:
         self._keep = keep
         self._policy = policy
         self._notes = notes
+        self._number = number
         self._desk = notes.make_desk(number - 1) if notes and number else None
         # Operators of fedora-messaging look for a line about each message.
         level = logging.INFO if config.is_fedora_messaging else logging.DEBUG
@@ -98,6 +100,7 @@ class Processor:
 
     def process(self, delivery: Delivery) -> Outcome:
         """Run a message on this thread; the loop awaits an awaitable that the callback returns."""
+        token = current.set((delivery, self._number))
         if self._desk is not None:
             self._desk.begin(delivery)
         try:
@@ -106,6 +109,7 @@ class Processor:
             return self._end(delivery, FAIL, error=exc)
         finally:
             self.awaited = None
+            current.reset(token)
 
     def _run(self, delivery: Delivery) -> Outcome:
         message = self._read(delivery)
@@ -125,6 +129,7 @@ class Processor:
 
         A task that is cancelled before its first step has no outcome; `give_up` makes one.
         """
+        current.set((delivery, self._number))  # In the task's own context, which ends with it.
         if self._desk is not None:
             self._desk.begin(delivery)
         message = self._read(delivery)
@@ -289,6 +294,7 @@ def make_processor(
     policy: FailurePolicy = HALT,
     notes: Notes | None = None,
     workers: int = 1,
+    wrap: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda callback: callback,
 ) -> Processor:
     """Make the processor for a callback as the user gave it. Thread: any.
 
@@ -298,6 +304,7 @@ def make_processor(
         make_keep: Makes `keep` for the Processor, once the callback is ready.
         policy: As for Processor, like notes.
         workers: As for `callbacks.prepare`.
+        wrap: Makes what is called of the callback that is ready, as a service wants it.
 
     Raises:
         ValueError, Exception: As for `callbacks.instantiate`, or from `make_keep`.
@@ -309,4 +316,5 @@ def make_processor(
     # One that the user made is the user's to enter, and fedora-messaging enters none.
     is_entered = is_context_manager(ready) and inspect.isclass(callback)
     manager = ready if is_entered and not config.is_fedora_messaging else None
-    return Processor(ready, decode_body, make_keep(), coroutines, policy, notes, manager=manager)
+    made = wrap(ready), decode_body, make_keep(), coroutines, policy, notes
+    return Processor(*made, manager=manager)

@@ -17,7 +17,7 @@ from ..engine.states import Observer, Phase, Snapshot, State, Stats
 from ..text import printable
 from .journal import PlainFormatter
 
-__all__ = ["BOUNDS", "STEP", "STEPS", "Entry", "History", "Recent", "Slow", "Tally"]
+__all__ = ["BOUNDS", "STEP", "STEPS", "Entry", "History", "Recent", "Slow", "Tally", "label"]
 
 #: Upper bounds of the histogram of callback durations, seconds.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
@@ -130,7 +130,7 @@ class History(Observer):
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Count an outcome."""
-        queue = _label(outcome.delivery.queue)
+        queue = label(outcome.delivery.queue)
         if queue not in self.tallies:
             self.tallies = {**self.tallies, queue: Tally()}
         self.tallies[queue].add(outcome)
@@ -155,7 +155,7 @@ class History(Observer):
         """Note how many messages are ready."""
         found: Counter[str] = Counter()
         for queue, depth in depths.items():
-            found[_label(queue)] += depth
+            found[label(queue)] += depth
         self.depths = dict(found)
 
     def _note_slow(self, outcome: Outcome) -> None:
@@ -165,7 +165,7 @@ class History(Observer):
         self.slowest = sorted([*self.slowest, slow], reverse=True)[:_SLOW]
 
 
-def _label(queue: str) -> str:
+def label(queue: str) -> str:
     """Return the name of a queue; one name for all whose own name changes with each session."""
     return "(server-named)" if queue.startswith(_SERVER_NAMED) else queue
 

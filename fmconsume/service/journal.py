@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+from datetime import datetime
 from typing import Any
 
+from ..context import message_fields
 from ..text import describe, printable, printable_lines
 
-__all__ = ["Formatter", "PlainFormatter"]
+__all__ = ["Formatter", "JsonFormatter", "PlainFormatter"]
 
 #: Python's levels, the highest first, each with its priority in syslog.
 _PRIORITIES = ((50, 2), (40, 3), (30, 4), (20, 6))
+#: What every record has, or gets from a formatter. All else was given with `extra`, or by a filter.
+_USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 
 class PlainFormatter(logging.Formatter):
@@ -39,9 +44,10 @@ def _explain(record: logging.LogRecord, error: Exception) -> str:
 
 
 class Formatter(PlainFormatter):
-    """A PlainFormatter whose lines begin with their priority for the journal: "<3>" for an error.
+    """A PlainFormatter for standard error, which may be the journal.
 
-    It adds nothing where standard error is not the journal, and never a time: the journal has one.
+    For the journal each line begins with its priority: "<3>" for an error. Elsewhere a record
+    begins with its time, unless the format has a time of its own.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -50,13 +56,63 @@ class Formatter(PlainFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the text of a record, which may be several lines."""
-        text = super().format(record)
+        text = self._write(record)
         if not self._is_journal:
             return text
         syslog = next((number for level, number in _PRIORITIES if record.levelno >= level), 7)
         mark = f"<{syslog}>"
         # The journal makes an entry of each line.
         return mark + text.replace("\n", f"\n{mark}")
+
+    def _write(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        has_time = self._is_journal or self.usesTime()
+        return text if has_time else f"{_tell_time(record)} {text}"
+
+
+class JsonFormatter(Formatter):
+    """A Formatter that writes each record as a JSON object, in one line; it ignores the format.
+
+    The object has time, level, logger and message; exception and stack, as texts, where the record
+    has them; what `message_fields` gives; and what was given with `extra`.
+    """
+
+    def _write(self, record: logging.LogRecord) -> str:
+        fields = {"time": _tell_time(record), "level": record.levelname, "logger": record.name}
+        try:
+            ours = {**fields, **self._list_texts(record)}
+            # First for whoever reads the line, and last so that they win.
+            return json.dumps({**ours, **self._list_more(record), **ours})
+        except Exception as exc:
+            return json.dumps({**fields, "message": _explain(record, exc), **message_fields()})
+
+    def _list_more(self, record: logging.LogRecord) -> dict[str, Any]:
+        """Give what was added to the record, and the message that runs."""
+        more = {name: value for name, value in vars(record).items() if name not in _USUAL}
+        return {**{name: _simplify(value) for name, value in more.items()}, **message_fields()}
+
+    def _list_texts(self, record: logging.LogRecord) -> dict[str, str]:
+        """Give the texts of the record."""
+        texts = {"message": record.getMessage()}
+        if record.exc_info:
+            texts["exception"] = self.formatException(record.exc_info)
+        if record.stack_info:
+            texts["stack"] = self.formatStack(record.stack_info)
+        return texts
+
+
+def _tell_time(record: logging.LogRecord) -> str:
+    """Give the time of a record in ISO 8601: local, to the millisecond, with its zone's offset."""
+    return datetime.fromtimestamp(record.created).astimezone().isoformat(timespec="milliseconds")
+
+
+def _simplify(value: Any) -> Any:
+    """Give a value as it is where JSON has it, and else its text."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except Exception:
+        return str(value)
+    return value
 
 
 def _is_journal() -> bool:

@@ -16,7 +16,7 @@ from .history import BOUNDS, History, Tally
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
 
-__all__ = ["write"]
+__all__ = ["Collector", "write"]
 
 
 def write(history: History, accept: str) -> tuple[str, bytes]:
@@ -35,7 +35,7 @@ def write(history: History, accept: str) -> tuple[str, bytes]:
     from prometheus_client.exposition import choose_encoder
 
     registry = CollectorRegistry()
-    registry.register(_Collector(history))
+    registry.register(Collector(history))
     registry.register(REGISTRY)
     try:
         encode, content_type = choose_encoder(accept)
@@ -44,7 +44,7 @@ def write(history: History, accept: str) -> tuple[str, bytes]:
     return content_type, encode(registry)
 
 
-class _Collector:
+class Collector:
     """The collector that prometheus-client asks for the metrics."""
 
     def __init__(self, history: History) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.unit.test_recipes import TRANSPORT, read_recipe
 from tests.waiting import PATIENCE, Stopwatch, wait_until
 
 from .broker import LOOPBACK, free_port
@@ -110,10 +111,10 @@ def port():
 def serve(broker, queue, folder, port, run_command):
     """Start the command, with monitoring; keys of the configuration as `write_config` has them."""
 
-    def start(callback="take", url=None, env=None, queues=queue, **config):
+    def start(callback="take", url=None, env=None, queues=queue, module="callbacks", **config):
         tables = f"[monitoring]\nport = {port}\n[failures.delay]\ninitial = 0.01\nmax = 0.01"
         path = write_config(folder / "my.toml", url or broker.url(), queues, tables, **config)
-        arguments = ("--config", path, "--callback", f"callbacks:{callback}")
+        arguments = ("--config", path, "--callback", f"{module}:{callback}")
         return run_command(*arguments, cwd=folder, env=env)
 
     return start
@@ -244,6 +245,36 @@ def test_journal_priorities(broker, queue, folder):
     traceback = lines.index("<3>  Traceback (most recent call last):")
     assert queue in lines[traceback - 1]
     assert all(line[:3] in ("<3>", "<4>", "<6>") for line in lines[:-1])
+
+
+def test_json_lines(broker, queue, folder, serve):
+    """With log_format = "json" each line is an object, and those of a callback tell its message."""
+    broker.publish(queue, [{"n": "boom"}], message_id="apple")
+    command = serve("judge", log_format="json")
+    assert command.wait(PATIENCE) == 13
+    *lines, last = command.logged().splitlines()
+    assert last.startswith("fmconsume: the callback failed: TypeError: ")
+    entries = [json.loads(line) for line in lines]
+    (failure,) = [entry for entry in entries if "exception" in entry]
+    assert failure["exception"].startswith("Traceback (most recent call last):")
+    names = ("level", "message_id", "queue", "topic", "attempt", "worker")
+    assert [failure[name] for name in names] == ["ERROR", "apple", queue, queue, 1, 1]
+    others = [entry for entry in entries if entry is not failure]
+    assert others
+    assert all(entry.keys() == {"time", "level", "logger", "message"} for entry in others)
+
+
+def test_sentry_event(broker, queue, folder, serve):
+    """What ends the command is one event for Sentry, by the recipe of the man page."""
+    recipe = read_recipe(".SS Sentry").replace("init(", 'init("http://key@localhost/1", ')
+    callback = "def fail(message):\n    raise ValueError('no')\n"
+    (folder / "reporting.py").write_text("\n".join([recipe, TRANSPORT, callback]))
+    broker.publish(queue, [{}], message_id="apple")
+    command = serve("fail", module="reporting")
+    assert command.wait(PATIENCE) == 13, command.logged()
+    (event,) = map(json.loads, command.printed().splitlines())
+    assert event["exception"][0]["type"] == "ValueError"
+    assert (event["tags"]["message_id"], event["tags"]["queue"]) == ("apple", queue)
 
 
 # -- monitors

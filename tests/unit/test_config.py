@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import logging
 import os
 import pickle
@@ -502,12 +503,34 @@ def test_setup_logging_by_default(load: Load) -> None:
         for name in ("fmconsume.engine", "other", "pika"):
             for level in (logging.INFO, logging.ERROR):
                 logging.getLogger(name).log(level, "%s", logging.getLevelName(level).lower())
-    assert stderr.getvalue().splitlines() == [
+    assert [line.split(" ", 1)[1] for line in stderr.getvalue().splitlines()] == [
         "[fmconsume.engine INFO] info",
         "[fmconsume.engine ERROR] error",
         "[other INFO] info",
         "[other ERROR] error",
     ]
+
+
+@pytest.mark.usefixtures("loggers")
+@pytest.mark.parametrize(
+    "log_config",
+    [
+        "",
+        """
+        [log_config]
+        formatters.line = {class="fmconsume.service.journal.Formatter", format="%(message)s"}
+        handlers.stderr = {class="logging.StreamHandler", formatter="line"}
+        root = {level="INFO", handlers=["stderr"]}
+        """,
+    ],
+)
+def test_setup_logging_json(load: Load, log_config: str) -> None:
+    """The default formatter writes JSON if it is told to, and so does one of its class."""
+    with mock.patch("sys.stderr", io.StringIO()) as stderr:
+        load(f'log_format = "json"\n{log_config}').setup_logging()
+        logging.getLogger("fmconsume").info("news")
+    (line,) = stderr.getvalue().splitlines()
+    assert json.loads(line)["message"] == "news"
 
 
 @pytest.mark.usefixtures("loggers")

@@ -207,6 +207,15 @@ WRONG = {
     ),
     "log_config.version = 2": "log_config: found a table, expected version = 1 in it",
     "log_config = 1979-05-27": "log_config: found a date, expected a table",
+    "log_format = 'xml'": "log_format: found 'xml', expected 'text' or 'json'",
+    "log_format = 'json'\nlog_config.version = 1": (
+        "log_format: found 'json', expected a formatter of class "
+        "fmconsume.service.journal.Formatter in log_config"
+    ),
+    "log_format = 'json'\nlog_config.formatters = {a = 1, b.class = 'c.D'}": (
+        "log_format: found 'json', expected a formatter of class "
+        "fmconsume.service.journal.Formatter in log_config"
+    ),
     "publish_exchange = 1": "publish_exchange: found 1, expected a string",
     "topic_prefix = false": "topic_prefix: found False, expected a string",
     "publish_priority = 256": "publish_priority: found 256, expected an integer from 0 to 255",

@@ -137,7 +137,7 @@ def test_page_fits(shown: dict[str, str], name: str) -> None:
             CALLBACKS,
             "NAME, SYNOPSIS, DESCRIPTION, THE CALLBACK, THE MESSAGE, PUBLISHING, FAILING, "
             "WHEN THE CONNECTION FAILS, EXACTLY ONCE, TESTING, IN A PROGRAM, DEPLOYING, "
-            "MONITORING, COMING FROM FEDORA-MESSAGING, NAMES, SEE ALSO",
+            "MONITORING, LOGS AND TRACES, COMING FROM FEDORA-MESSAGING, NAMES, SEE ALSO",
         ),
     ],
 )
@@ -385,9 +385,9 @@ def test_callbacks_page_names(module: str) -> None:
 
 
 def test_callbacks_page_modules() -> None:
-    """The modules that the package offers are there, and those for tests and for databases."""
+    """The modules that the package offers are there, and those for tests, logs and databases."""
     offered = [name for name in fmconsume.__all__ if inspect.ismodule(getattr(fmconsume, name))]
-    more = ["fmconsume", "fmconsume.inbox", "fmconsume.testing"]
+    more = ["fmconsume", "fmconsume.context", "fmconsume.inbox", "fmconsume.testing"]
     assert sorted(NAMES) == sorted([*more, *(f"fmconsume.{name}" for name in offered)])
 
 
