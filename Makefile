@@ -19,7 +19,7 @@ METADATA := setup.cfg setup.py pyproject.toml
 INSTALLED = $(DESTDIR)$(PREFIX)
 # What the tests run besides RabbitMQ.
 DATABASES := mariadb-server postgresql
-TOOLS := chromium fish man-db mandoc systemd zsh $(DATABASES)
+TOOLS := chromium fish man-db mandoc prometheus systemd zsh $(DATABASES)
 PYTEST := -m pytest -n $(JOBS) --dist worksteal
 PIP := -m pip --disable-pip-version-check --no-input -qq
 SCHEMAS := tests/schema-packages.txt
@@ -99,7 +99,7 @@ install: $(VENV)/.test  ## install below DESTDIR and PREFIX; needs pika and toml
 		--root "$(DESTDIR)/" --prefix "$(PREFIX)" --no-index --find-links dist fmconsume
 	install -Dm644 -t "$(INSTALLED)/lib/systemd/system" etc/fm-consumer@.service
 	install -Dm644 etc/fmconsume.sysusers "$(INSTALLED)/lib/sysusers.d/fmconsume.conf"
-	install -Dm644 -t "$(INSTALLED)/share/doc/fmconsume" etc/demo.toml etc/*.example
+	install -Dm644 -t "$(INSTALLED)/share/doc/fmconsume" etc/demo.toml etc/*.example etc/*.json etc/*.yml
 	$(BIN)/python packaging/completions.py "$(INSTALLED)/share"
 
 uninstall:  ## remove what install put there

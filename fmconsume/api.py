@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -23,6 +23,7 @@ from .engine.states import End, Observer, State, Stats
 from .engine.supervisor import Supervisor
 from .engine.workers import Worker
 from .exceptions import ExitCode, FmconsumeError
+from .identity import Identity, identify
 from .log import get_logger, quieten_pika
 from .message import SERIALIZED_MESSAGE_SCHEMA, SEVERITIES, Message, dumps, loads
 from .publisher import count_published, publish
@@ -42,6 +43,7 @@ from .wiring import (
 )
 
 if TYPE_CHECKING:
+    from .service.history import History
     from .service.monitoring import Monitoring
 
 __all__ = [
@@ -121,7 +123,9 @@ class Consumer:
         processor = make_processor(callback, body_mode, _make_keep, *more)
         self._coroutines = processor.coroutines
         self._stop_timeout: float | None = config.conf["stop_timeout"]
-        monitoring = _make_monitoring(lambda: self.stats)
+        identity = identify()
+        make_history = partial(self._make_history, wanted.queues, identity)
+        monitoring = _make_monitoring(make_history)
         for text in (*list_exposures(), *list_losses(wanted)):
             _log.warning("%s", text)
         #: The monitoring server, or nothing; `run` enters it.
@@ -130,14 +134,21 @@ class Consumer:
             addresses=brokers,
             topology=wanted,
             options=engine_options,
-            open_session=open_session,
+            open_session=partial(open_session, identity=identity),
             make_pool=partial(make_pool, processor, engine_options.workers),
             report=self._events.put,
-            observers=self._list_observers(monitoring),
+            observers=self._list_observers(monitoring, make_history),
             notes=notes,
         )
 
-    def _list_observers(self, monitoring: Monitoring | None) -> list[Observer]:
+    def _make_history(self, queues: Iterable[str], identity: Identity) -> History:
+        from .service.history import History  # Most consumers need none.
+
+        return History(lambda: self.stats, lambda: self._supervisor.runs, queues, identity)
+
+    def _list_observers(
+        self, monitoring: Monitoring | None, make_history: Callable[[], History]
+    ) -> list[Observer]:
         """List whoever has something to observe: most consumers have no such thing."""
         observers: list[Observer] = []
         if os.environ.get("NOTIFY_SOCKET"):
@@ -147,9 +158,7 @@ class Consumer:
         if "opentelemetry.metrics" in sys.modules:  # Whoever sets up meters has imported it.
             from .service.metering import list_observers
 
-            observers += list_observers(
-                monitoring.history if monitoring else None, lambda: self.stats
-            )
+            observers += list_observers(monitoring.history if monitoring else None, make_history)
         if self._stop_timeout is not None:
             observers.append(StopTeller(self._events))
         return observers
@@ -274,7 +283,7 @@ def _make_keep() -> Keep | None:
     return KeptMessages(folder, failures["keep"], config.conf["body"]).keep
 
 
-def _make_monitoring(stats: Callable[[], Stats]) -> Monitoring | None:
+def _make_monitoring(make_history: Callable[[], History]) -> Monitoring | None:
     """Make the monitoring server; None if none is configured."""
     if not config.conf["monitoring"]:
         return None
@@ -284,4 +293,4 @@ def _make_monitoring(stats: Callable[[], Stats]) -> Monitoring | None:
     if address is None:
         # Where fedora-messaging listens, and where its users' probes ask.
         address = "" if config.is_fedora_messaging else "localhost"
-    return Monitoring(stats, address, port, count_published)
+    return Monitoring(make_history(), address, port, count_published)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Install those packages that are missing; they have the same names at Debian and at Fedora, but for
-# one database.
+# one database and Prometheus.
 # System services are left switched off: the tests and the demo start private ones.
 set -eu
 
@@ -24,6 +24,7 @@ is_installed() {
             ;;
         chromium) has chromium || has chromium-browser ;;
         man-db) has man ;;
+        prometheus) has promtool ;;
         systemd) has systemd-analyze ;;
         mariadb-server) has mariadbd ;;
         postgresql | postgresql-server)
@@ -58,7 +59,8 @@ epmd_was_there=no
 has epmd && epmd -names >/dev/null 2>&1 && epmd_was_there=yes
 
 if [ $installer = dnf ]; then
-    $root dnf install -y $(echo "$missing" | sed 's/postgresql/postgresql-server/')
+    $root dnf install -y $(echo "$missing" |
+        sed 's/postgresql/postgresql-server/; s/prometheus/golang-github-prometheus/')
 else
     # Debian starts a service as it installs it, unless this file forbids it.
     policy=/usr/sbin/policy-rc.d
@@ -80,7 +82,7 @@ case $missing in
         [ $epmd_was_there = yes ] || $root epmd -kill >/dev/null 2>&1 || :
         ;;
 esac
-for service in postgresql mariadb; do
+for service in postgresql mariadb prometheus; do
     case $missing in
         *$service*) has systemctl && $root systemctl disable $service >/dev/null 2>&1 || : ;;
     esac

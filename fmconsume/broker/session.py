@@ -18,6 +18,7 @@ from pika.exceptions import ChannelClosedByBroker, NoFreeChannels
 
 from ..delivery import ACK, CHANNEL, FAIL, NACK, Delivery, Frame
 from ..exceptions import BadDeclaration, ConsumerCanceled, PermissionException
+from ..identity import Identity
 from ..redaction import hide_passwords
 from .addresses import Address
 from .connection import DEADLINE, STOP_DEADLINE, Connection, connect
@@ -40,6 +41,7 @@ def open_session(
     deliver: Callable[[Delivery], None],
     number: int = 1,
     retry_codes: Container[int] = (),
+    identity: Identity | None = None,
 ) -> Session:
     """Connect, open a channel and declare; the session does not consume yet.
 
@@ -47,6 +49,7 @@ def open_session(
         deliver: Gets each delivery, inside `Session.wait`.
         number: Tells the deliveries of this session from those of every other.
         retry_codes: channel.close codes that make a SessionLost, since their cause may pass.
+        identity: Names the consumers to the broker; None leaves that to pika.
 
     Raises:
         ConnectionException, BadDeclaration, PermissionException: The broker refuses, and would
@@ -61,7 +64,7 @@ def open_session(
     except BaseException:
         connection.discard()
         raise
-    return Session(connection, channel, topology, names, deliver, number)
+    return Session(connection, channel, topology, names, deliver, number, identity)
 
 
 def _open_channel(connection: Connection) -> Any:
@@ -79,7 +82,7 @@ class Session:
     Args:
         names: The actual name of each queue by its configured name, which is "" where the
             broker chose the name.
-        deliver: As for `open_session`, like number.
+        deliver: As for `open_session`, like number and identity.
     """
 
     def __init__(
@@ -90,8 +93,10 @@ class Session:
         names: dict[str, str],
         deliver: Callable[[Delivery], None],
         number: int,
+        identity: Identity | None = None,
     ) -> None:
         self.number = number
+        self._identity = identity
         self.address = connection.address
         #: The name of the queue by consumer tag.
         self._consumers: dict[str, str] = {}
@@ -157,8 +162,13 @@ class Session:
                 on_message = partial(self._on_message, name, number * CHANNEL)
                 # That of the class: OpenTelemetry's instrumentation of pika replaces that of the
                 # channel, and would make a span of each delivery, beside that of its callback.
-                consume = type(channel).basic_consume
-                tag = consume(channel, name, on_message, arguments=self._arguments[name])
+                tag = type(channel).basic_consume(
+                    channel,
+                    name,
+                    on_message,
+                    consumer_tag=self._identity and self._identity.tag(len(self._consumers) + 1),
+                    arguments=self._arguments[name],
+                )
             self._consumers[tag] = name
 
     def open_channel(self) -> int | None:

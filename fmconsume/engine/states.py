@@ -10,9 +10,9 @@ import dataclasses
 import enum
 from typing import NamedTuple
 
-from ..delivery import ACK, DROP, NACK, REJECT, SET_ASIDE, Outcome, Verdict
+from ..delivery import ACK, DROP, NACK, REJECT, SET_ASIDE, Delivery, Outcome, Verdict
 
-__all__ = ["End", "Observer", "Phase", "Snapshot", "State", "Stats"]
+__all__ = ["End", "Observer", "Phase", "Run", "Snapshot", "State", "Stats"]
 
 
 class Phase(str, enum.Enum):
@@ -26,6 +26,10 @@ class Phase(str, enum.Enum):
     #: A message has been in hand for more than a minute.
     BUSY = "busy"
     PREFETCH_FULL = "prefetch full"
+    #: A callback is past `callback_timeout`, and a worker is left.
+    PARTLY_STUCK = "partly stuck"
+    #: Every worker is in a callback past `callback_timeout`.
+    STUCK = "stuck"
     STOPPING = "stopping"
     STOPPED = "stopped"
 
@@ -34,7 +38,7 @@ class Phase(str, enum.Enum):
 
     @property
     def is_consuming(self) -> bool:
-        """Whether a session consumes, so that the broker delivers messages up to the prefetch."""
+        """Whether the broker delivers messages, and a worker is left to run them."""
         return self in _CONSUMING
 
     @property
@@ -48,8 +52,9 @@ class Phase(str, enum.Enum):
         return self in _TROUBLE
 
 
-_CONSUMING = {Phase.CONSUMING, Phase.BLOCKED, Phase.BUSY, Phase.PREFETCH_FULL}
-_TROUBLE = {Phase.WAITING, Phase.BLOCKED, Phase.BUSY, Phase.PREFETCH_FULL}
+_DELAYED = {Phase.BLOCKED, Phase.BUSY, Phase.PREFETCH_FULL, Phase.PARTLY_STUCK}
+_CONSUMING = {Phase.CONSUMING, *_DELAYED}
+_TROUBLE = {Phase.WAITING, Phase.STUCK, *_DELAYED}
 
 
 class State(NamedTuple):
@@ -65,7 +70,7 @@ class State(NamedTuple):
 
     @property
     def is_consuming(self) -> bool:
-        """Whether a session consumes, so that the broker delivers messages up to the prefetch."""
+        """Whether the broker delivers messages, and a worker is left to run them."""
         return self.name.is_consuming
 
 
@@ -133,11 +138,29 @@ class Stats:
         return ", ".join(f"{name} {count}" for name, count in counts.items()) or "nothing received"
 
 
+class Run(NamedTuple):
+    """A message that a worker works on.
+
+    Attributes:
+        worker: The name of the worker.
+        began: When it began, monotonic seconds.
+        is_overdue: It is past `callback_timeout`.
+    """
+
+    worker: str
+    delivery: Delivery
+    began: float
+    is_overdue: bool = False
+
+    def describe(self, now: float) -> str:
+        """Say what runs where, and for how long."""
+        return f"{self.delivery.name} runs for {now - self.began:.0f} s on {self.worker}"
+
+
 class Snapshot(NamedTuple):
     """The engine at one moment.
 
     Attributes:
-        running: Callbacks running now.
         prefetched: Deliveries that wait for a worker.
         held: Nacks held back.
         oldest_held: Seconds since the oldest of them came; 0 without any.
@@ -145,11 +168,12 @@ class Snapshot(NamedTuple):
         overdue: Callbacks past `callback_timeout`.
         dead_workers: Workers that ended although consuming goes on.
         broker: User, host, port and virtual host of the connection; "" without one.
+        workers: How many there are.
+        longest: What runs longest, where, and for how long; "" while nothing runs for a second.
     """
 
     state: State
     stats: Stats
-    running: int = 0
     prefetched: int = 0
     held: int = 0
     overdue: int = 0
@@ -157,6 +181,8 @@ class Snapshot(NamedTuple):
     broker: str = ""
     oldest_held: float = 0.0
     notes: str = ""
+    workers: int = 0
+    longest: str = ""
 
 
 class Observer:
@@ -177,8 +203,9 @@ class Observer:
     def on_tick(self, snapshot: Snapshot) -> None:
         """Look at the engine.
 
-        Called at least once in `interval`; at most once a second, or twice in the shortest
-        `interval` of any observer if that is more often.
+        Called at least once in `interval`, and when a callback passes `callback_timeout` or ends
+        after it; else at most once a second, or twice in the shortest `interval` of any observer
+        if that is more often.
         """
 
     def on_depths(self, depths: dict[str, int]) -> None:

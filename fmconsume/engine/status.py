@@ -1,24 +1,27 @@
 """Turns the supervisor's account, session and workers into a state, log lines and ticks.
 
-The supervisor's thread calls it; any thread may read `state`.
+The supervisor's thread calls it; any thread may read `state` and `runs`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
-from time import localtime, monotonic, strftime, time
+from operator import attrgetter
+from time import monotonic, time
 
 from ..broker.session import Session
 from ..delivery import Delivery, Outcome
 from ..log import get_logger
+from ..moments import clock
 from ..state.notes import Notes
 from ..text import printable
 from .account import DeliveryAccount
 from .intake import Intake
 from .prefetch import MOST_HELD, Prefetch
-from .states import Observer, Phase, Snapshot, State, Stats
+from .states import Observer, Phase, Run, Snapshot, State, Stats
 from .workers import Worker
 
 __all__ = ["Status"]
@@ -29,6 +32,10 @@ _log = get_logger(__name__)
 _TICK = 1.0
 #: The state names a message that has been in hand for more than this, seconds.
 _SLOW = 60.0
+#: A snapshot names what runs longest once it has run for so many seconds.
+_LONG = 1.0
+#: Shortest time to the moment at which a callback may be past its time, seconds.
+_SHORTEST_ALARM = 0.05
 #: Characters of a state's text at most, since it may name many queues.
 _LENGTH = 2000
 
@@ -65,13 +72,26 @@ class Status:
         self.state = State(Phase.CONNECTING, "connecting")
         #: When to tick again and when to ask for depths again, monotonic seconds.
         self._next_tick = self._next_depths = 0.0
-        #: Deliveries whose callback is past callback_timeout, and whose stack was logged.
-        self._overdue: set[Delivery] = set()
+        #: Deliveries whose callback is past callback_timeout, and whose stack was logged; each with
+        #: its worker.
+        self._overdue: dict[Delivery, Worker] = {}
+        #: The session that has been asked to wake the supervisor when the next callback may be past
+        #: its time; None once it has. One that is over never will.
+        self._alarmed: Session | None = None
 
     @property
     def interval(self) -> float:
         """Longest sleep of the supervisor that gives every observer its ticks, seconds."""
         return min((observer.interval for observer in self._observers), default=Observer.interval)
+
+    @property
+    def runs(self) -> list[Run]:
+        """What the workers work on now, the longest first. Thread: any."""
+        patience = math.inf if self._callback_timeout is None else self._callback_timeout
+        current = [(worker.name, worker.current) for worker in self._workers]
+        latest = monotonic() - patience
+        runs = (Run(name, *each, each[1] <= latest) for name, each in current if each)
+        return sorted(runs, key=attrgetter("began"))
 
     def enter(self, phase: Phase, text: str) -> None:
         """Change the state and tell the observers; log a new phase, and each address tried."""
@@ -97,8 +117,12 @@ class Status:
             session: The one that consumes, None while none does.
         """
         now = monotonic()
-        if now < self._next_tick:
-            return
+        if now >= self._next_tick or self._has_ended_late:
+            self._look(session, now)
+        if self._callback_timeout is not None and session is not None:
+            self._set_alarm(session, now, self._callback_timeout)
+
+    def _look(self, session: Session | None, now: float) -> None:
         # Half, since the supervisor sleeps for an interval: a turn that comes a little early would
         # miss a tick that is due after a whole one.
         self._next_tick = now + min(_TICK, self.interval / 2)
@@ -112,6 +136,8 @@ class Status:
     def _flow(self, session: Session, now: float) -> State:
         """Give the state of a session that consumes: why messages flow, or why they do not."""
         oldest = self._account.oldest
+        if self._overdue:
+            return self._describe_stuck(now)
         if session.blocked:
             text = f"consuming; the broker blocks publishers: {session.blocked}"
             return State(Phase.BLOCKED, text)
@@ -120,6 +146,14 @@ class Status:
         if self._prefetch.is_used_up:
             return State(Phase.PREFETCH_FULL, self._describe_full(now))
         return State(Phase.CONSUMING, f"consuming from {session.name}{self._describe_held(now)}")
+
+    def _describe_stuck(self, now: float) -> State:
+        late, workers = len(self._overdue), self._workers
+        is_left = any(worker.is_alive() for worker in set(workers) - {*self._overdue.values()})
+        phase = Phase.PARTLY_STUCK if is_left else Phase.STUCK
+        longest = next((run.describe(now) for run in self.runs if run.is_overdue), "they end now")
+        text = f"{phase}, {late} of {len(workers)} workers past callback_timeout"
+        return State(phase, f"{text} ({self._callback_timeout:g} s): {longest}")
 
     def _describe_full(self, now: float) -> str:
         why = f"{MOST_HELD:,} and more may not be held"
@@ -132,8 +166,8 @@ class Status:
         held, due = self._account.held, self._account.next_due
         if not held:
             return ""
-        clock = strftime("%H:%M:%S", localtime(time() + due - now)) if due else "the end"
-        return f"; {held} messages are held back, the next until {clock}"
+        until = clock(time() + due - now) if due else "the end"
+        return f"; {held} messages are held back, the next until {until}"
 
     def _log_overdue(self, now: float) -> None:
         """Log once the stack of each callback that is past callback_timeout."""
@@ -142,12 +176,37 @@ class Status:
         late = {}
         for worker in self._workers:
             current = worker.current
-            if current is not None and now - current[1] > self._callback_timeout:
+            if current is not None and now - current[1] >= self._callback_timeout:
                 late[current[0]] = worker
         for delivery, worker in late.items():
             if delivery not in self._overdue:
                 _log.error("past callback_timeout: %s", worker.describe())
-        self._overdue = set(late)
+        self._overdue = late
+
+    @property
+    def _has_ended_late(self) -> bool:
+        """Whether a callback has ended that was past callback_timeout at the last look."""
+        return bool(self._overdue) and any(
+            worker.current is None or worker.current[0] is not delivery
+            for delivery, worker in self._overdue.items()
+        )
+
+    def _set_alarm(self, session: Session, now: float, timeout: float) -> None:
+        """Have the supervisor look when the first of the callbacks may be past its time.
+
+        None that begins later is past its time earlier. While nothing is in hand there is no alarm,
+        so that an idle consumer sleeps.
+        """
+        may_be_late = self._account.in_hand > len(self._overdue) < len(self._workers)
+        if may_be_late and self._alarmed is not session:
+            began = [run.began for run in self.runs if run.delivery not in self._overdue]
+            seconds = timeout - (now - min(began, default=now))
+            self._alarmed = session
+            session.call_later(max(seconds, _SHORTEST_ALARM), self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        self._alarmed = None
+        self._next_tick = 0.0
 
     def _tell_depths(self, session: Session, now: float) -> None:
         """Ask for the queues' depths and tell them, at the shortest `depth_interval` of any."""
@@ -159,11 +218,11 @@ class Status:
                 observer.on_depths(depths)
 
     def _snapshot(self, session: Session | None, now: float) -> Snapshot:
-        oldest = self._account.oldest_held
+        oldest, runs = self._account.oldest_held, self.runs
+        is_long = runs and now - runs[0].began >= _LONG
         return Snapshot(
             state=self.state,
             stats=dataclasses.replace(self._stats),
-            running=sum(worker.current is not None for worker in self._workers),
             prefetched=len(self._intake),
             held=self._account.held,
             overdue=len(self._overdue),
@@ -171,4 +230,6 @@ class Status:
             broker=session.address.name if session else "",
             oldest_held=now - oldest.received if oldest else 0.0,
             notes="" if self._notes is None else str(self._notes),
+            workers=len(self._workers),
+            longest=runs[0].describe(now) if is_long else "",
         )

@@ -37,8 +37,9 @@ from .bodies import BodyGuard
 from .drain import Drain
 from .intake import Intake
 from .mailbox import Item, Mailbox
+from .outage import Outage
 from .prefetch import MOST_HELD, Prefetch
-from .states import End, Observer, Phase, State, Stats
+from .states import End, Observer, Phase, Run, State, Stats
 from .status import Status
 from .workers import Pool, Post
 
@@ -166,6 +167,8 @@ class Supervisor(threading.Thread):
         self._is_abandoned = False
         #: When the thread began, monotonic seconds.
         self._born = monotonic()
+        #: Ends when a session consumes; the next one then begins with its loss.
+        self._outage = Outage()
 
     # -- for other threads -------------------------------------------------
 
@@ -173,6 +176,11 @@ class Supervisor(threading.Thread):
     def state(self) -> State:
         """Why messages flow, or why they do not. Thread: any."""
         return self._status.state
+
+    @property
+    def runs(self) -> list[Run]:
+        """What the workers work on now, the longest first. Thread: any."""
+        return self._status.runs
 
     def stop(self) -> None:
         """Stop gracefully. Thread: any."""
@@ -270,6 +278,7 @@ class Supervisor(threading.Thread):
             SessionLost: No address works now, but one of them may later.
             FmconsumeError: Every address refuses for good.
         """
+        self._outage.begin_attempt()
         refusals: list[FmconsumeError] = []
         losses: list[SessionLost] = []
         for address in self._addresses:
@@ -289,7 +298,8 @@ class Supervisor(threading.Thread):
         raise SessionLost("; ".join(map(str, [*losses, *refusals])))
 
     def _open_at(self, address: Address) -> Session | None:
-        self._status.enter(Phase.CONNECTING, f"connecting to {address.name}")
+        text = f"{self._outage.describe_attempt()}connecting to {address.name}"
+        self._status.enter(Phase.CONNECTING, text)
         open_session = partial(
             self._open_session,
             address,
@@ -353,6 +363,7 @@ class Supervisor(threading.Thread):
 
     def _consume(self, session: Session) -> None:
         self._read_mailbox(session)
+        self._outage = Outage()
         self._status.enter(Phase.CONSUMING, f"consuming from {session.name}")
         while self._ending is None:
             self._turn(session)
@@ -463,7 +474,8 @@ class Supervisor(threading.Thread):
             _log.warning("connection lost while stopping: %s", reason)
             return
         delay = self._backoff.next()
-        self._status.enter(Phase.WAITING, f"not consuming: {reason}; reconnecting in {delay:.1f} s")
+        text = f"{self._outage.describe_wait(delay)}: {reason}"
+        self._status.enter(Phase.WAITING, text)
         deadline = monotonic() + delay
         while self._ending is None and monotonic() < deadline:
             self._wait_for_mail(deadline - monotonic())

@@ -6,19 +6,22 @@ without a lock: a collection that readers iterate over is replaced whole, or kee
 
 from __future__ import annotations
 
-import logging
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from time import monotonic, time
 from typing import Callable, NamedTuple
 
-from ..delivery import FAIL, NACK, SET_ASIDE, Outcome, Verdict
-from ..engine.states import Observer, Phase, Snapshot, State, Stats
+from ..delivery import FAIL, NACK, SET_ASIDE, Delivery, Outcome, Verdict
+from ..engine.states import Observer, Phase, Run, Snapshot, State, Stats
+from ..identity import Identity
 from ..text import printable
-from .journal import PlainFormatter
+from .troubles import Troubles
 
-__all__ = ["BOUNDS", "STEP", "STEPS", "Entry", "History", "Recent", "Slow", "Tally", "label"]
+__all__ = ["AGES", "BOUNDS", "STEP", "STEPS", "Histogram", "History", "Slow", "Tally", "label"]
 
+#: Upper bounds of the histogram of the ages of messages, seconds; their publishers give whole ones.
+AGES = (1, 2, 5, 10, 30, 60, 300, 900, 3600, 14400, 86400, 604800)
 #: Upper bounds of the histogram of callback durations, seconds.
 BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 #: The rate is counted in steps of STEP seconds, and the last STEPS of them are remembered.
@@ -30,10 +33,10 @@ _SILENCE = 60.0
 _SERVER_NAMED = "amq.gen-"
 #: The verdicts on a run that ended in a Nack or in an exception.
 _FAILURES = (NACK, SET_ASIDE, FAIL)
-#: How many slow callbacks, and how many log entries, are remembered.
-_SLOW, _ENTRIES = 8, 20
-#: Characters to which a log entry is cut.
-_ENTRY_LENGTH = 4000
+#: How many slow callbacks are remembered.
+_SLOW = 8
+#: The trend of a queue is that of its last depths, as many as come in a minute.
+_DEPTHS = 5
 
 
 class Slow(NamedTuple):
@@ -47,12 +50,24 @@ class Slow(NamedTuple):
     topic: str
 
 
-class Entry(NamedTuple):
-    """A log record as a person reads it; `created` is in seconds since the epoch."""
+class Histogram:
+    """Counts seconds by their size.
 
-    created: float
-    level: str
-    text: str
+    Attributes:
+        bounds: The upper bound of each bucket but the last, seconds.
+        buckets: A count for each bound, and one for all beyond.
+        seconds: The sum.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = bounds
+        self.buckets = [0] * (len(bounds) + 1)
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one more."""
+        self.buckets[bisect_left(self.bounds, seconds)] += 1
+        self.seconds += seconds
 
 
 class Tally:
@@ -62,18 +77,22 @@ class Tally:
         self.verdicts = dict.fromkeys(Verdict, 0)
         #: Runs that ended in a Nack or in an exception.
         self.failed_attempts = 0
-        #: Callbacks by duration: a count for each of BOUNDS, and one for longer callbacks.
-        self.buckets = [0] * (len(BOUNDS) + 1)
-        #: How long all callbacks ran together, seconds.
-        self.seconds = 0.0
+        #: How long callbacks ran.
+        self.durations = Histogram(BOUNDS)
+        #: How old messages were when their callbacks began, of those that say when they were
+        #: published.
+        self.ages = Histogram(AGES)
 
     def add(self, outcome: Outcome) -> None:
         """Count an outcome."""
         self.verdicts[outcome.verdict] += 1
         if outcome.seconds:  # Zero: the callback was not called.
-            self.buckets[bisect_left(BOUNDS, outcome.seconds)] += 1
-            self.seconds += outcome.seconds
+            self.durations.add(outcome.seconds)
             self.failed_attempts += outcome.verdict in _FAILURES
+            published = _published(outcome.delivery)
+            if published is not None:
+                # By this clock or that of the publisher, it may be of the future.
+                self.ages.add(max(0.0, time() - outcome.seconds - published))
 
 
 class History(Observer):
@@ -81,12 +100,23 @@ class History(Observer):
 
     Args:
         stats: Returns the present counts.
+        runs: Returns what the workers work on, the longest first.
+        queues: The names of the queues; "" is one that the broker names.
+        identity: Who consumes; None is not known.
     """
 
-    depth_interval = 15.0
+    depth_interval = 60.0 / (_DEPTHS - 1)
 
-    def __init__(self, stats: Callable[[], Stats]) -> None:
+    def __init__(
+        self,
+        stats: Callable[[], Stats],
+        runs: Callable[[], Sequence[Run]] = tuple,
+        queues: Iterable[str] = (),
+        identity: Identity | None = None,
+    ) -> None:
         self.stats = stats
+        self.runs = runs
+        self.identity = identity
         self.started = monotonic()
         self.state = State(Phase.CONNECTING, "connecting")
         #: When the phase changed, monotonic seconds.
@@ -98,13 +128,18 @@ class History(Observer):
         self.broker = ""
         #: When the last delivery was noticed, monotonic seconds; None before the first.
         self.delivered: float | None = None
-        #: Ready messages, by queue; empty without a session.
-        self.depths: dict[str, int] = {}
+        #: The last looks at the ready messages by queue, oldest first, each with its moment
+        #: (monotonic seconds); empty without a session.
+        self.looks: tuple[tuple[float, dict[str, int]], ...] = ()
         #: Outcomes by queue.
-        self.tallies: dict[str, Tally] = {}
+        self.tallies = {label(queue): Tally() for queue in queues}
+        #: What was, or is, in the way of messages.
+        self.troubles = Troubles()
         #: Outcomes by the number of the step in which they came. It grows in place: readers ask
         #: for one step at a time.
         self.rate: dict[int, int] = {}
+        #: When a message was last set aside, seconds since the epoch; 0 is never.
+        self.set_aside = 0.0
         #: The slowest callbacks, slowest first.
         self.slowest: list[Slow] = []
 
@@ -121,12 +156,26 @@ class History(Observer):
         """Whether the broker delivers messages and the supervisor handles them. Thread: any."""
         return self.state.is_consuming and not self.silence
 
+    @property
+    def depths(self) -> dict[str, int]:
+        """Ready messages, by queue; empty without a session. Thread: any."""
+        return self.looks[-1][1] if self.looks else {}
+
+    def trend(self, queue: str) -> float | None:
+        """Return by how many messages a minute a queue grows; None is not known. Thread: any."""
+        known = [(moment, depths[queue]) for moment, depths in self.looks if queue in depths]
+        if not known or known[0][0] == known[-1][0]:
+            return None
+        (began, first), (ended, last) = known[0], known[-1]
+        return (last - first) * 60 / (ended - began)
+
     def on_state(self, state: State) -> None:
         """Note a change of state."""
         self.seen = monotonic()
         if state.name is not self.state.name:
             self.since = monotonic()
         self.state = state
+        self.troubles.on_state(state)
 
     def on_outcome(self, outcome: Outcome) -> None:
         """Count an outcome."""
@@ -134,6 +183,8 @@ class History(Observer):
         if queue not in self.tallies:
             self.tallies = {**self.tallies, queue: Tally()}
         self.tallies[queue].add(outcome)
+        if outcome.verdict is SET_ASIDE:
+            self.set_aside = time()
         step = int(monotonic() / STEP)
         self.rate[step] = self.rate.get(step, 0) + 1
         if len(self.slowest) < _SLOW or outcome.seconds > self.slowest[-1].seconds:
@@ -145,7 +196,7 @@ class History(Observer):
         if snapshot.stats.received != self.snapshot.stats.received:
             self.delivered = self.seen
         if not snapshot.broker:
-            self.depths = {}
+            self.looks = ()
         self.broker = snapshot.broker or self.broker
         self.snapshot = snapshot
         oldest = int(monotonic() / STEP) - STEPS
@@ -156,7 +207,7 @@ class History(Observer):
         found: Counter[str] = Counter()
         for queue, depth in depths.items():
             found[label(queue)] += depth
-        self.depths = dict(found)
+        self.looks = (*self.looks[1 - _DEPTHS :], (monotonic(), dict(found)))
 
     def _note_slow(self, outcome: Outcome) -> None:
         delivery = outcome.delivery
@@ -167,35 +218,11 @@ class History(Observer):
 
 def label(queue: str) -> str:
     """Return the name of a queue; one name for all whose own name changes with each session."""
-    return "(server-named)" if queue.startswith(_SERVER_NAMED) else queue
+    return "(server-named)" if queue.startswith(_SERVER_NAMED) or not queue else queue
 
 
-class Recent(logging.Handler):
-    """Remembers the last warnings and errors of the whole program, within a `with` block."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.setFormatter(PlainFormatter())
-        #: The last entries, oldest first; replaced whole by the thread that logs.
-        self.entries: tuple[Entry, ...] = ()
-        #: Each logger to which this handler, or Python's last resort, was added.
-        self._added: list[tuple[logging.Logger, logging.Handler]] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Note a record."""
-        entry = Entry(record.created, record.levelname, self.format(record)[:_ENTRY_LENGTH])
-        self.entries = (*self.entries[1 - _ENTRIES :], entry)
-
-    def __enter__(self) -> Recent:
-        root, ours = logging.getLogger(), logging.getLogger("fmconsume")
-        if logging.lastResort and not ours.hasHandlers():
-            # Python uses it only while there is no handler, and this handler writes nothing.
-            self._added.append((root, logging.lastResort))
-        self._added += [(root, self)] if ours.propagate else [(root, self), (ours, self)]
-        for logger, handler in self._added:
-            logger.addHandler(handler)
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        for logger, handler in self._added:
-            logger.removeHandler(handler)
+def _published(delivery: Delivery) -> float | None:
+    """Return when a message was published, seconds since the epoch; None where it does not say."""
+    moment = delivery.properties.timestamp
+    # The callback may have put anything there; and 0 is what some publishers write for nothing.
+    return moment if type(moment) is int and moment > 0 else None

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Callable
 
-from ..engine.states import Observer, Snapshot, Stats
+from ..engine.states import Observer, Snapshot
 from ..log import get_logger
 from ..version import __version__
 from .history import History
@@ -28,12 +28,12 @@ _log = get_logger(__name__)
 _meterings: weakref.WeakKeyDictionary[MeterProvider, Metering] = weakref.WeakKeyDictionary()
 
 
-def list_observers(history: History | None, stats: Callable[[], Stats]) -> list[Observer]:
+def list_observers(history: History | None, make: Callable[[], History]) -> list[Observer]:
     """List the observers that serve OpenTelemetry; none where nobody has set up a provider.
 
     Args:
         history: One that is an observer already; None makes another one.
-        stats: Returns the present counts.
+        make: Makes a history.
     """
     from opentelemetry import metrics
 
@@ -45,7 +45,7 @@ def list_observers(history: History | None, stats: Callable[[], Stats]) -> list[
     except ImportError:
         _log.warning("OpenTelemetry gets no metrics: they need the extra monitoring, too")
         return []
-    made = [] if history else [History(stats)]
+    made = [] if history else [make()]
     if provider not in _meterings:
         _meterings[provider] = Metering(provider.get_meter("fmconsume", __version__))
     _meterings[provider].history = weakref.ref(history or made[0])
@@ -80,7 +80,7 @@ class Metering(Observer):
             for sample in self._read().get(name, (metric, []))[1]:
                 yield Observation(sample.value, sample.labels)
 
-        kind = "gauge" if metric.type == "gauge" else "counter"
+        kind = "gauge" if metric.type in ("gauge", "info") else "counter"
         make = getattr(self._meter, f"create_observable_{kind}")
         make(name, [observe], description=metric.documentation)
 

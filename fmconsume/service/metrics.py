@@ -11,7 +11,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from ..engine.states import Phase
-from .history import BOUNDS, History, Tally
+from ..version import __version__
+from .history import History, Tally
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -52,9 +53,18 @@ class Collector:
 
     def collect(self) -> Iterable[Metric]:
         """Yield the metrics with their present values."""
+        yield _info(self._history)
         yield from _counters(self._history)
         yield from _gauges(self._history)
         yield from _tallies(self._history.tallies)
+
+
+def _info(history: History) -> Metric:
+    from prometheus_client.core import InfoMetricFamily
+
+    identity = {} if history.identity is None else history.identity._asdict()
+    labels = {"version": __version__, **{name: str(each) for name, each in identity.items()}}
+    return InfoMetricFamily("fmconsume", "Who consumes, with which version", labels)
 
 
 def _counters(history: History) -> Iterable[Metric]:
@@ -78,7 +88,9 @@ def _gauges(history: History) -> Iterable[Metric]:
     yield _gauge(
         "tick_age_seconds", "Time since the supervisor's last sign of life", now - history.seen
     )
-    yield _gauge("running_callbacks", "Callbacks that run", snapshot.running)
+    yield _gauge("workers", "Callbacks that can run at the same time", snapshot.workers)
+    yield _gauge("busy_workers", "Workers that run a callback", len(history.runs()))
+    yield _gauge("dead_workers", "Workers that ended too early", snapshot.dead_workers)
     yield _gauge("overdue_callbacks", "Callbacks past callback_timeout", snapshot.overdue)
     yield _gauge("prefetched", "Deliveries that wait for a worker", snapshot.prefetched)
     yield _gauge("held_nacks", "Nacks that are held back", snapshot.held)
@@ -109,16 +121,16 @@ def _tallies(tallies: Mapping[str, Tally]) -> Iterable[Metric]:
     deliveries = CounterMetricFamily("fmconsume_deliveries", text, labels=["queue", "outcome"])
     text = "Runs that ended in a Nack or in an exception"
     failures = CounterMetricFamily("fmconsume_failed_attempts", text, labels=["queue"])
-    durations = HistogramMetricFamily(
-        "fmconsume_callback_seconds", "How long callbacks ran", labels=["queue"]
-    )
+    text = "How long callbacks ran"
+    durations = HistogramMetricFamily("fmconsume_callback_seconds", text, labels=["queue"])
+    text = "Time from a message's timestamp to the start of its callback"
+    ages = HistogramMetricFamily("fmconsume_message_age_seconds", text, labels=["queue"])
     for queue, tally in tallies.items():
         for verdict, count in tally.verdicts.items():
             deliveries.add_metric([queue, verdict.value], count)
         failures.add_metric([queue], tally.failed_attempts)
-        bounds = [*map(str, map(float, BOUNDS)), "+Inf"]
-        buckets = list(zip(bounds, accumulate(tally.buckets)))
-        durations.add_metric([queue], buckets, tally.seconds)
-    yield deliveries
-    yield failures
-    yield durations
+        for family, histogram in ((durations, tally.durations), (ages, tally.ages)):
+            bounds = [*map(str, map(float, histogram.bounds)), "+Inf"]
+            buckets = list(zip(bounds, accumulate(histogram.buckets)))
+            family.add_metric([queue], buckets, histogram.seconds)
+    yield from (deliveries, failures, durations, ages)

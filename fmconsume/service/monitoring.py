@@ -14,13 +14,13 @@ from threading import Thread
 from time import monotonic
 from typing import Callable
 
-from ..engine.states import Stats
 from ..exceptions import ConfigurationException, UnavailableException
 from ..log import get_logger
 from ..redaction import redact_value
 from ..text import printable
-from . import metrics, page
-from .history import History, Recent
+from . import metrics, page, style
+from .history import History
+from .recent import Recent
 from .server import Answer, Request, Server
 
 __all__ = ["Monitoring"]
@@ -35,7 +35,7 @@ class Monitoring:
     """An HTTP server; it serves within a `with` block.
 
     Args:
-        stats: Returns the present counts.
+        history: Recorded by the supervisor's thread as its observer, read by the server's.
         address: Name or address to listen at; "" is every interface.
         port: TCP port.
         published: Returns how many messages this process has published.
@@ -43,7 +43,7 @@ class Monitoring:
 
     def __init__(
         self,
-        stats: Callable[[], Stats],
+        history: History,
         address: str,
         port: int,
         published: Callable[[], int] = lambda: 0,
@@ -51,8 +51,7 @@ class Monitoring:
         self.published = published
         self._address = address
         self._port = port
-        #: Recorded by the supervisor's thread as its observer, read by the server's.
-        self.history = History(stats)
+        self.history = history
         #: Filled by the threads that log, read by the server's.
         self.recent = Recent()
         #: The names of this machine, in small letters. Replaced whole by fmconsume-names, read by
@@ -221,7 +220,7 @@ def _text(status: int, text: str) -> Answer:
 def _send(status: int, content_type: str, body: bytes) -> Answer:
     headers = {
         "Content-Type": content_type,
-        "Content-Security-Policy": page.POLICY,
+        "Content-Security-Policy": style.POLICY,
         "Cache-Control": "no-store",
         "X-Content-Type-Options": "nosniff",
     }

@@ -5,102 +5,30 @@ All text from outside, such as a message id or a log line, passes through `escap
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Iterable, Sequence
 from html import escape
-from itertools import starmap
 from math import floor, log10
-from time import localtime, monotonic, strftime
+from time import monotonic, time
 
 from ..delivery import FAIL, SET_ASIDE, Verdict
-from ..engine.states import Phase
+from ..engine.states import Run
+from ..moments import clock, duration
 from ..text import printable
 from ..version import __version__
-from .history import STEP, STEPS, Entry, History, Slow, Tally
+from .history import STEP, STEPS, History, Slow, Tally
+from .markup import LASTS, OVERDUE, Alarm, draw_numbers, draw_table
+from .recent import Entry
+from .style import REFRESH, SCRIPT, STYLE
+from .troubles import Trouble
 
-__all__ = ["POLICY", "render"]
+__all__ = ["render"]
 
-#: Seconds between two refreshes.
-_REFRESH = 3
 #: The verdicts whose counts are shown in red above 0.
 _ALARMS = (SET_ASIDE, FAIL)
-#: Texts that are shown in red.
-_BAD = (SET_ASIDE.value, FAIL.value, "ERROR", "CRITICAL")
+#: Running callbacks that are shown at most, the longest first.
+_RUNS = 8
 #: Size of the chart in its own units.
 _WIDTH, _HEIGHT = 720, 120
-
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2024; --dim: #667079; --line: #dfe3e7; --paper: #fff;
-  --ground: #f4f6f8; --good: #1a7f4b; --care: #b25e00; --bad: #b3261e; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ec; --dim: #98a2ab; --line: #343b42;
-  --paper: #1d2226; --ground: #14181b; --good: #4cc38a; --care: #f0a04b; --bad: #f2776d; } }
-body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 15px/1.45 system-ui, sans-serif; }
-main { max-width: 70rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; }
-h1 { margin: 0; font-size: 1.7rem; }
-h1::before { content: ""; display: inline-block; width: .7em; height: .7em; margin-right: .45em;
-  border-radius: 50%; background: var(--care); }
-h1.good::before { background: var(--good); }
-h2 { margin: 0 0 .5rem; font-size: 1rem; }
-section { margin-top: 1rem; padding: 1rem 1.2rem; background: var(--paper);
-  border: 1px solid var(--line); border-radius: .5rem; overflow-x: auto; }
-p { margin: .3rem 0; overflow-wrap: anywhere; }
-.dim, th, dt { color: var(--dim); }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .9rem;
-  margin: 0; }
-dt { font-size: .85rem; } dd { margin: 0; font-size: 1.3rem; font-variant-numeric: tabular-nums; }
-.bad, .bad dd { color: var(--bad); }
-table { width: 100%; border-collapse: collapse; }
-th, td { padding: .3rem 1.2rem .3rem 0; text-align: left; vertical-align: top;
-  white-space: nowrap; unicode-bidi: isolate; }
-th { font-weight: normal; font-size: .85rem; vertical-align: bottom; white-space: normal; }
-th:last-child, td:last-child { padding-right: 0; }
-tr + tr td { border-top: 1px solid var(--line); }
-.number { text-align: right; font-variant-numeric: tabular-nums; }
-.text { min-width: 8rem; white-space: normal; overflow-wrap: anywhere; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
-svg text { fill: var(--dim); font-size: 11px; dominant-baseline: hanging; }
-svg .middle { text-anchor: middle; } svg .end { text-anchor: end; }
-.grid { stroke: var(--line); } .curve { fill: none; stroke: var(--good); stroke-width: 1.5; }
-pre { margin: .3rem 0; white-space: pre-wrap; font-size: .8rem; }
-#stale { display: none; } .stale #stale { display: block; } .stale main { opacity: .4; }
-@media (max-width: 45rem) {
-  svg { margin-bottom: .7rem; } svg text { font-size: 22px; }
-  tr { display: grid; grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: .4rem .9rem;
-    padding: .6rem 0; }
-  tr:first-child { display: none; } tr + tr + tr { border-top: 1px solid var(--line); }
-  tr + tr td { padding: 0; border: 0; } td.number { text-align: left; }
-  td::before { content: attr(data-head); display: block; color: var(--dim); font-size: .85rem; }
-  .text { grid-column: 1 / -1; } }
-"""
-
-_SCRIPT = f"""
-setInterval(async () => {{
-  if (document.hidden || document.querySelector("details[open]")) return;
-  try {{
-    const answer = await fetch("/", {{cache: "no-store", signal: AbortSignal.timeout(10000)}});
-    if (!answer.ok) throw answer.status;
-    const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
-    document.querySelector("main").replaceWith(fresh.querySelector("main"));
-    document.title = fresh.title;
-    document.body.className = "";
-  }} catch {{
-    document.body.className = "stale";
-  }}
-}}, {_REFRESH * 1000});
-"""
-
-
-def _hash(text: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
-
-
-#: The Content-Security-Policy of the page: its own style and script, nothing else.
-POLICY = (
-    f"default-src 'none'; style-src {_hash(_STYLE)}; script-src {_hash(_SCRIPT)}; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
 
 
 def render(history: History, entries: Sequence[Entry]) -> str:
@@ -111,11 +39,13 @@ def render(history: History, entries: Sequence[Entry]) -> str:
         entries: Log entries, oldest first.
     """
     parts = [
+        _runs(history.runs()),
         _numbers(history),
-        _chart(history),
         _queues(history),
-        _slowest(history.slowest),
+        _chart(history),
+        _troubles(history.troubles.all),
         _entries(entries),
+        _slowest(history.slowest),
     ]
     sections = "\n".join(f"<section>{part}</section>" for part in parts)
     return f"""<!DOCTYPE html>
@@ -123,10 +53,10 @@ def render(history: History, entries: Sequence[Entry]) -> str:
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width">
-<title>{escape(history.state.name)} - fmconsume</title>
+<title>{escape(_title(history))}</title>
 <link rel="icon" href="data:,">
-<style>{_STYLE}</style>
-<noscript><meta http-equiv="refresh" content="{_REFRESH}"></noscript>
+<style>{STYLE}</style>
+<noscript><meta http-equiv="refresh" content="{REFRESH}"></noscript>
 </head>
 <body>
 <p id="stale" role="status">The consumer does not answer. This is how it was last seen.</p>
@@ -134,57 +64,81 @@ def render(history: History, entries: Sequence[Entry]) -> str:
 {_header(history)}
 {sections}
 </main>
-<script>{_SCRIPT}</script>
+<script>{SCRIPT}</script>
 </body>
 </html>
 """
 
 
+def _title(history: History) -> str:
+    identity = history.identity
+    return f"{history.state.name} - {identity.app if identity else 'fmconsume'}"
+
+
 def _header(history: History) -> str:
-    state, now = history.state, monotonic()
+    state, trouble, now = history.state, history.troubles.present, monotonic()
+    color, word = _judge(history)
+    seconds = time() - trouble.began if trouble else now - history.since
     facts = [
+        str(history.identity or ""),
         "" if history.broker in state.text else history.broker,
-        f"{state.name} for {_duration(now - history.since)}",
-        f"started {_duration(now - history.started)} ago",
+        f"{trouble.phase if trouble else state.name} for {duration(seconds)}",
+        f"started {duration(now - history.started)} ago",
         f"fmconsume {__version__}",
         history.snapshot.notes,
     ]
-    silence = history.silence
-    is_good = state.name is Phase.CONSUMING and not silence
-    alarm = f'<p class="bad">There is {escape(silence)}.</p>\n' if silence else ""
+    alarms = [f"There is {history.silence}." if history.silence else "", _set_aside(history)]
+    lines = "".join(f'<p class="bad">{escape(alarm)}</p>\n' for alarm in alarms if alarm)
     return (
-        f'<h1 class="{"good" if is_good else ""}">'
-        f"{escape(state.name.capitalize())}</h1>\n<p>{escape(state.text)}</p>\n{alarm}"
+        f'<h1 class="{color}">{escape(state.name.capitalize())} <small>{word}</small></h1>\n'
+        f"<p>{escape(state.text)}</p>\n{lines}"
         f'<p class="dim">{escape(" · ".join(filter(None, facts)))}</p>'
     )
 
 
+def _judge(history: History) -> tuple[str, str]:
+    """Give the color of the state, and the same in words for who does not see it."""
+    phase = history.state.name
+    if history.is_consuming and phase.needs_attention:
+        return "care", "needs attention"
+    if history.is_consuming:
+        is_recent = time() - history.set_aside < STEP * STEPS
+        return ("care", "messages are set aside") if is_recent else ("good", "no trouble")
+    is_bad = bool(history.silence or history.troubles.present)
+    return "bad" if is_bad else "care", "nothing is consumed"
+
+
+def _set_aside(history: History) -> str:
+    count = sum(tally.verdicts[SET_ASIDE] for tally in history.tallies.values())
+    if not count:
+        return ""
+    were = "message was" if count == 1 else "messages were"
+    return f"{count:,} {were} set aside, the last one at {clock(history.set_aside)}."
+
+
 def _numbers(history: History) -> str:
     stats, snapshot = history.stats(), history.snapshot
-    numbers = {
-        "Last delivery": _ago(history.delivered),
-        "Per second": f"{_last_minute(history):.1f}",
-        "Running": snapshot.running,
-        "Overdue": _Alarm(snapshot.overdue),
-        "Prefetched": snapshot.prefetched,
-        "Nacks held": snapshot.held,
-        "Oldest held": _duration(snapshot.oldest_held) if snapshot.held else "-",
-        "Reconnections": stats.reconnections,
-        "Received": stats.received,
-        "Acknowledged": stats.acknowledged,
-        "Requeued": stats.requeued,
-        "Dropped": stats.dropped,
-        "Rejected": stats.rejected,
-        "Set aside": _Alarm(stats.set_aside),
-        "Failed": _Alarm(stats.failed),
-        "Failed attempts": sum(tally.failed_attempts for tally in history.tallies.values()),
-        "Deduplicated": stats.deduplicated,
-    }
-    return f"<dl>{''.join(starmap(_pair, numbers.items()))}</dl>"
-
-
-def _pair(name: str, value: object) -> str:
-    return f'<div class="{_color(value)}"><dt>{name}</dt><dd>{_text(value)}</dd></div>'
+    return draw_numbers(
+        {
+            "Last delivery": _ago(history.delivered),
+            "Per second": f"{_last_minute(history):.1f}",
+            "Busy workers": f"{len(history.runs())} of {snapshot.workers}",
+            "Overdue": Alarm(snapshot.overdue),
+            "Prefetched": snapshot.prefetched,
+            "Nacks held": snapshot.held,
+            "Oldest held": duration(snapshot.oldest_held) if snapshot.held else "-",
+            "Reconnections": stats.reconnections,
+            "Received": stats.received,
+            "Acknowledged": stats.acknowledged,
+            "Requeued": stats.requeued,
+            "Dropped": stats.dropped,
+            "Rejected": stats.rejected,
+            "Set aside": Alarm(stats.set_aside),
+            "Failed": Alarm(stats.failed),
+            "Failed attempts": sum(tally.failed_attempts for tally in history.tallies.values()),
+            "Deduplicated": stats.deduplicated,
+        }
+    )
 
 
 # -- the rate --------------------------------------------------------------
@@ -232,97 +186,93 @@ def _round_up(value: float) -> float:
 # -- the tables ------------------------------------------------------------
 
 
+def _runs(runs: Sequence[Run]) -> str:
+    now = monotonic()
+    rows = [
+        [
+            duration(now - run.began),
+            run.worker,
+            OVERDUE if run.is_overdue else "in time",
+            printable(run.delivery.message_id),
+            printable(run.delivery.queue),
+        ]
+        for run in runs[:_RUNS]
+    ]
+    return draw_table("Running now", "#For Worker State *Message *Queue", rows)
+
+
 def _queues(history: History) -> str:
     rows = []
     for name in sorted({*history.depths, *history.tallies}):
         tally = history.tallies.get(name) or Tally()
-        ran = sum(tally.buckets)
-        mean = _duration(tally.seconds / ran) if ran else "-"
+        ran = sum(tally.durations.buckets)
+        mean = duration(tally.durations.seconds / ran) if ran else "-"
         counts = [
-            _Alarm(count) if verdict in _ALARMS else count
+            Alarm(count) if verdict in _ALARMS else count
             for verdict, count in tally.verdicts.items()
         ]
-        ready = history.depths.get(name, "-")
-        rows.append([printable(name), ready, *counts, tally.failed_attempts, mean])
+        ready, trend = history.depths.get(name, "-"), _trend(history, name)
+        rows.append([printable(name), ready, trend, *counts, tally.failed_attempts, mean])
     verdicts = " ".join(f"#{verdict.value.capitalize().replace(' ', '_')}" for verdict in Verdict)
-    head = f"*Queue #Ready {verdicts} #Failed_attempts #Mean_time"
-    return _table("Queues", head, rows)
+    head = f"*Queue #Ready *Trend {verdicts} #Failed_attempts #Mean_time"
+    return draw_table("Queues", head, rows)
+
+
+def _trend(history: History, queue: str) -> str:
+    """Say whether a queue grows, or when it is empty."""
+    trend, ready = history.trend(queue), history.depths.get(queue, 0)
+    if trend is None:
+        return "-"
+    if abs(trend) < 1:
+        return "steady" if ready else "empty"
+    if trend > 0:
+        return f"growing by {trend:,.0f} a minute"
+    left = f"empty in about {duration(_round(ready * 60 / -trend))}" if ready else "empty now"
+    return f"falling by {-trend:,.0f} a minute, {left}"
+
+
+def _round(seconds: float) -> float:
+    """Round a time that is not known to the second."""
+    return round(seconds, -1) if seconds >= 10 else round(seconds) or 1.0
+
+
+def _troubles(troubles: Iterable[Trouble]) -> str:
+    rows = [
+        [
+            trouble.phase,
+            clock(trouble.began),
+            LASTS if trouble.ended is None else clock(trouble.ended),
+            duration((trouble.ended or time()) - trouble.began),
+            trouble.text,
+        ]
+        for trouble in troubles
+    ]
+    return draw_table("Troubles", "State Began Ended #Lasted *Text", rows[::-1])
+
+
+def _entries(entries: Sequence[Entry]) -> str:
+    rows = [[clock(entry.created), entry.level, _count(entry)] for entry in reversed(entries)]
+    return draw_table("Last warnings and errors", "Time Level *Text", rows)
+
+
+def _count(entry: Entry) -> str:
+    """Give the text of an entry, and how often it came at the end of the first line."""
+    if entry.times == 1:
+        return entry.text
+    first, *rest = entry.text.split("\n")
+    return "\n".join([f"{first} ({entry.times:,} times, last {clock(entry.last)})", *rest])
 
 
 def _slowest(slowest: Iterable[Slow]) -> str:
     rows = [
-        [_duration(slow.seconds), _clock(slow.ended), slow.outcome, slow.message_id, slow.topic]
+        [duration(slow.seconds), clock(slow.ended), slow.outcome, slow.message_id, slow.topic]
         for slow in slowest
     ]
-    return _table("Slowest callbacks", "#Took Ended Outcome *Message *Topic", rows)
-
-
-def _entries(entries: Sequence[Entry]) -> str:
-    rows = [[_clock(entry.created), entry.level, entry.text] for entry in reversed(entries)]
-    return _table("Last warnings and errors", "Time Level *Text", rows)
-
-
-def _table(title: str, head: str, rows: Sequence[Sequence[object]]) -> str:
-    """Draw a table.
-
-    Args:
-        title: Stands above the table.
-        head: A word for each column, marked "#" for numbers and "*" for long texts.
-        rows: The cells, row by row.
-    """
-    if not rows:
-        return f'<h2>{title}</h2><p class="dim">None.</p>'
-    columns = head.split()
-    kinds = [{"#": "number", "*": "text"}.get(column[0], "") for column in columns]
-    names = [column.strip("#*").replace("_", " ") for column in columns]
-    heads = [f'<th class="{kind}">{name}</th>' for kind, name in zip(kinds, names)]
-    lines = [heads, *(map(_cell, kinds, names, row) for row in rows)]
-    body = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)
-    return f"<h2>{title}</h2>\n<table>\n{body}\n</table>"
-
-
-def _cell(kind: str, name: str, value: object) -> str:
-    """Draw a cell; it has the column's name for narrow screens, where each row is a block."""
-    style = " ".join(filter(None, (kind, _color(value))))
-    return f'<td class="{style}" data-head="{name}">{_fold(_text(value))}</td>'
-
-
-class _Alarm(int):
-    """A count that is shown in red above 0."""
-
-
-def _color(value: object) -> str:
-    """Give the class of a value that is shown in red; "" for others."""
-    return "bad" if value in _BAD or (isinstance(value, _Alarm) and value) else ""
-
-
-def _text(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _fold(text: str) -> str:
-    """Escape a text, and hide all lines but the first until somebody clicks."""
-    first, _, rest = text.partition("\n")
-    if not rest:
-        return escape(first)
-    return f"<details><summary>{escape(first)}</summary><pre>{escape(rest)}</pre></details>"
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit}"
-    if seconds >= 10:
-        return f"{seconds:.0f} s"
-    return f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+    return draw_table("Slowest callbacks", "#Took Ended Outcome *Message *Topic", rows)
 
 
 def _ago(moment: float | None) -> str:
     if moment is None:
         return "none yet"
     seconds = monotonic() - moment
-    return "now" if seconds < STEP else f"{_duration(seconds)} ago"
-
-
-def _clock(timestamp: float) -> str:
-    return strftime("%d %b %H:%M:%S", localtime(timestamp))
+    return "now" if seconds < STEP else f"{duration(seconds)} ago"

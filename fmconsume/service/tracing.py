@@ -103,9 +103,9 @@ def _begin(tracer: Tracer, message: Message) -> Span:
 
     running = current.get()
     assert running is not None  # The processor has set it.
-    parent = _read_parent(message.headers)
+    parent, queue = _read_parent(message.headers), running[0].queue
     span = tracer.start_span(
-        f"process {printable(label(running[0].queue))}".rstrip(),
+        f"process {printable(queue and label(queue))}".rstrip(),
         parent,
         SpanKind.CONSUMER,
         _describe_delivery(running[0]),

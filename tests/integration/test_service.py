@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import uuid
 from contextlib import ExitStack
 from http.client import HTTPConnection
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from fmconsume.version import __version__
 from tests.unit.test_recipes import TRANSPORT, read_recipe
 from tests.waiting import PATIENCE, Stopwatch, wait_until
 
@@ -204,7 +206,76 @@ def test_watchdog_withheld_while_a_callback_hangs(
         assert "WATCHDOG=1" not in manager.heard()[before:seen]
         (folder / "release").touch()
         assert manager.wait_for("WATCHDOG=1", seen)
-    assert command.logged().count("past callback_timeout") <= 2
+    assert command.logged().count("past callback_timeout: ") <= 2
+
+
+def test_stuck_shows_at_once(broker, queue, folder, tmp_path, serve, ask):
+    """A callback past its time shows in STATUS, /ready, the page and the metrics till it ends."""
+    with Manager(str(tmp_path / "notify")) as manager:
+        serve("hang", env=manager.environment, callback_timeout=0.5)
+        ready = manager.wait_for("READY=1")
+        broker.publish(queue, [{"n": 1}], message_id="apple")
+        stuck = manager.wait_for("STATUS=stuck, 1 of 1 workers past callback_timeout", ready)
+        text = f"message apple from queue {queue!r} runs for "
+        status, body = ask("/ready")
+        assert (status, json.loads(body)["consuming"]) == (503, False)
+        assert text in json.loads(body)["state"]
+        wait_until(lambda: 'data-head="State">past callback_timeout</td>' in ask("/")[1])
+        assert '<h1 class="bad">Stuck <small>nothing is consumed</small></h1>' in ask("/")[1]
+        assert 'fmconsume_state{state="stuck"} 1.0' in ask("/metrics")[1]
+        assert "fmconsume_busy_workers 1.0" in ask("/metrics")[1]
+        assert text in manager.heard()[stuck - 1]
+        (folder / "release").touch()
+        manager.wait_for(f"STATUS=consuming from {queue}", stuck)
+        wait_until(lambda: ask("/ready")[0] == 200)
+        page = ask("/")[1]
+    assert '<h1 class="good">Consuming <small>no trouble</small></h1>' in page
+    assert '<td class="" data-head="State">stuck</td>' in page
+
+
+def test_partly_stuck_consumes_on(broker, queue, folder, serve, ask):
+    """While another worker is left, messages are consumed, and the state names what is stuck."""
+    serve("hang", callback_timeout=0.2, workers=2)
+    broker.publish(queue, [{"n": 1}, {"n": 0}])
+    wait_until(lambda: "partly stuck, 1 of 2 workers" in ask("/ready")[1])
+    assert ask("/ready")[0] == 200
+    broker.publish(queue, [{"n": 0}])
+    wait_until(lambda: json.loads(ask("/ready")[1])["consumed"]["processed"] == 2)
+    assert "partly stuck, 1 of 2 workers" in ask("/ready")[1]
+
+
+def test_status_names_what_runs(broker, queue, tmp_path, serve):
+    """What runs for more than a second is in STATUS, without any callback_timeout."""
+    with Manager(str(tmp_path / "notify")) as manager:
+        serve("hang", env=manager.environment)
+        ready = manager.wait_for("READY=1")
+        broker.publish(queue, [{"n": 1}], message_id="apple")
+        line = manager.wait_for("runs for", ready)
+        text = f"; message apple from queue {queue!r} runs for "
+        assert text in manager.heard()[line - 1]
+
+
+def test_identity(broker, queue, serve, ask):
+    """The broker, the page and the metrics call the consumer by program, host and process."""
+    command = serve(client_properties={"app": "sample"})
+    wait_until(lambda: ask("/ready")[0] == 200)
+    host, pid = socket.gethostname(), command.pid
+    consumers = broker.ctl("list_consumers", "queue_name", "consumer_tag", "--formatter=json")
+    tags = {each["queue_name"]: each["consumer_tag"] for each in json.loads(consumers)}
+    assert tags[queue] == f"fmconsume.sample.{host}.{pid}.1"
+    assert f"sample on {host}, process {pid}" in ask("/")[1]
+    info = f'fmconsume_info{{app="sample",host="{host}",pid="{pid}",version="{__version__}"}} 1.0'
+    assert info in ask("/metrics")[1]
+
+
+def test_ages_of_messages(broker, queue, serve, ask):
+    """A message that says when it was published tells how long it waited."""
+    broker.publish(queue, [{"n": 0}], timestamp=int(time.time()) - 100)
+    broker.publish(queue, [{"n": 1}])
+    serve()
+    name, end = "fmconsume_message_age_seconds", f'queue="{queue}"}} 1.0'
+    wait_until(lambda: f"{name}_count{{{end}" in ask("/metrics")[1])
+    assert f'{name}_bucket{{le="300.0",{end}' in ask("/metrics")[1]
 
 
 @pytest.mark.parametrize("address", ["", "/nowhere/notify", "nonsense", "@"])

@@ -15,6 +15,7 @@ from fmconsume.broker.addresses import Address
 from fmconsume.broker.errors import SessionLost
 from fmconsume.broker.topology import Topology
 from fmconsume.delivery import Delivery, Frame
+from fmconsume.identity import Identity
 
 from .fakes import get_soon, make_delivery
 
@@ -36,6 +37,7 @@ class MemoryBroker:
         deliver: Callable[[Delivery], None],
         number: int = 1,
         retry_codes: Container[int] = (),
+        identity: Identity | None = None,
     ) -> MemorySession:
         """Open a session, as the test wants."""
         session = MemorySession(address, deliver, number, retry_codes)

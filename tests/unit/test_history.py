@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import logging
-import sys
-from collections.abc import Iterator
-
 import pytest
 
 from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, SET_ASIDE, Outcome, Verdict
 from fmconsume.engine.states import Phase, Snapshot, State, Stats
 from fmconsume.exceptions import HaltConsumer
 from fmconsume.service import history as history_module
-from fmconsume.service.history import BOUNDS, STEP, STEPS, History, Recent
+from fmconsume.service.history import AGES, BOUNDS, STEP, STEPS, History
 
 from .fakes import make_delivery
 
@@ -45,7 +40,7 @@ def make_outcome(
 
 def make_snapshot(received: int = 0, broker: str = "") -> Snapshot:
     """Make a look at the engine."""
-    return Snapshot(State(Phase.CONSUMING, ""), Stats(received=received), 0, 0, 0, 0, 0, broker)
+    return Snapshot(State(Phase.CONSUMING, ""), Stats(received=received), broker=broker)
 
 
 # -- outcomes
@@ -98,16 +93,16 @@ def test_on_outcome_failed_attempts(
 def test_on_outcome_duration(history: History, seconds: float, bucket: int) -> None:
     """A callback falls into the bucket whose upper bound it does not pass."""
     history.on_outcome(make_outcome(seconds=seconds))
-    buckets = history.tallies["fruit"].buckets
-    assert len(buckets) == len(BOUNDS) + 1
-    assert [number for number, count in enumerate(buckets) if count] == [bucket]
-    assert history.tallies["fruit"].seconds == seconds
+    durations = history.tallies["fruit"].durations
+    assert len(durations.buckets) == len(BOUNDS) + 1
+    assert [number for number, count in enumerate(durations.buckets) if count] == [bucket]
+    assert durations.seconds == seconds
 
 
 def test_on_outcome_callback_never_called(history: History) -> None:
     """A message that is rejected before the callback sees it has no duration."""
     history.on_outcome(make_outcome(REJECT, seconds=0.0))
-    assert sum(history.tallies["fruit"].buckets) == 0
+    assert sum(history.tallies["fruit"].durations.buckets) == 0
 
 
 def test_on_outcome_slowest(history: History) -> None:
@@ -131,6 +126,44 @@ def test_on_outcome_rate(history: History, clock: list[float]) -> None:
     clock[0] += STEP
     history.on_tick(make_snapshot())
     assert history.rate == {201: 1}
+
+
+@pytest.mark.parametrize(
+    ("published", "seconds", "bucket"),
+    [
+        (1_000_000, 0.5, 3),  # 9.5 s old when its callback began.
+        (1_000_009, 0.5, 0),
+        (1_000_009, 20.0, 0),  # The publisher's clock is ahead of ours.
+        (2_000_000_000_000, 0.5, 0),  # It counts in milliseconds.
+        (1, 0.5, AGES.index(604800) + 1),
+        *((nothing, 0.5, None) for nothing in (None, "soon", True, 1e300, 0, -5)),
+        (1_000_000, 0.0, None),  # The callback was not called.
+    ],
+)
+def test_on_outcome_age(
+    history: History,
+    monkeypatch: pytest.MonkeyPatch,
+    published: object,
+    seconds: float,
+    bucket: int | None,
+) -> None:
+    """A message is as old as it was when its callback began, and never younger than new."""
+    monkeypatch.setattr(history_module, "time", lambda: 1_000_010.0)
+    outcome = make_outcome(seconds=seconds)
+    outcome.delivery.properties.timestamp = published  # type: ignore[assignment]
+    history.on_outcome(outcome)
+    ages = history.tallies["fruit"].ages
+    assert [number for number, count in enumerate(ages.buckets) if count] == (
+        [] if bucket is None else [bucket]
+    )
+    assert ages.seconds >= 0
+
+
+def test_queues_from_the_start() -> None:
+    """The queues of the consumer are known before anything has come from them."""
+    history = History(Stats, queues=["fruit", ""])
+    assert list(history.tallies) == ["fruit", "(server-named)"]
+    assert set(history.tallies["fruit"].verdicts.values()) == {0}
 
 
 # -- the rest of the engine
@@ -168,6 +201,39 @@ def test_on_depths(history: History) -> None:
     history.on_depths({"fruit": 3})
     assert history.depths == {"fruit": 3}
     assert history.depth_interval == 15.0
+
+
+@pytest.mark.parametrize(
+    ("depths", "trend"),
+    [
+        ([100], None),
+        ([100, 70], -120.0),
+        ([100, 100, 130], 60.0),
+        ([5, 5], 0.0),
+        # Of the last minute only.
+        ([9999, 100, 100, 100, 100, 40], -60.0),
+    ],
+)
+def test_trend(
+    history: History, clock: list[float], depths: list[int], trend: float | None
+) -> None:
+    """A queue grows by so many messages a minute as its last depths show."""
+    assert history.trend("fruit") is None
+    for depth in depths:
+        clock[0] += history.depth_interval
+        history.on_depths({"fruit": depth, "nuts": 1})
+    assert history.trend("fruit") == trend
+
+
+def test_trend_new_session(history: History, clock: list[float]) -> None:
+    """What a queue did before the session was lost is not its trend."""
+    history.on_depths({"fruit": 1000})
+    history.on_tick(make_snapshot())
+    clock[0] += 15
+    history.on_depths({"fruit": 0})
+    assert history.trend("fruit") is None
+    history.on_depths({"fruit": 7})  # In no time.
+    assert history.trend("fruit") is None
 
 
 def test_queue_named_by_the_broker(history: History) -> None:
@@ -211,71 +277,3 @@ def test_slowest_printable(history: History) -> None:
     """Names that were chosen to do harm are remembered as they can be shown."""
     history.on_outcome(make_outcome(message_id="a\nb\x1b[2J"))
     assert history.slowest[0].message_id == r"a\nb\x1b[2J"
-
-
-# -- the log
-
-
-@pytest.fixture
-def ours() -> Iterator[logging.Logger]:
-    """Our logger and the root, without handlers, as in a program that configures no logging."""
-    loggers = [logging.getLogger(), logging.getLogger("fmconsume")]
-    before = [(logger, logger.handlers[:], logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.handlers.clear()
-    yield loggers[1]
-    for logger, handlers, propagate in before:
-        logger.handlers[:], logger.propagate = handlers, propagate
-
-
-@pytest.mark.parametrize("propagate", [True, False])
-def test_recent_sees_everything_once(ours: logging.Logger, propagate: bool) -> None:
-    """Warnings of the whole program are noted once, however our logger is configured."""
-    ours.propagate = propagate
-    ours.addHandler(logging.NullHandler())
-    with Recent() as recent:
-        logging.getLogger("fmconsume.engine").warning("from us: %s", 1)
-        logging.getLogger("their.callback").error("from them")
-        logging.getLogger("their.callback").info("no matter")
-    logging.getLogger("fmconsume.engine").warning("too late")
-    assert [(entry.level, entry.text) for entry in recent.entries] == [
-        ("WARNING", "from us: 1"),
-        ("ERROR", "from them"),
-    ]
-
-
-def test_recent_takes_nothing_away(ours: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What Python prints while no logging is configured, it prints still."""
-    stderr = io.StringIO()
-    with monkeypatch.context() as patch:
-        patch.setattr(logging.getLogger(), "handlers", [])  # pytest's own
-        patch.setattr("sys.stderr", stderr)
-        with Recent() as recent:
-            ours.warning("look")
-        assert logging.getLogger().handlers == []
-    assert stderr.getvalue() == "look\n"
-    assert len(recent.entries) == 1
-
-
-def test_recent_is_bounded(ours: logging.Logger) -> None:
-    """Only the last entries are kept, and of a long one the beginning."""
-    ours.addHandler(logging.NullHandler())
-    with Recent() as recent:
-        for number in range(30):
-            ours.error("%d %s", number, "x" * 10_000)
-    assert [entry.text.split()[0] for entry in recent.entries] == [str(n) for n in range(10, 30)]
-    assert {len(entry.text) for entry in recent.entries} == {4000}
-
-
-def test_recent_survives_a_bad_record(
-    ours: logging.Logger, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A record that cannot be written is noted as such, also where nobody can be told."""
-    ours.addHandler(logging.NullHandler())
-    ours.propagate = False  # pytest's own handler would raise.
-    monkeypatch.setattr("sys.stderr", io.StringIO())
-    sys.stderr.close()
-    with Recent() as recent:
-        ours.error("%d", "no number")
-    (entry,) = recent.entries
-    assert entry.text.startswith("a log record of fmconsume (%d), ")

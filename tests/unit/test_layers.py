@@ -17,9 +17,9 @@ HOUSE = Path(fmconsume.__file__).parent
 #: Lowest first, a folder with a slash. A module imports from its own floor or from one below, and
 #: nothing imports in circles.
 FLOORS = (
-    "text version redaction exceptions delivery context wakeup log console shortage schema_utils "
-    "amqp_url stopping",
-    "config config_checks config_file environment schema",
+    "text version redaction exceptions delivery context wakeup log console moments shortage "
+    "schema_utils amqp_url stopping",
+    "config config_checks config_file environment schema identity",
     "state/",
     "headers message_classes decoding jsonlines message callbacks example",
     "broker/",

@@ -59,7 +59,7 @@ def tick(observers: list[Any], snapshot: Snapshot = IDLE) -> None:
 def test_metering_values(reader: InMemoryMetricReader) -> None:
     """The values are those of the history, when they are read."""
     stats = Stats(received=7)
-    observers = list_observers(None, lambda: stats)
+    observers = list_observers(None, lambda: History(lambda: stats))
     history, _ = observers
     assert isinstance(history, History)
     history.on_outcome(make_outcome(NACK, seconds=0.5))
@@ -82,7 +82,7 @@ def test_metering_values(reader: InMemoryMetricReader) -> None:
 
 def test_metering_every_metric(reader: InMemoryMetricReader) -> None:
     """Each metric that /metrics has is there, as a counter or a gauge, and with its description."""
-    observers = list_observers(None, lambda: Stats(received=7))
+    observers = list_observers(None, lambda: History(lambda: Stats(received=7)))
     history: Any = observers[0]
     history.on_outcome(make_outcome())
     history.on_depths({"fruit": 9})
@@ -93,17 +93,19 @@ def test_metering_every_metric(reader: InMemoryMetricReader) -> None:
         names = [family.name]
         if family.type == "histogram":
             names = [f"{family.name}_sum", f"{family.name}_count"]
+        elif family.type == "info":
+            names = [f"{family.name}_info"]
         for name in names:
             metric = found.pop(name)
             assert metric.description == family.documentation
-            assert isinstance(metric.data, Gauge if family.type == "gauge" else Sum)
+            assert isinstance(metric.data, Gauge if family.type in ("gauge", "info") else Sum)
     assert not found
 
 
 def test_metering_same_history(reader: InMemoryMetricReader) -> None:
     """A history that is there already is the one that is read."""
     history = History(lambda: Stats(received=9))
-    (metering,) = list_observers(history, Stats)
+    (metering,) = list_observers(history, lambda: history)
     metering.on_tick(IDLE)
     assert read(reader)["fmconsume_received",] == 9
 
@@ -112,13 +114,13 @@ def test_metering_next_consumer(
     reader: InMemoryMetricReader, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A consumer that is gone tells nothing any more, and the next one takes its place."""
-    observers = list_observers(None, lambda: Stats(received=7))
+    observers = list_observers(None, lambda: History(lambda: Stats(received=7)))
     tick(observers)
     assert read(reader)["fmconsume_received",] == 7
     del observers
     gc.collect()
     assert read(reader) == {}
-    tick(others := list_observers(None, lambda: Stats(received=1)))
+    tick(others := list_observers(None, lambda: History(lambda: Stats(received=1))))
     assert read(reader)["fmconsume_received",] == 1
     assert others
     assert not caplog.records
@@ -126,7 +128,7 @@ def test_metering_next_consumer(
 
 def test_list_observers_not_set_up() -> None:
     """Without a provider there is nothing to serve."""
-    assert list_observers(None, Stats) == []
+    assert list_observers(None, lambda: History(Stats)) == []
 
 
 def test_list_observers_without_extra(
@@ -135,7 +137,7 @@ def test_list_observers_without_extra(
     """Without prometheus-client a line says what is missing."""
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     caplog.set_level(logging.WARNING)
-    assert list_observers(None, Stats) == []
+    assert list_observers(None, lambda: History(Stats)) == []
     assert "they need the extra monitoring" in caplog.text
 
 

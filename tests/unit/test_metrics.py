@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import sys
+from time import time
 
 import pytest
 from prometheus_client import Counter
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse
 
-from fmconsume.engine.states import Phase, Snapshot, State, Stats
+from fmconsume.delivery import Verdict
+from fmconsume.engine.states import Phase, Run, Snapshot, State, Stats
+from fmconsume.identity import Identity
 from fmconsume.service import metrics as metrics_module
 from fmconsume.service.history import History
+from fmconsume.version import __version__
 
+from .fakes import make_delivery
+from .prometheus import promtool
 from .test_history import DROP, NACK, SET_ASIDE, make_outcome
+
+IDENTITY = Identity('sa"mple', "far.example", 4711)
 
 Samples = dict[tuple[str, ...], float]
 
@@ -33,9 +41,10 @@ def read(history: History) -> Samples:
 def history() -> History:
     """A history of a few messages from two queues."""
     stats = Stats(received=7, deduplicated=2, reconnections=1)
-    history = History(lambda: stats)
+    runs = [Run("fmconsume-worker-1", make_delivery(), 0.0)] * 3
+    history = History(lambda: stats, lambda: runs, ["fruit"], IDENTITY)
     history.on_state(State(Phase.BUSY, "apple is in hand for 61 s"))
-    history.on_tick(Snapshot(history.state, stats, 3, 4, 5, 1, 0, "far", 62.5))
+    history.on_tick(Snapshot(history.state, stats, 4, 5, 1, 0, "far", 62.5, workers=4))
     history.on_depths({"fruit": 9})
     for seconds in (0.004, 0.2, 0.3, 7000):
         history.on_outcome(make_outcome(seconds=seconds))
@@ -83,7 +92,9 @@ def test_write_gauges(history: History) -> None:
     assert samples["fmconsume_consuming",] == 1
     assert samples["fmconsume_state", "busy"] == 1
     assert samples["fmconsume_state", "consuming"] == 0
-    assert samples["fmconsume_running_callbacks",] == 3
+    assert samples["fmconsume_workers",] == 4
+    assert samples["fmconsume_busy_workers",] == 3
+    assert samples["fmconsume_dead_workers",] == 0
     assert samples["fmconsume_prefetched",] == 4
     assert samples["fmconsume_held_nacks",] == 5
     assert samples["fmconsume_oldest_held_seconds",] == 62.5
@@ -100,6 +111,42 @@ def test_write_nothing_yet() -> None:
     assert ("fmconsume_last_delivery_age_seconds",) not in samples
     assert samples["fmconsume_consuming",] == 0
     assert samples["fmconsume_state", "connecting"] == 1
+
+
+def test_write_info(history: History) -> None:
+    """One series says who consumes, with which version."""
+    assert read(history)["fmconsume_info", 'sa"mple', "far.example", "4711", __version__] == 1
+
+
+def test_write_from_the_start() -> None:
+    """Every series of a configured queue is there before its first message, at zero."""
+    history = History(Stats, queues=["fruit", ""])
+    before = read(history)
+    for queue in ("fruit", "(server-named)"):
+        for verdict in Verdict:
+            assert before["fmconsume_deliveries_total", verdict.value, queue] == 0
+        assert before["fmconsume_failed_attempts_total", queue] == 0
+        for name in ("fmconsume_callback_seconds", "fmconsume_message_age_seconds"):
+            assert before[f"{name}_bucket", "+Inf", queue] == before[f"{name}_sum", queue] == 0
+    history.on_outcome(make_outcome())
+    assert read(history).keys() == before.keys()
+
+
+def test_write_ages(history: History) -> None:
+    """The ages of messages are a histogram, of those that say when they were published."""
+    outcome = make_outcome(seconds=0.5)
+    outcome.delivery.properties.timestamp = int(time()) - 100
+    history.on_outcome(outcome)
+    samples = read(history)
+    name = "fmconsume_message_age_seconds"
+    assert samples[f"{name}_bucket", "60.0", "fruit"] == 0
+    assert samples[f"{name}_bucket", "300.0", "fruit"] == samples[f"{name}_count", "fruit"] == 1
+    assert 99 <= samples[f"{name}_sum", "fruit"] < 160
+
+
+def test_write_as_prometheus_wants_it(history: History) -> None:
+    """Prometheus' own checker has nothing to say about names, units and help."""
+    assert promtool("check", "metrics", text=metrics_module.write(history, "")[1]) == ""
 
 
 def test_write_openmetrics(history: History) -> None:

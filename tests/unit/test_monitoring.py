@@ -14,6 +14,7 @@ import pytest
 
 from fmconsume.engine.states import Phase, Snapshot, State, Stats
 from fmconsume.exceptions import ConfigurationException, UnavailableException
+from fmconsume.service.history import History
 from fmconsume.service.monitoring import Monitoring
 from fmconsume.service.server import Request
 from tests.waiting import wait_until
@@ -27,7 +28,7 @@ STATS = Stats(
 @pytest.fixture
 def server() -> Iterator[Monitoring]:
     """A server on a port of its own."""
-    with Monitoring(lambda: STATS, "localhost", 0) as server:
+    with Monitoring(History(lambda: STATS), "localhost", 0) as server:
         yield server
 
 
@@ -56,7 +57,7 @@ def count_threads() -> int:
 
 def look(overdue: int = 0, dead_workers: int = 0) -> Snapshot:
     """Make a look at the engine."""
-    return Snapshot(CONSUMING, STATS, 0, 0, 0, overdue, dead_workers, "far")
+    return Snapshot(CONSUMING, STATS, overdue=overdue, dead_workers=dead_workers, broker="far")
 
 
 # -- what it answers
@@ -95,7 +96,7 @@ def test_silent_supervisor(server: Monitoring) -> None:
 
 def test_consumer_made_long_before_it_runs() -> None:
     """The time before the start is no silence."""
-    server = Monitoring(lambda: STATS, "localhost", 0)
+    server = Monitoring(History(lambda: STATS), "localhost", 0)
     server.history.seen -= 100
     with server:
         assert ask(server, "/live")[0] == 200
@@ -116,6 +117,10 @@ def test_ready(server: Monitoring) -> None:
     }
     server.history.on_state(State(Phase.BUSY, "apple is in hand for 61 s"))
     assert ask(server, "/ready")[0] == 200
+    for phase, expected in ((Phase.STUCK, 503), (Phase.PARTLY_STUCK, 200)):
+        server.history.on_state(State(phase, "apple runs for 61 s"))
+        status, _, body = ask(server, "/ready")
+        assert (status, json.loads(body)["state"]) == (expected, "apple runs for 61 s")
     server.history.on_state(State(Phase.WAITING, "not consuming: refused"))
     status, _, body = ask(server, "/ready")
     assert (status, json.loads(body)["consuming"]) == (503, False)
@@ -190,7 +195,7 @@ NAME = socket.gethostname().lower()
 def test_host_of_this_machine(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who asks for an address, or for a name of this machine, is shown everything."""
     monkeypatch.setattr(socket, "getfqdn", lambda: "fruit.example.com")
-    with Monitoring(lambda: STATS, "localhost", 0) as server:
+    with Monitoring(History(lambda: STATS), "localhost", 0) as server:
         wait_until(lambda: "fruit.example.com" in server._names)
         for path in ("/", "/metrics", "/live"):
             assert ask(server, path, Host=host)[0] == 200
@@ -199,7 +204,7 @@ def test_host_of_this_machine(host: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_host_configured() -> None:
     """The name in monitoring.address is one of this machine."""
-    server = Monitoring(lambda: STATS, "Consumer.Example.com", 0)
+    server = Monitoring(History(lambda: STATS), "Consumer.Example.com", 0)
     request = Request("GET", "/", {"host": "consumer.example.com:80"})
     assert server.is_asked_by_name(request)
 
@@ -258,7 +263,7 @@ def test_hostile_accept(server: Monitoring, caplog: pytest.LogCaptureFixture) ->
 )
 def test_enter_address(address: str, clients: list[str]) -> None:
     """It listens where it is told: a name means its IPv4 address, none means everywhere."""
-    with Monitoring(Stats, address, 0) as server:
+    with Monitoring(History(Stats), address, 0) as server:
         for client in clients:
             socket.create_connection((client, port_of(server)), timeout=10).close()
 
@@ -267,14 +272,17 @@ def test_enter_port_in_use(server: Monitoring) -> None:
     """A port that is taken is one line that says so."""
     port = port_of(server)
     reason = f"^monitoring: cannot listen at port {port} of localhost: Address already in use$"
-    with pytest.raises(UnavailableException, match=reason), Monitoring(Stats, "localhost", port):
+    with (
+        pytest.raises(UnavailableException, match=reason),
+        Monitoring(History(Stats), "localhost", port),
+    ):
         pass
 
 
 def test_enter_url_as_address() -> None:
     """A URL that stands where an address should is shown without its password."""
     with pytest.raises(UnavailableException, match=r"80 of u:\*\*\*@h: ") as caught:
-        Monitoring(Stats, "u:se cret@h", 80).__enter__()
+        Monitoring(History(Stats), "u:se cret@h", 80).__enter__()
     assert "cret" not in str(caught.value)
 
 
@@ -290,16 +298,16 @@ def test_enter_url_as_address() -> None:
 def test_enter_bad_address(address: str, error: type[Exception]) -> None:
     """An address that is not ours, or is none, is an error that names it."""
     with pytest.raises(error, match=f"of {address}: "):
-        Monitoring(Stats, address, 0).__enter__()
+        Monitoring(History(Stats), address, 0).__enter__()
 
 
 def test_exit_frees_the_port() -> None:
     """After the end nobody listens, the threads are gone and the log is let go."""
     before = logging.getLogger().handlers[:]
-    with Monitoring(Stats, "localhost", 0) as server:
+    with Monitoring(History(Stats), "localhost", 0) as server:
         port = port_of(server)
         assert ask(server, "/live")[0] == 200
-    with Monitoring(Stats, "localhost", port):
+    with Monitoring(History(Stats), "localhost", port):
         pass
     wait_until(lambda: count_threads() == 0)
     assert logging.getLogger().handlers == before

@@ -33,6 +33,7 @@ from fmconsume.broker.topology import Topology
 from fmconsume.broker.wire import Properties
 from fmconsume.delivery import CHANNEL, Delivery, Frame, Verdict
 from fmconsume.exceptions import BadDeclaration, ConsumerCanceled, PermissionException
+from fmconsume.identity import Identity
 
 from .fakes import wait_soon
 
@@ -89,10 +90,12 @@ class FakeChannel:
     def basic_qos(self, *args: Any) -> None:
         self._note("basic_qos", *args)
 
-    def basic_consume(self, queue: str, on_message: Callable[..., None], arguments: Any) -> str:
+    def basic_consume(
+        self, queue: str, on_message: Callable[..., None], consumer_tag: str | None, arguments: Any
+    ) -> str:
         self._note("basic_consume", queue)
         assert arguments is None
-        tag = f"tag of {queue}"
+        tag = consumer_tag or f"tag of {queue}"
         self.consumer_tags.append(tag)
         self.on_message[queue] = on_message
         return tag
@@ -544,6 +547,19 @@ def test_consume_again(
     session.settle([Frame(tags[4], Verdict.ACK, True), Frame(2, Verdict.NACK, False)])
     assert second.calls == [("basic_ack", 2, True)]
     assert channel.calls == [("basic_nack", 2, False, True)]
+
+
+def test_consume_with_identity(
+    connection: FakeConnection, channel: FakeChannel, second: FakeChannel
+) -> None:
+    """The broker is told who consumes; each consumer of a session has a tag of its own."""
+    session = open_session(ADDRESS, TOPOLOGY, ignore, identity=Identity("sample", "far", 4711))
+    session.consume(3)
+    assert channel.consumer_tags == ["fmconsume.sample.far.4711.1", "fmconsume.sample.far.4711.2"]
+    connection.next_channels = [second]
+    session.open_channel()
+    session.consume_again(session.queues[:1], 10)
+    assert second.consumer_tags == ["fmconsume.sample.far.4711.3"]
 
 
 @pytest.mark.parametrize("passing", [set(), {404}])

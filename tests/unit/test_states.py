@@ -25,6 +25,14 @@ def test_phase_is_consuming_or_ending(phase: Phase) -> None:
     assert State(phase, "").is_consuming is phase.is_consuming
 
 
+def test_phase_stuck() -> None:
+    """While one worker is left messages are consumed, while none is they are not."""
+    assert Phase.PARTLY_STUCK.is_consuming
+    assert not Phase.STUCK.is_consuming
+    assert Phase.STUCK.needs_attention
+    assert Phase.PARTLY_STUCK.needs_attention
+
+
 @pytest.mark.parametrize("verdict", Verdict)
 def test_stats_count(verdict: Verdict) -> None:
     """Each verdict is counted under its own word."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -11,7 +14,7 @@ from fmconsume.engine import status as status_module
 from fmconsume.engine.account import DeliveryAccount
 from fmconsume.engine.intake import Intake
 from fmconsume.engine.prefetch import Prefetch
-from fmconsume.engine.states import Observer, Snapshot, Stats
+from fmconsume.engine.states import Observer, Phase, Snapshot, Stats
 from fmconsume.engine.status import Status
 
 from .fakes import PLAIN, make_delivery
@@ -28,14 +31,20 @@ class Looker(Observer):
         self.snapshot = snapshot
 
 
-def make_status(looker: Looker, account: DeliveryAccount) -> Status:
-    """Make the status of an engine without workers."""
+def make_status(
+    looker: Looker,
+    account: DeliveryAccount,
+    workers: Sequence[Any] = (),
+    callback_timeout: float | None = None,
+) -> Status:
+    """Make the status of an engine."""
     return Status(
         observers=[looker],
         stats=Stats(),
         account=account,
         intake=Intake(SimpleQueue(), None),
-        workers=[],
+        workers=workers,
+        callback_timeout=callback_timeout,
         prefetch=Prefetch(account, PLAIN, 1),
     )
 
@@ -79,3 +88,121 @@ def test_tick_oldest_held(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1007.5
     status.tick(None)
     assert (looker.snapshot.held, looker.snapshot.oldest_held) == (2, 17.5)
+
+
+# -- callbacks that hang
+
+
+class FakeWorker:
+    """A worker that is in a callback since a moment, or in none, or has ended."""
+
+    def __init__(self, number: int, began: float | None = None, is_alive: bool = True) -> None:
+        self.name = f"fmconsume-worker-{number}"
+        delivery = make_delivery(1, number, message_id=f"apple {number}")
+        self.current = None if began is None else (delivery, began)
+        self.is_alive = lambda: is_alive
+
+    def describe(self) -> str:
+        return "its stack"
+
+
+class FakeSession:
+    """A session that notes its timers."""
+
+    name, blocked, address = "fruit at far", "", SimpleNamespace(name="far")
+
+    def __init__(self) -> None:
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> None:
+        self.timers.append((seconds, action))
+
+
+class Hanging:
+    """An engine with these workers, at the 1000th second."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *workers: FakeWorker) -> None:
+        self.now = [1000.0]
+        monkeypatch.setattr(status_module, "monotonic", lambda: self.now[0])
+        account = DeliveryAccount(0)
+        account.begin(1, ["fruit"])
+        for worker in workers:
+            if worker.current:
+                worker.current[0].received = self.now[0]
+                account.receive(worker.current[0])
+        self.looker, self.session = Looker(), FakeSession()
+        self.status = make_status(self.looker, account, workers, 60.0)
+
+    def look(self) -> tuple[Phase, str]:
+        """Come to the end of a turn, and give the state."""
+        self.status.tick(self.session)  # type: ignore[arg-type]
+        return self.status.state
+
+
+@pytest.mark.parametrize(
+    ("workers", "phase"),
+    [
+        ([FakeWorker(1, 940.0)], Phase.STUCK),
+        ([FakeWorker(1, 940.0), FakeWorker(2, 100.0)], Phase.STUCK),
+        ([FakeWorker(1, 940.0), FakeWorker(2)], Phase.PARTLY_STUCK),
+        ([FakeWorker(1, 940.0), FakeWorker(2, 940.1)], Phase.PARTLY_STUCK),
+        # Nobody is left who works.
+        ([FakeWorker(1, 940.0), FakeWorker(2, is_alive=False)], Phase.STUCK),
+        ([FakeWorker(1, 940.1)], Phase.CONSUMING),
+    ],
+)
+def test_tick_stuck(
+    monkeypatch: pytest.MonkeyPatch, workers: list[FakeWorker], phase: Phase
+) -> None:
+    """It is stuck where no worker is left, and partly stuck where one is."""
+    assert Hanging(monkeypatch, *workers).look()[0] is phase
+
+
+def test_tick_stuck_names_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state names the message that has run longest, its worker, for how long and how many."""
+    engine = Hanging(monkeypatch, FakeWorker(1, 930.0), FakeWorker(2, 920.0), FakeWorker(3))
+    text = (
+        "partly stuck, 2 of 3 workers past callback_timeout (60 s): "
+        "message apple 2 from queue 'fruit' runs for 80 s on fmconsume-worker-2"
+    )
+    assert engine.look() == (Phase.PARTLY_STUCK, text)
+    assert engine.looker.snapshot.longest == text.partition(": ")[2]
+    assert engine.looker.snapshot.overdue == 2
+
+
+@pytest.mark.parametrize(("began", "is_named"), [(999.0, True), (999.1, False), (None, False)])
+def test_tick_longest(monkeypatch: pytest.MonkeyPatch, began: float, is_named: bool) -> None:
+    """What has run for a second is named while all is well, and what is quick is not."""
+    engine = Hanging(monkeypatch, FakeWorker(1, began))
+    assert engine.look()[0] is Phase.CONSUMING
+    named = "message apple 1 from queue 'fruit' runs for 1 s on fmconsume-worker-1"
+    assert engine.looker.snapshot.longest == (named if is_named else "")
+
+
+def test_tick_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One timer is for the callback that is past its time first; then there is a look at once."""
+    worker = FakeWorker(1, 990.0)
+    engine = Hanging(monkeypatch, worker, FakeWorker(2, 995.0))
+    for _ in range(3):
+        assert engine.look()[0] is Phase.CONSUMING
+    ((seconds, ring),) = engine.session.timers
+    assert seconds == 50.0
+    engine.now[0] += seconds
+    assert engine.looker.ticks == 1
+    engine.status._next_tick = 2000.0
+    ring()
+    assert engine.look()[0] is Phase.PARTLY_STUCK
+    assert [seconds for seconds, _ in engine.session.timers] == [50.0, 5.0]
+    # Its end is seen in the next turn, too.
+    engine.status._next_tick = 2000.0
+    worker.current = None
+    assert engine.look()[0] is Phase.CONSUMING
+
+
+def test_tick_alarm_in_the_nick_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback that passes its time during the look is not forgotten for another one."""
+    engine = Hanging(monkeypatch, FakeWorker(1, 940.1), FakeWorker(2))
+    moments = iter([1000.0])
+    monkeypatch.setattr(status_module, "monotonic", lambda: next(moments, 1000.2))
+    engine.look()
+    assert [seconds for seconds, _ in engine.session.timers] == [pytest.approx(0.1)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -19,6 +20,7 @@ from fmconsume.broker.topology import Topology
 from fmconsume.delivery import ACK, DROP, FAIL, NACK, REJECT, Delivery, Frame, Outcome, Verdict
 from fmconsume.engine import drain as drain_module
 from fmconsume.engine import mailbox as mailbox_module
+from fmconsume.engine import outage as outage_module
 from fmconsume.engine import prefetch as prefetch_module
 from fmconsume.engine import supervisor as supervisor_module
 from fmconsume.engine.pool import make_pool
@@ -36,6 +38,8 @@ from fmconsume.exceptions import (
     PermissionException,
     ValidationError,
 )
+from fmconsume.moments import clock
+from tests.waiting import wait_until
 
 from .fakes import PLAIN, TIMEOUT, get_soon, make_delivery, wait_soon
 from .memory_broker import MemoryBroker, MemorySession
@@ -927,14 +931,18 @@ def test_lost_prefetched_is_forgotten(bench: Bench) -> None:
     assert gate.entered.empty()
 
 
-def test_lost_says_what_is_next(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    """One warning says what is wrong and when it is tried again."""
+def test_lost_says_what_is_next(
+    bench: Bench, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One warning says what is wrong, since when, and when it is tried again."""
+    monkeypatch.setattr(outage_module, "time", lambda: 1_000_000.0)
     session = bench.start(delay=1000.0)
     session.lose_soon()
     session.expect("discard")
     bench.stop()
     (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
-    assert record.getMessage() == ("not consuming: the line is cut; reconnecting in 1000.0 s")
+    began, due = clock(1_000_000), clock(1_001_000)
+    assert record.getMessage() == f"not consuming since {began}, next at {due}: the line is cut"
 
 
 def test_lost_settled_before(bench: Bench) -> None:
@@ -958,6 +966,118 @@ def raise_unless_none(error: Exception | None) -> None:
     """Raise an error if there is one."""
     if error is not None:
         raise error
+
+
+def test_lost_and_back(bench: Bench) -> None:
+    """An outage ends with the next session; the one after it begins anew."""
+    failures: list[Exception | None] = [None, SessionLost("not yet"), None]
+
+    def prepare(session: MemorySession) -> None:
+        failure = failures[len(bench.broker.sessions) - 1]
+        session.on_connect = lambda: raise_unless_none(failure)
+
+    told = Told()
+    bench.broker.prepare = prepare
+    first = bench.start(observers=(told,))
+    first.lose_soon()
+    bench.next_session()
+    third = bench.next_session()
+    third.deliver_soon("apple")
+    third.expect(Frame(1, ACK, False))
+    bench.stop()
+    texts = [re.sub("since [^(,]*[0-9]", "since then", state.text) for state in told.states]
+    assert [re.sub(", next at .*?: ", ", soon: ", text) for text in texts][:-2] == [
+        "connecting to near",
+        "consuming from fruit in memory",
+        "not consuming since then, soon: the line is cut",
+        "not consuming since then, attempt 1: connecting to near",
+        "not consuming since then (1 attempt), soon: not yet",
+        "not consuming since then, attempt 2: connecting to near",
+        "consuming from fruit in memory",
+    ]
+
+
+# -- callbacks that hang --------------------------------------------------------
+
+
+class Told(Observer):
+    """Notes the states, and lets the test wait for each."""
+
+    def __init__(self) -> None:
+        self.states: list[State] = []
+        self.phases: SimpleQueue[Phase] = SimpleQueue()
+
+    def on_state(self, state: State) -> None:
+        self.states.append(state)
+        self.phases.put(state.name)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_stuck_at_once(bench: Bench, workers: int) -> None:
+    """A callback past its time shows as soon as it is, and no longer once it has ended.
+
+    No tick is due for 1000 s, and nothing comes from the broker.
+    """
+    gate, told = Gate("apple"), Told()
+    session = bench.start(gate, workers=workers, observers=(told,), callback_timeout=0.2)
+    session.deliver_soon("apple")
+    get_soon(gate.entered)
+    wait_until(lambda: session.timers)
+    (seconds, _) = session.timers[0]
+    assert 0 < seconds <= 0.2
+    wait_until(lambda: bench.supervisor.runs[0].is_overdue)
+    session.fire(0)
+    phase = Phase.STUCK if workers == 1 else Phase.PARTLY_STUCK
+    wait_until(lambda: bench.supervisor.state.name is phase)
+    assert re.fullmatch(
+        rf"{phase}, 1 of {workers} workers past callback_timeout \(0.2 s\): message apple from "
+        r"queue 'fruit' runs for \d+ s on fmconsume-worker-\d",
+        bench.supervisor.state.text,
+    )
+    gate.let_out("apple")
+    wait_until(lambda: bench.supervisor.state.name is Phase.CONSUMING)
+    assert [state.name for state in told.states][-2:] == [phase, Phase.CONSUMING]
+
+
+def test_stuck_alarm_only_while_something_runs(bench: Bench) -> None:
+    """An idle consumer has no timer; the one of a callback serves the next one, and ends then."""
+    names = ("apple", "pear")
+    gate = Gate(*names)
+    session = bench.start(gate, callback_timeout=100.0)
+    turn(bench)
+    assert session.timers == []
+    for name in names:
+        session.deliver_soon(name)
+        get_soon(gate.entered)
+        wait_until(lambda: session.timers)
+        turn(bench)
+        assert [0 < seconds <= 100.0 for seconds, _ in session.timers] == [True]
+        gate.let_out(name)
+        session.expect(Frame(session.tag, ACK, False))
+    session.fire(0)
+    turn(bench)
+    assert len(session.timers) == 1
+
+
+def test_stuck_alarm_in_a_new_session(bench: Bench) -> None:
+    """The timer of a session that is lost never comes: the next session gets another one."""
+    gate = Gate("apple")
+    session = bench.start(gate, callback_timeout=100.0)
+    session.deliver_soon("apple")
+    get_soon(gate.entered)
+    wait_until(lambda: session.timers)
+    session.lose_soon()
+    second = bench.next_session()
+    wait_until(lambda: [seconds for seconds, _ in second.timers if seconds > 10])
+    gate.let_out("apple")
+
+
+def turn(bench: Bench) -> None:
+    """Let the supervisor come to the end of a turn."""
+    for _ in range(2):
+        turned = Event()
+        bench.supervisor.mailbox.post(turned.set)
+        wait_soon(turned)
 
 
 # -- several addresses ----------------------------------------------------------
@@ -1009,7 +1129,9 @@ def test_failover_none_works(bench: Bench, caplog: pytest.LogCaptureFixture) -> 
         "far",
         "near",
     ]
-    assert "not consuming: down; go away; reconnecting" in caplog.text
+    assert re.search(
+        "not consuming since .* \\(1 attempt\\), next at .*: down; go away", caplog.text
+    )
 
 
 def test_run_locked_for_too_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

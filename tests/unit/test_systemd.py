@@ -61,10 +61,16 @@ def notifier(address: str, **environment: object) -> Notifier:
 
 
 def snapshot(
-    state: State = CONSUMING, received: int = 0, overdue: int = 0, dead_workers: int = 0
+    state: State = CONSUMING,
+    received: int = 0,
+    overdue: int = 0,
+    dead_workers: int = 0,
+    longest: str = "",
 ) -> Snapshot:
     """Make a look at the engine."""
-    return Snapshot(state, Stats(received=received), 0, 0, 0, overdue, dead_workers, "")
+    return Snapshot(
+        state, Stats(received=received), overdue=overdue, dead_workers=dead_workers, longest=longest
+    )
 
 
 # -- milestones
@@ -83,7 +89,7 @@ def test_on_state_ready_once(manager: Manager) -> None:
     assert all("READY=1" not in lines for lines in manager.heard())
 
 
-@pytest.mark.parametrize("name", ["blocked", "busy", "prefetch full"])
+@pytest.mark.parametrize("name", ["blocked", "busy", "prefetch full", "partly stuck"])
 def test_on_state_ready_in_any_way(manager: Manager, name: str) -> None:
     """Whatever way it consumes first, it is ready."""
     notifier(manager.address).on_state(State(Phase(name), "text"))
@@ -137,6 +143,37 @@ def test_on_tick_status_when_it_changes(manager: Manager, clock: list[float]) ->
     clock[0] += 100
     ours.on_tick(snapshot(received=3))
     assert manager.heard() == []
+
+
+def test_on_state_phase_at_once(manager: Manager, clock: list[float]) -> None:
+    """A new phase is shown at once, and so is the exit from it; a new text waits its turn."""
+    ours = notifier(manager.address)
+    ours.on_state(CONSUMING)
+    ours.on_state(State(Phase.STUCK, "stuck for 1 s"))
+    ours.on_state(State(Phase.STUCK, "stuck for 2 s"))
+    ours.on_state(CONSUMING)
+    assert manager.heard() == [
+        ["READY=1", "STATUS=consuming from fruit"],
+        ["STATUS=stuck for 1 s"],
+        ["STATUS=consuming from fruit"],
+    ]
+
+
+def test_on_tick_status_names_what_runs(manager: Manager, clock: list[float]) -> None:
+    """What runs longest is in the status; not twice where the state names it, nor once it ended."""
+    ours = notifier(manager.address)
+    ours.on_tick(snapshot(longest="apple runs for 9 s"))
+    stuck = State(Phase.STUCK, "stuck: apple runs for 10 s")
+    ours.on_state(stuck)
+    clock[0] += 100
+    ours.on_tick(snapshot(stuck, received=2, longest="apple runs for 10 s"))
+    ours.on_state(CONSUMING)
+    assert manager.heard() == [
+        ["READY=1", "STATUS=consuming from fruit; apple runs for 9 s; nothing received"],
+        ["STATUS=stuck: apple runs for 10 s; nothing received"],
+        ["STATUS=stuck: apple runs for 10 s; received 2"],
+        ["STATUS=consuming from fruit; received 2"],
+    ]
 
 
 def test_on_state_status_is_one_line(manager: Manager) -> None:
