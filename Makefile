@@ -14,18 +14,20 @@ PEERS ?=
 BIN := $(VENV)/bin
 OLDEST := $(VENV)-oldest
 OTHERS := $(VENV)-peers
+BUILD := $(VENV)-build
+MADE := $(BUILD)/made
 FEDORA := $(VENV)-fedora
 METADATA := setup.cfg setup.py pyproject.toml
-INSTALLED = $(DESTDIR)$(PREFIX)
+TARGET = --destdir "$(DESTDIR)" --prefix "$(PREFIX)"
 # What the tests run besides RabbitMQ.
 DATABASES := mariadb-server postgresql
-TOOLS := chromium fish man-db mandoc prometheus systemd zsh $(DATABASES)
+TOOLS := chromium fish git man-db mandoc prometheus python3-venv systemd tini zsh $(DATABASES)
 PYTEST := -m pytest -n $(JOBS) --dist worksteal
 PIP := -m pip --disable-pip-version-check --no-input -qq
 SCHEMAS := tests/schema-packages.txt
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-oldest coverage tools matrix parity lint types man manual package bench faults check \
+.PHONY: help demo test test-oldest coverage tools matrix parity lint types man manual package release bench faults check \
 	install uninstall clean
 
 help:  ## list the targets
@@ -82,6 +84,11 @@ package: $(VENV)/.lint  ## build what is released in dist/, and check it
 	$(BIN)/twine check dist/*
 	rpmlint --config packaging/rpmlint.toml packaging/fmconsume.spec
 
+release: $(VENV)/.lint  ## build a release, try it and say how to upload it; uploads nothing
+	@$(BIN)/python packaging/release.py check
+	@$(MAKE) --no-print-directory package
+	@$(BIN)/python packaging/release.py tell
+
 bench: $(VENV)/.test $(if $(PEERS),$(OTHERS)/.peers $(OTHERS)/bin/rabbitmq_c)  ## measure speed, idling, memory; PEERS=1 adds other clients
 	@tests/install.sh rabbitmq-server
 	$(BIN)/python -m benchmarks $(if $(PEERS),--peers $(OTHERS)) $(ARGS)
@@ -92,29 +99,20 @@ faults: $(VENV)/.test  ## survive a long series of random faults
 
 check: lint types package test-oldest test  ## everything that CI checks
 
-install: $(VENV)/.test  ## install below DESTDIR and PREFIX; needs pika and tomli there
-	rm -rf build dist
-	$(BIN)/python $(PIP) wheel --no-deps -w dist .
-	$(PYTHON) $(PIP) install --no-deps --ignore-installed --no-warn-script-location \
-		--root "$(DESTDIR)/" --prefix "$(PREFIX)" --no-index --find-links dist fmconsume
-	install -Dm644 -t "$(INSTALLED)/lib/systemd/system" etc/fm-consumer@.service
-	install -Dm644 etc/fmconsume.sysusers "$(INSTALLED)/lib/sysusers.d/fmconsume.conf"
-	install -Dm644 -t "$(INSTALLED)/share/doc/fmconsume" etc/demo.toml etc/*.example etc/*.json etc/*.yml
-	$(BIN)/python packaging/completions.py "$(INSTALLED)/share"
+install: $(BUILD)/.build  ## install below DESTDIR and PREFIX, for PYTHON; needs pika and tomli there
+	rm -rf build $(MADE)
+	$(BUILD)/bin/python $(PIP) wheel --no-deps -w $(MADE) .
+	install -Dm644 etc/fmconsume.sysusers $(MADE)/data/lib/sysusers.d/fmconsume.conf
+	install -Dm644 -t $(MADE)/data/share/doc/fmconsume etc/demo.toml etc/*.example etc/*.json \
+		etc/*.yml etc/openshift.yaml
+	$(BUILD)/bin/python packaging/completions.py $(MADE)/data/share
+	$(BUILD)/bin/python packaging/install.py --python "$(PYTHON)" $(TARGET) $(MADE)
 
-uninstall:  ## remove what install put there
-	cd "$(INSTALLED)" && rm -rf bin/fmconsume share/doc/fmconsume \
-		share/man/man1/fmconsume.1 share/man/man5/fmconsume.toml.5 \
-		share/man/man7/fmconsume-callbacks.7 \
-		lib/systemd/system/fm-consumer@.service lib/sysusers.d/fmconsume.conf \
-		share/bash-completion/completions/fmconsume share/zsh/site-functions/_fmconsume \
-		share/fish/vendor_completions.d/fmconsume.fish
-	find "$(INSTALLED)"/lib* -depth -path '*-packages/*fmconsume*' \
-		-regex '.*-packages/\(fmconsume\(-[^/]*\.dist-info\)?\|.*pytest_fmconsume\.[^/]*\)' \
-		-exec rm -r {} +
+uninstall:  ## remove everything that install put there
+	$(PYTHON) packaging/uninstall.py $(TARGET)
 
 clean:  ## remove everything that make made
-	rm -rf $(VENV) $(OLDEST) $(OTHERS) $(FEDORA) build dist *.egg-info man/fmconsume.1
+	rm -rf $(VENV) $(OLDEST) $(OTHERS) $(FEDORA) $(BUILD) build dist *.egg-info man/fmconsume.1
 	rm -rf .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -r {} +
 
@@ -122,6 +120,11 @@ $(VENV)/.test: $(METADATA) $(SCHEMAS) | $(BIN)/python
 	@echo "Installing fmconsume and the test tools in $(VENV)"
 	@$(BIN)/python $(PIP) install --editable '.[test]'
 	@$(BIN)/python $(PIP) install --no-deps --upgrade --target $(VENV)/schema-packages -r $(SCHEMAS)
+	@touch $@
+
+$(BUILD)/.build: $(METADATA) | $(BUILD)/bin/python
+	@echo "Installing what builds fmconsume in $(BUILD)"
+	@$(BUILD)/bin/python $(PIP) install --editable '.[build]'
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.test

@@ -32,10 +32,12 @@ _VARIABLES = (
     "PIP_INDEX_URL",
 )
 _USER, _HOME = "tester", "/home/tester"
-#: In namespaces of its own, so that nothing stays mounted, and no process stays.
+#: In namespaces of its own, so that nothing stays mounted, and no process stays. After a chroot no
+#: user could make a namespace, as the tests of the container do.
 _ENTER = """
-mount -t proc proc {root}/proc && mount --rbind /dev {root}/dev && mount --rbind /sys {root}/sys &&
-exec chroot {root} "$@"
+mount --bind {root} {root} && cd {root} &&
+mount -t proc proc proc && mount --rbind /dev dev && mount --rbind /sys sys &&
+pivot_root . . && umount -l . && cd / && exec "$@"
 """
 
 
