@@ -101,7 +101,9 @@ class PublishConnection:
             return
         channel = self._idle.pop()
         try:
-            channel.basic_publish(
+            # That of the class, as in Session: OpenTelemetry may have replaced the channel's own.
+            type(channel).basic_publish(
+                channel,
                 *(request.exchange, request.routing_key, request.body, request.properties),
                 mandatory=request.mandatory,
             )
