@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 from .delivery import Delivery
 from .text import printable
 
-__all__ = ["MessageFilter", "current", "message_fields"]
+__all__ = ["MessageFilter", "about", "current", "message_fields"]
 
 #: The delivery that runs in this context, and the number of its worker. A processor sets it.
 current: ContextVar[tuple[Delivery, int] | None] = ContextVar("fmconsume_message", default=None)
 
 _NAMES = ("message_id", "queue", "topic", "attempt", "worker")
+
+
+@contextmanager
+def about(delivery: Delivery, worker: int) -> Iterator[None]:
+    """Let log lines in a `with` block belong to a message that runs on another thread."""
+    token = current.set((delivery, worker))
+    try:
+        yield
+    finally:
+        current.reset(token)
 
 
 def message_fields() -> dict[str, Any]:

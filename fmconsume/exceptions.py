@@ -183,7 +183,7 @@ class BodiesUnreadable(ConsumeException):
 
 
 class StopTimeout(ConsumeException):
-    """Raised when callbacks still run `stop_timeout` after the consumer began to stop."""
+    """Raised when a consumer has not stopped `stop_timeout` after it began to."""
 
     exit_code = ExitCode.STOP_TIMEOUT
 

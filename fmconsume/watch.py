@@ -88,7 +88,7 @@ class Watch:
     def _give_up(self) -> None:
         if self._forced is None:
             error = StopTimeout(
-                f"the callback still ran {self._stop_timeout:g} s after the stop (stop_timeout): "
+                f"the stop has taken {self._stop_timeout:g} s (stop_timeout), and waits no longer: "
                 "RabbitMQ will redeliver what is not acknowledged"
             )
             self._abandon(End(error, ExitCode.STOP_TIMEOUT))

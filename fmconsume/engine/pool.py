@@ -61,8 +61,11 @@ def rehearse(processor: Processor) -> Iterator[Callable[[Delivery], Outcome]]:
         pool.stay.entered.result()
         yield run
     finally:
-        pool.end()
+        # After a KeyboardInterrupt the callback may still run.
+        is_idle = not any(worker.is_busy for worker in pool.workers)
+        pool.end(may_leave=is_idle)
         try:
-            pool.stay.left.result()
+            if is_idle:
+                pool.stay.left.result()
         finally:
             processor.coroutines.close(_DEADLINE)

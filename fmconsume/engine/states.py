@@ -101,7 +101,7 @@ class Stats:
         failed: The callback, or decoding, raised something else.
         deduplicated: Redeliveries of a message that had run already or still ran, and did not
             run again.
-        abandoned: Callbacks still running when a second signal came.
+        abandoned: Callbacks still running when a second signal came, or after `stop_timeout`.
         reconnections: Sessions after the first.
     """
 

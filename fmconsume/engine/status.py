@@ -13,6 +13,7 @@ from operator import attrgetter
 from time import monotonic, time
 
 from ..broker.session import Session
+from ..context import about
 from ..delivery import Delivery, Outcome
 from ..log import get_logger
 from ..moments import clock
@@ -75,6 +76,8 @@ class Status:
         #: Deliveries whose callback is past callback_timeout, and whose stack was logged; each with
         #: its worker.
         self._overdue: dict[Delivery, Worker] = {}
+        #: Workers that enter or leave the callback past callback_timeout; their stack was logged.
+        self._late: set[Worker] = set()
         #: The session that has been asked to wake the supervisor when the next callback may be past
         #: its time; None once it has. One that is over never will.
         self._alarmed: Session | None = None
@@ -180,8 +183,14 @@ class Status:
                 late[current[0]] = worker
         for delivery, worker in late.items():
             if delivery not in self._overdue:
-                _log.error("past callback_timeout: %s", worker.describe())
+                with about(delivery, worker.number):
+                    _log.error("past callback_timeout: %s", worker.describe())
         self._overdue = late
+        steps = [(worker, worker.step) for worker in self._workers]
+        slow = {each for each, step in steps if step and now - step[1] >= self._callback_timeout}
+        for worker in slow - self._late:
+            _log.error("past callback_timeout: %s", worker.describe())
+        self._late = slow
 
     @property
     def _has_ended_late(self) -> bool:
@@ -225,7 +234,7 @@ class Status:
             stats=dataclasses.replace(self._stats),
             prefetched=len(self._intake),
             held=self._account.held,
-            overdue=len(self._overdue),
+            overdue=len(self._overdue) + len(self._late),
             dead_workers=sum(not worker.is_alive() for worker in self._workers),
             broker=session.address.name if session else "",
             oldest_held=now - oldest.received if oldest else 0.0,

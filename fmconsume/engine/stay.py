@@ -5,9 +5,10 @@ One worker does both, where its callbacks run. Any thread may call `end` and loo
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
+from time import monotonic
 from typing import Any, Callable
 
 from ..callbacks import enter, leave
@@ -30,7 +31,10 @@ class Stay:
         self._is_async = hasattr(manager, "__aenter__") and (
             is_on_loop or not hasattr(manager, "__enter__")
         )
-        self._run = coroutines.wait_for if self._is_async else _run_here
+        self._coroutines = coroutines
+        #: What is awaited now, if anything is, to enter or leave the callback, and when that began
+        #: (monotonic seconds); None in between. Set by the worker, read by any thread.
+        self.current: tuple[Awaitable[None] | None, float] | None = None
         #: The callback is entered; or what that raised. Set by the worker, read by any thread.
         self.entered: Future[None] = Future()
         #: The callback is left; or what that raised. Set by the worker, read by any thread.
@@ -41,37 +45,50 @@ class Stay:
             self.entered.set_result(None)
             self.left.set_result(None)
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether the callback is being entered or left. Thread: any."""
-        return not self.entered.done() or (self._over.done() and not self.left.done())
-
-    def end(self, is_left: bool) -> None:
+    def end(self, may_leave: bool) -> None:
         """Let the worker leave the callback, or go without. Thread: any, after the last message."""
         if not self._over.done():
-            self._over.set_result(is_left)
+            self._over.set_result(may_leave)
 
     def spend(self, work: Callable[[], None]) -> None:
         """Enter the callback, work, wait for `end`, and leave it. Thread: the worker's."""
+        run = self._coroutines.wait_for if self._is_async else _run_here
         with _told(self.left):
             with _told(self.entered):
-                self._run(enter(self._manager, self._is_async))
+                run(self._take(enter))
             if self.entered.exception() is None:
                 work()
                 if self._over.result():
-                    self._run(leave(self._manager, self._is_async))
+                    run(self._take(leave))
 
     async def spend_on_loop(self, work: Callable[[], None]) -> None:
         """Do the same as `spend`, where `work` only begins. Thread: the loop's."""
-        from asyncio import wrap_future
-
         with _told(self.left):
             with _told(self.entered):
-                await enter(self._manager, self._is_async)
+                await self._take(enter)
             if self.entered.exception() is None:
                 work()
-                if await wrap_future(self._over):
-                    await leave(self._manager, self._is_async)
+                if await self._wait_for_end():
+                    await self._take(leave)
+
+    async def _take(self, step: Callable[[Any, bool], Coroutine[Any, Any, None]]) -> None:
+        """Enter or leave the callback, and let other threads see it."""
+        coroutine = step(self._manager, self._is_async)
+        self.current = coroutine if self._is_async else None, monotonic()
+        try:
+            await coroutine
+        finally:
+            self.current = None
+
+    async def _wait_for_end(self) -> bool:
+        """Wait for `end`, even if the callback cancels all other tasks of its loop meanwhile."""
+        from asyncio import CancelledError, shield, wrap_future
+
+        over = wrap_future(self._over)
+        while not self._coroutines.is_closing:
+            with suppress(CancelledError):
+                return await shield(over)
+        return False
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from ..exceptions import (
     ExitCode,
     FmconsumeError,
     HaltConsumer,
+    StopTimeout,
 )
 from ..log import get_logger
 from ..shortage import shortage
@@ -203,10 +204,11 @@ class Supervisor(threading.Thread):
         except BaseException as exc:
             self._ending = _failure(exc)
         assert self._ending is not None
-        self._pool.end(is_left=False)  # Unless it has been told before.
-        if self._notes is not None:
-            self._notes.close()
         try:
+            self._pool.stop.set()
+            self._pool.end(may_leave=False)  # Unless it has been told before.
+            if self._notes is not None:
+                self._notes.close()
             self._say_how_it_ended(self._ending)
         except Exception as exc:
             _log.error("the end could not be told to all who want to know", exc_info=exc)
@@ -241,12 +243,15 @@ class Supervisor(threading.Thread):
         self._pool.start()
         starting = State(Phase.CONNECTING, "starting: the callback's __enter__ runs")
         error = self._wait_for_step(self._pool.stay.entered, starting)
-        if error is not None:
-            self._end(error, getattr(error, "exit_code", ExitCode.TEMPORARY))
+        if error is not None and self._ending is not None:
+            _log.error("the callback's __enter__ failed", exc_info=error)
+        elif error is not None:
+            code = error.exit_code if isinstance(error, FmconsumeError) else ExitCode.TEMPORARY
+            self._end(error, code)
 
     def _finish(self) -> None:
         """End the workers; the one that entered the callback leaves it, unless any still runs."""
-        self._pool.end(is_left=not self._is_abandoned)
+        self._pool.end(may_leave=not self._is_abandoned)
         stopping = State(Phase.STOPPING, "stopping: the callback's __exit__ runs")
         error = self._wait_for_step(self._pool.stay.left, stopping)
         if error is not None:
@@ -260,7 +265,7 @@ class Supervisor(threading.Thread):
         Returns:
             What that raised, if anything.
         """
-        if not step.done():
+        if not (step.done() or self._is_abandoned):
             self._status.enter(*state)
         step.add_done_callback(lambda _: self.mailbox.post(_nothing))
         while not (step.done() or self._is_abandoned):
@@ -597,7 +602,10 @@ class Supervisor(threading.Thread):
                 if worker.is_busy:
                     _log.warning("not waiting for a callback: %s", worker.describe())
             self.stats.abandoned = self._account.in_hand - len(self._intake)
-            self._ending = end
+            has_failed = self._ending is not None and self._ending.exit_code != ExitCode.OK
+            if not (has_failed and isinstance(end.error, StopTimeout)):
+                self._ending = end
+            self._pool.stop.set()
 
 
 def _failure(exc: BaseException) -> End:

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from queue import SimpleQueue
 from time import monotonic
 from typing import Callable, NamedTuple
@@ -73,6 +73,7 @@ class Worker(ABC):
     """
 
     def __init__(self, number: int, processor: Processor, ports: Ports) -> None:
+        self.number = number
         self.name = f"fmconsume-worker-{number}"
         self._processor = processor
         self._ports = ports
@@ -101,7 +102,12 @@ class Worker(ABC):
     @property
     def is_busy(self) -> bool:
         """Whether the user's code runs, so that nobody knows when it ends. Thread: any."""
-        return self.current is not None or (self._stay is not None and self._stay.is_busy)
+        return self.current is not None or self.step is not None
+
+    @property
+    def step(self) -> tuple[Awaitable[None] | None, float] | None:
+        """As `Stay.current`, if this worker enters and leaves the callback. Thread: any."""
+        return self._stay.current if self._stay is not None else None
 
     def _arrive(self) -> None:
         """Note the thread and the process of this worker. Thread: the worker's."""
@@ -110,16 +116,15 @@ class Worker(ABC):
 
     def describe(self) -> str:
         """Give the delivery in work and the stack of its callback as text. Thread: any."""
-        current, is_busy = self.current, self.is_busy
+        current, step = self.current, self.step
         frame = sys._current_frames().get(self._ident or 0)
-        if not is_busy or frame is None:
+        if frame is None or not (current or step):
             return f"{self.name} is idle"
-        stack = format_stack(self._processor.awaited) or "".join(traceback.format_stack(frame))
-        if current is None:
-            return f"{self.name} enters or leaves the callback:\n{stack}"
-        return (
-            f"{self.name} works on {current[0].name} for {monotonic() - current[1]:.0f} s:\n{stack}"
-        )
+        awaited = step[0] if step else self._processor.awaited
+        stack = format_stack(awaited) or "".join(traceback.format_stack(frame))
+        what = f"works on {current[0].name}" if current else "enters or leaves the callback"
+        seconds = monotonic() - (current or step or (None, 0.0))[1]
+        return f"{self.name} {what} for {seconds:.0f} s:\n{stack}"
 
     def _report(self, outcome: Outcome) -> None:
         self.current = None
@@ -141,7 +146,7 @@ class Pool(NamedTuple):
 
     Attributes:
         inbox: Deliveries to work on; each None ends one worker.
-        stay: Whether the callback is entered and left.
+        stay: Enters the callback and leaves it.
         stop: Tells callbacks that the consumer is stopping.
     """
 
@@ -155,15 +160,15 @@ class Pool(NamedTuple):
         for worker in self.workers:
             worker.start()
 
-    def end(self, is_left: bool = True) -> None:
+    def end(self, may_leave: bool = True) -> None:
         """Tell every worker to end after the deliveries that are in the inbox now. Thread: any.
 
         Args:
-            is_left: No callback runs any more, so that a context manager can be left.
+            may_leave: No callback runs any more, so that a context manager can be left.
         """
         for _ in self.workers:
             self.inbox.put(None)
-        self.stay.end(is_left)
+        self.stay.end(may_leave)
 
 
 class ThreadWorker(Worker):

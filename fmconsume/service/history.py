@@ -1,7 +1,7 @@
-"""Remembers counts, rates, states and log entries for the monitoring server.
+"""Remembers counts, rates and states for the monitoring server.
 
-The supervisor's thread records, and the thread that logs adds log entries. Any thread may read
-without a lock: a collection that readers iterate over is replaced whole, or keeps its size.
+The supervisor's thread records. Any thread may read without a lock: a collection that readers
+iterate over is replaced whole, or keeps its size.
 """
 
 from __future__ import annotations

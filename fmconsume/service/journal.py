@@ -89,7 +89,7 @@ class JsonFormatter(Formatter):
     def _list_more(self, record: logging.LogRecord) -> dict[str, Any]:
         """Give what was added to the record, and the message that runs."""
         more = {name: value for name, value in vars(record).items() if name not in _USUAL}
-        return {**{name: _simplify(value) for name, value in more.items()}, **message_fields()}
+        return {**message_fields(), **{name: _simplify(value) for name, value in more.items()}}
 
     def _list_texts(self, record: logging.LogRecord) -> dict[str, str]:
         """Give the texts of the record."""

@@ -1,6 +1,6 @@
 """Draws the tables and the numbers of the status page; any thread may call.
 
-All text passes through `escape`.
+Text that others chose passes through `escape`.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from ..context import current
 from ..delivery import CHANNEL, Delivery
 from ..exceptions import AlreadyDone, Drop, HaltConsumer, Nack
 from ..headers import to_text
+from ..log import get_logger, warn_once
 from ..text import describe, printable
 from ..version import __version__
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from ..message import Message
 
 __all__ = ["is_set_up", "publication", "trace"]
+
+_log = get_logger(__name__)
 
 #: What a callback raises to say what becomes of its message: no error.
 _VERDICTS = (Nack, Drop, HaltConsumer, AlreadyDone)
@@ -75,7 +78,7 @@ def trace(callback: Callable[[Message], Any]) -> Callable[[Message], Any]:
             raise
         if hasattr(result, "__await__"):
             return _finish(span, result)
-        span.end()
+        _end(span)
         return result
 
     async def run_coroutine(message: Message) -> Any:
@@ -90,29 +93,50 @@ async def _finish(span: Span, awaitable: Awaitable[Any]) -> Any:
     except BaseException as exc:
         _end(span, exc)
         raise
-    span.end()
+    _end(span)
     return result
 
 
+@contextmanager
+def _tolerated() -> Iterator[None]:
+    """Go on where OpenTelemetry, or what was added to it, fails: no message depends on it."""
+    try:
+        yield
+    except Exception as exc:
+        warn_once(_log, "tracing", describe(exc), "OpenTelemetry failed; no message suffers: %r")
+
+
 def _begin(tracer: Tracer, message: Message) -> Span:
-    """Begin the span of a callback, and make it the current one."""
+    """Begin the span of a callback, at worst one that does nothing, and make it current."""
     from opentelemetry import context
-    from opentelemetry.trace import SpanKind, set_span_in_context
+    from opentelemetry.context import Context
+    from opentelemetry.trace import INVALID_SPAN, set_span_in_context
+
+    span: Span = INVALID_SPAN
+    parent = Context()
+    with _tolerated():
+        parent = _read_parent(message.headers)
+    with _tolerated():
+        span = _start(tracer, parent)
+    # It stays until the next message: the line that tells of a failure belongs to it, too.
+    context.attach(set_span_in_context(span, parent))
+    return span
+
+
+def _start(tracer: Tracer, parent: Context) -> Span:
+    from opentelemetry.trace import SpanKind
 
     from .history import label  # Without a provider nobody needs it.
 
     running = current.get()
     assert running is not None  # The processor has set it.
-    parent, queue = _read_parent(message.headers), running[0].queue
-    span = tracer.start_span(
+    queue = running[0].queue
+    return tracer.start_span(
         f"process {printable(queue and label(queue))}".rstrip(),
         parent,
         SpanKind.CONSUMER,
         _describe_delivery(running[0]),
     )
-    # It stays until the next message: the line that tells of a failure belongs to it, too.
-    context.attach(set_span_in_context(span, parent))
-    return span
 
 
 def _read_parent(headers: Mapping[Any, Any]) -> Context:
@@ -121,7 +145,9 @@ def _read_parent(headers: Mapping[Any, Any]) -> Context:
     from opentelemetry.context import Context
 
     texts = {
-        name: to_text(each) for name, each in headers.items() if isinstance(each, (str, bytes))
+        name: to_text(each)
+        for name, each in headers.items()
+        if isinstance(name, str) and isinstance(each, (str, bytes))
     }
     # Without a context of its own it would begin with that of the message before.
     return propagate.extract(texts, Context())
@@ -138,13 +164,15 @@ def _describe_delivery(delivery: Delivery) -> dict[str, Any]:
     }
 
 
-def _end(span: Span, exc: BaseException) -> None:
-    """End the span of a callback that raised: a verdict is no error."""
-    if isinstance(exc, _VERDICTS):
-        span.set_attribute("fmconsume.raised", type(exc).__name__)
-    else:
-        _fail(span, exc)
-    span.end()
+def _end(span: Span, exc: BaseException | None = None) -> None:
+    """End a span, perhaps of what raised: a verdict is no error."""
+    with _tolerated():
+        if isinstance(exc, _VERDICTS):
+            span.set_attribute("fmconsume.raised", type(exc).__name__)
+        elif exc is not None:
+            _fail(span, exc)
+    with _tolerated():
+        span.end()
 
 
 # -- publishing ------------------------------------------------------------------------
@@ -164,24 +192,25 @@ def publication(
         yield {}
         return
     from opentelemetry import propagate
-    from opentelemetry.trace import SpanKind, use_span
+    from opentelemetry.trace import INVALID_SPAN, SpanKind, set_span_in_context, use_span
 
-    span = tracer.start_span(
-        f"publish {printable(exchange or 'amq.default')}",
-        kind=SpanKind.PRODUCER,
-        attributes={
+    span: Span = INVALID_SPAN
+    headers: dict[str, str] = {}
+    with _tolerated():
+        attributes = {
             **_describe("publish", exchange, routing_key),
             **_describe_message(message_id, body),
-        },
-    )
-    headers: dict[str, str] = {}
-    with use_span(span, end_on_exit=True, record_exception=False, set_status_on_exception=False):
-        propagate.inject(headers)
+        }
+        name = f"publish {printable(exchange or 'amq.default')}"
+        span = tracer.start_span(name, kind=SpanKind.PRODUCER, attributes=attributes)
+        propagate.inject(headers, set_span_in_context(span))
+    with use_span(span, record_exception=False, set_status_on_exception=False):
         try:
             yield headers
         except BaseException as exc:
-            _fail(span, exc)
+            _end(span, exc)
             raise
+    _end(span)
 
 
 # -- both ------------------------------------------------------------------------------

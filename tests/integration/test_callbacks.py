@@ -349,3 +349,44 @@ def test_callback_is_entered_before_anything_connects(queue, run_consumer):
     go_on.set()
     running.result()
     assert (seen, running.consumer.exit_code) == (["left"], 0)
+
+
+def test_callback_enter_fails_with_foreign_exit_code(queue, run_consumer):
+    """An exit_code of another library's exception is not taken for one of ours: 0 would hide it."""
+
+    class Failing:
+        def __enter__(self):
+            raise type("Exit", (RuntimeError,), {"exit_code": 0})("no database")
+
+        def __exit__(self, *exc_info):
+            pass
+
+        def __call__(self, message):
+            pass
+
+    running = run_consumer(Failing, queue, wait=False)
+    with pytest.raises(RuntimeError, match="no database"):
+        running.result()
+    assert running.consumer.exit_code == 1
+
+
+def test_callback_enter_past_callback_timeout(queue, run_consumer, caplog):
+    """Entering past callback_timeout is logged with its stack, and the watchdog is not fed."""
+
+    class Slow:
+        def __enter__(self):
+            assert go_on.wait(PATIENCE)
+
+        def __exit__(self, *exc_info):
+            pass
+
+        def __call__(self, message):
+            pass
+
+    go_on = threading.Event()
+    running = run_consumer(Slow, queue, wait=False, callback_timeout=0.1)
+    late = "past callback_timeout: fmconsume-worker-1 enters or leaves the callback for"
+    wait_until(lambda: late in caplog.text)
+    assert "go_on.wait(PATIENCE)" in caplog.text
+    go_on.set()
+    running.wait_until_consuming()

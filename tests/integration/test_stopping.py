@@ -390,7 +390,7 @@ def test_stop_timeout(start_command, broker, queue, tmp_path):
     assert "not waiting for a callback: fmconsume-worker-1 works on message" in log
     assert "threading.Event().wait()" in log
     assert log.splitlines()[-1] == (
-        "fmconsume: the callback still ran 0.2 s after the stop (stop_timeout): "
+        "fmconsume: the stop has taken 0.2 s (stop_timeout), and waits no longer: "
         "RabbitMQ will redeliver what is not acknowledged"
     )
     wait_until(lambda: broker.ready(queue) == 1)
@@ -436,3 +436,19 @@ def test_wait_for_stop(broker, queue, run_consumer, is_async):
     running.stop()
     assert running.consumer.stats.requeued == 1
     wait_until(lambda: broker.ready(queue) == 1)
+
+
+def test_stop_timeout_after_failure(broker, queue, run_consumer, gate):
+    """A failure that ended the consumer counts more than the deadline that followed."""
+
+    def callback(message):
+        if message.body["n"] == 0:
+            gate(message)
+        raise HaltConsumer(2)
+
+    running = run_consumer(callback, queue, workers=2, stop_timeout=0.2)
+    broker.publish(queue, numbered(2))
+    with pytest.raises(HaltConsumer):
+        running.result()
+    assert running.consumer.exit_code == 2
+    assert running.consumer.stats.abandoned == 1

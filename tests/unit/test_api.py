@@ -422,7 +422,7 @@ def test_run_stop_timeout(
         stage.on_abandon = lambda supervisor, end: None
     stage.signal_at_start(signal.SIGTERM)
     consumer = Consumer(callback)
-    with pytest.raises(StopTimeout, match=r"the callback still ran 0\.05 s after the stop"):
+    with pytest.raises(StopTimeout, match=r"the stop has taken 0\.05 s"):
         consumer.run()
     assert consumer.exit_code == ExitCode.STOP_TIMEOUT
 

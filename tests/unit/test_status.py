@@ -97,7 +97,8 @@ class FakeWorker:
     """A worker that is in a callback since a moment, or in none, or has ended."""
 
     def __init__(self, number: int, began: float | None = None, is_alive: bool = True) -> None:
-        self.name = f"fmconsume-worker-{number}"
+        self.name, self.number = f"fmconsume-worker-{number}", number
+        self.step: tuple[None, float] | None = None
         delivery = make_delivery(1, number, message_id=f"apple {number}")
         self.current = None if began is None else (delivery, began)
         self.is_alive = lambda: is_alive

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -185,6 +186,35 @@ def test_describe_while_entered() -> None:
     pool.stay.left.result(TIMEOUT)
     pool.workers[0].join(TIMEOUT)
     processor.coroutines.close(0)
-    assert text.startswith("fmconsume-worker-1 enters or leaves the callback:\n")
+    assert text.startswith("fmconsume-worker-1 enters or leaves the callback for 0 s:\n")
     assert "in __enter__" in text
     assert pool.workers[0].describe() == "fmconsume-worker-1 is idle"
+
+
+def test_stay_tasks_cancelled() -> None:
+    """A coroutine that cancels all tasks but its own does not keep the callback from being left."""
+
+    class Canceller(Coroutine):
+        async def __call__(self, message: Any) -> None:
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+    assert run(Canceller, 2) == [("enter", LOOP), (EXIT, LOOP)]
+
+
+def test_rehearse_interrupted() -> None:
+    """After a KeyboardInterrupt nobody waits for a callback that still runs, and it is not left."""
+
+    class Slow(Plain):
+        def __call__(self, message: Any) -> None:
+            called.set()
+            wait_soon(go_on)
+
+    called, go_on = threading.Event(), threading.Event()
+    processor = make_processor(Slow)
+    with suppress(KeyboardInterrupt), rehearse(processor) as run_one:
+        threading.Thread(target=run_one, args=[make_delivery()], daemon=True).start()
+        wait_soon(called)
+        raise KeyboardInterrupt
+    go_on.set()
+    assert processor.manager.notes == [("enter", WORKER)]

@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from fmconsume import Drop, HaltConsumer, Message, Nack, publish, publisher
 from fmconsume.broker.request import Request
-from fmconsume.delivery import Outcome
+from fmconsume.delivery import NACK, Outcome
 from fmconsume.engine.pool import make_pool
 from fmconsume.engine.processor import make_processor
 from fmconsume.exceptions import PublishReturned
@@ -321,3 +321,61 @@ def test_publication_mocked(spans: InMemorySpanExporter) -> None:
     """Tests that compare what is published see no difference."""
     with mock_sends(make_message()):
         publish(make_message())
+
+
+# -- where OpenTelemetry fails
+
+
+class Failing:
+    """A part of OpenTelemetry's that fails."""
+
+    def extract(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("no header")
+
+    inject = extract
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError("no")])
+def test_trace_broken_propagator(
+    spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch, error: Exception | None
+) -> None:
+    """A propagator that fails changes no verdict, and its span has no parent."""
+    monkeypatch.setattr("opentelemetry.propagate._HTTP_TEXT_FORMAT", Failing())
+
+    def callback(message: Message) -> None:
+        if error:
+            raise error
+
+    told = deliver(callback, make_message(traceparent=TRACEPARENT))
+    assert told.error is error
+    (span,) = spans.get_finished_spans()
+    assert span.parent is None
+    with mock_sends(Message(topic="fruit")):
+        publish(Message(topic="fruit"))
+
+
+def test_trace_header_names_of_bytes(spans: InMemorySpanExporter) -> None:
+    """A propagator gets no name that is no text."""
+    message = make_message(traceparent=TRACEPARENT)
+    message._headers[b"\xff"] = "x"
+    assert deliver(print, message).error is None
+    (span,) = spans.get_finished_spans()
+    assert ids(span) == (TRACE, PARENT)
+
+
+@pytest.mark.parametrize("step", ["start_span", "end"])
+def test_trace_broken_span(
+    spans: InMemorySpanExporter, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """A span that cannot begin or end changes no verdict, of a function or a coroutine."""
+
+    async def coroutine(message: Message) -> None:
+        raise Nack
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("no span")
+
+    owner = "Tracer" if step == "start_span" else "Span"
+    monkeypatch.setattr(f"opentelemetry.sdk.trace.{owner}.{step}", fail)
+    assert deliver(print, make_message()).error is None
+    assert deliver(coroutine, make_message()).verdicts == [NACK]
