@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fmconsume.context import MessageFilter
 from fmconsume.delivery import NACK, Outcome
 from fmconsume.engine import status as status_module
 from fmconsume.engine.account import DeliveryAccount
@@ -169,6 +170,26 @@ def test_tick_stuck_names_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert engine.look() == (Phase.PARTLY_STUCK, text)
     assert engine.looker.snapshot.longest == text.partition(": ")[2]
     assert engine.looker.snapshot.overdue == 2
+
+
+def test_tick_stuck_line_belongs_to_message(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The line about a callback past its time has the fields of the message that it works on."""
+    caplog.handler.addFilter(MessageFilter())
+    Hanging(monkeypatch, FakeWorker(1), FakeWorker(2, 920.0)).look()
+    (record, *_) = caplog.records
+    found = [getattr(record, name) for name in ("message_id", "queue", "worker")]
+    assert found == ["apple 2", "fruit", 2]
+
+
+def test_tick_enters_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that enters the callback past callback_timeout counts as overdue."""
+    worker = FakeWorker(1)
+    worker.step = None, 920.0
+    engine = Hanging(monkeypatch, worker)
+    engine.look()
+    assert engine.looker.snapshot.overdue == 1
 
 
 @pytest.mark.parametrize(("began", "is_named"), [(999.0, True), (999.1, False), (None, False)])
