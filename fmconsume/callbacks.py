@@ -31,7 +31,7 @@ __all__ = [
     "enter",
     "find_function",
     "instantiate",
-    "is_context_manager",
+    "is_entered",
     "is_of_leaving",
     "is_users_own",
     "leave",
@@ -139,6 +139,8 @@ def prepare(callback: Any, coroutines: CoroutineRunner, workers: int = 1) -> Cal
     try:
         with coroutines.current_loop() if is_asking else nullcontext():
             ready = instantiate(callback)
+        if inspect.isclass(callback):
+            is_entered(ready)  # An error comes before anything runs.
         if not had_reactor:
             refuse_reactor()
         if is_asking and workers > 1:
@@ -207,12 +209,27 @@ def find_function(callback: Any) -> Any:
     return callback
 
 
-def is_context_manager(callback: Any) -> bool:
-    """Tell whether a callback can be entered and left, as by `with` or `async with`."""
-    return any(
-        hasattr(callback, f"__{kind}enter__") and hasattr(callback, f"__{kind}exit__")
-        for kind in ("", "a")
-    )
+def is_entered(callback: Any) -> bool:
+    """Tell whether an object that was constructed here can be entered, by `with` or `async with`.
+
+    In the place of fedora-messaging, which enters none, it never is.
+
+    Raises:
+        ValueError: It has only one half of that, or what `with` enters is a coroutine function.
+    """
+    if config.is_fedora_messaging:
+        return False
+    kinds = [kind for kind in ("", "a") if hasattr(callback, f"__{kind}enter__")]
+    name = _name_of(type(callback))
+    for kind in kinds:
+        if not hasattr(callback, f"__{kind}exit__"):
+            raise ValueError(f"callback: {name} has __{kind}enter__ and no __{kind}exit__")
+    if "" in kinds and inspect.iscoroutinefunction(callback.__enter__):
+        raise ValueError(
+            f"callback: {name}.__enter__ is a coroutine function: call it __aenter__, and "
+            "__exit__ __aexit__"
+        )
+    return bool(kinds)
 
 
 async def enter(callback: Any, is_async: bool) -> None:

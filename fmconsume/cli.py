@@ -434,15 +434,11 @@ def _run(consumer: Consumer) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         consumer.run()
-    except HaltConsumer as exc:
-        if exc.exit_code:
-            console.complain(f"the callback halted the consumer: {brief(str(exc))}")
     except BaseException as exc:
-        if consumer.exit_code == ExitCode.TEMPORARY and callbacks.is_users_own(exc):
-            console.complain(_tell_unready(exc))
-        else:
-            console.complain(_explain(exc, consumer.exit_code))
-        is_forced = consumer.exit_code > 128 and isinstance(exc, KeyboardInterrupt)
+        text = _explain(exc, consumer.exit_code)
+        if text:
+            console.complain(text)
+        is_forced = isinstance(exc, KeyboardInterrupt) and consumer.exit_code > 128
         if is_forced or isinstance(exc, StopTimeout):
             # The interpreter could wait for a callback that hangs.
             console.end(consumer.exit_code)
@@ -450,6 +446,10 @@ def _run(consumer: Consumer) -> int:
 
 
 def _explain(error: BaseException, exit_code: int) -> str:
+    if callbacks.is_users_own(error):
+        return _tell_unready(error)
+    if isinstance(error, HaltConsumer) and not callbacks.is_of_leaving(error):
+        return f"the callback halted the consumer: {brief(str(error))}" if error.exit_code else ""
     if exit_code == ExitCode.CALLBACK:
         return f"the callback failed: {describe(error)}"
     if exit_code == ExitCode.UNEXPECTED:

@@ -78,7 +78,7 @@ class Variable(NamedTuple):
         """Description of a value that may hold a secret; empty for one that may be shown."""
         if self.flaw:
             return f"text that is not valid TOML ({self.flaw})"
-        return "something else in its file" if self.file else ""
+        return "the text in its file" if self.file else ""
 
 
 class Given(NamedTuple):

@@ -27,6 +27,8 @@ _TOO_LATE = "too late"
 
 #: Seconds that the supervisor gets to report its end, once it need not wait for callbacks.
 _DEADLINE = 5.0
+#: The same signal within so many seconds is one.
+_ECHO = 0.3
 #: Seconds between two checks that the supervisor is alive; normally it reports its end itself.
 _LOOK = 60.0
 
@@ -58,6 +60,8 @@ class Watch:
         self._events = events
         self._supervisor = supervisor
         self._stop_timeout = stop_timeout
+        #: The last signal, and when it came, monotonic seconds.
+        self._last = 0, 0.0
         #: When running callbacks are abandoned, monotonic seconds; None while nothing stops.
         self._too_late: float | None = None
         #: The End after an abandonment, should the supervisor not report it; None before.
@@ -72,6 +76,8 @@ class Watch:
                 return event
             if event is _TOO_LATE:
                 self._give_up()
+            elif isinstance(event, int) and self._is_echo(event):
+                continue
             elif isinstance(event, int) and signals:
                 name = signal.Signals(event).name
                 self._abandon(End(KeyboardInterrupt(name), 128 + event))
@@ -80,6 +86,17 @@ class Watch:
                 if event is not _STOPPING:
                     self._supervisor.stop()
             signals += isinstance(event, int)
+
+    def _is_echo(self, number: int) -> bool:
+        """Tell whether a signal is the last one once more; note it if it is another one.
+
+        Who stops a process and then its group, as timeout(1) does, means one stop.
+        """
+        last, moment = self._last
+        is_echo = number == last and monotonic() - moment < _ECHO
+        if not is_echo:
+            self._last = number, monotonic()
+        return is_echo
 
     def _note_stop(self) -> None:
         if self._too_late is None and self._stop_timeout is not None:

@@ -88,7 +88,8 @@ def _check_client_properties() -> None:
 def _address(url: str, source: _Source) -> Address:
     try:
         look_up = partial(source.look_up, url)
-        return parse_address(*look_up(), config.conf["client_properties"], look_up)
+        address = parse_address(*look_up(), config.conf["client_properties"], look_up)
+        return address._replace(is_current=lambda: source.is_current)
     except (ValueError, OSError) as exc:
         raise ConfigurationException(f"amqp_url {redact(url)!r}, [tls]: {exc}") from exc
 
@@ -106,6 +107,8 @@ class _Source:
         is_from_file = not urls and all(conf[key] == loaded.get(key) for key in ("amqp_url", "tls"))
         #: The file as it was last read; None if a program has set the values. Threads: any.
         self._config: LazyConfig | None = conf if is_from_file else None
+        #: What was read last could be used. Threads: any.
+        self.is_current = True
 
     def look_up(self, url: str) -> tuple[str, _Tls]:
         """Return the present URL for the same user at the same broker, and the present [tls].
@@ -120,8 +123,10 @@ class _Source:
 
     def _read(self, before: LazyConfig) -> None:
         """Load it again; keep the values of before if they do not have all the brokers now."""
+        self.is_current = False
         try:
             self._config = before.reloaded()
+            self.is_current = True
             urls, tls = _urls_and_tls(self._config)
             if not all(_find(url, urls) for url in self.urls):
                 # Perhaps half written. Certificates for other brokers would be of no use here.

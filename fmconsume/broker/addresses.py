@@ -31,10 +31,13 @@ class Address(NamedTuple):
         parameters: Makes the parameters of one connection. It reads the TLS files each
             time, since certificates are replaced while a consumer runs. Raises as
             `parse_address` does. Any thread may call it.
+        is_current: Tells whether they are what the configuration says now. It may be half written;
+            then the broker's refusal of those of before may pass. Any thread may call it.
     """
 
     name: str
     parameters: Callable[[], pika.URLParameters]
+    is_current: Callable[[], bool] = lambda: True
 
 
 class Addresses:

@@ -135,6 +135,13 @@ def connect_error(address: Address, exc: BaseException) -> Exception:
     Returns:
         ConnectionException or SessionLost; both name the address.
     """
+    error = _connect_error(address, exc)
+    if isinstance(error, ConnectionException) and not address.is_current():
+        return SessionLost(f"{error}; what has replaced the URL and [tls] cannot be read yet")
+    return error
+
+
+def _connect_error(address: Address, exc: BaseException) -> Exception:
     cause = _root(exc)
     text = f"{address.name}: {reason(cause)}"
     if isinstance(cause, _NO_LINE):

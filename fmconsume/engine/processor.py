@@ -14,7 +14,7 @@ from time import monotonic
 from typing import Any, Callable
 
 from .. import config
-from ..callbacks import find_function, is_context_manager, prepare
+from ..callbacks import find_function, is_entered, prepare
 from ..context import current
 from ..delivery import (
     ACK,
@@ -311,10 +311,9 @@ def make_processor(
     """
     coroutines = CoroutineRunner()
     ready = prepare(callback, coroutines, workers)
+    # One that the user made is the user's to enter.
+    manager = ready if inspect.isclass(callback) and is_entered(ready) else None
     # fedora-messaging sends and receives NaN.
     decode_body = partial(decode, body_mode=body_mode, allow_nan=config.is_fedora_messaging)
-    # One that the user made is the user's to enter, and fedora-messaging enters none.
-    is_entered = is_context_manager(ready) and inspect.isclass(callback)
-    manager = ready if is_entered and not config.is_fedora_messaging else None
     made = wrap(ready), decode_body, make_keep(), coroutines, policy, notes
     return Processor(*made, manager=manager)

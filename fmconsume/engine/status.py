@@ -187,7 +187,7 @@ class Status:
                     _log.error("past callback_timeout: %s", worker.describe())
         self._overdue = late
         steps = [(worker, worker.step) for worker in self._workers]
-        slow = {each for each, step in steps if step and now - step[1] >= self._callback_timeout}
+        slow = {each for each, step in steps if step and now - step.began >= self._callback_timeout}
         for worker in slow - self._late:
             _log.error("past callback_timeout: %s", worker.describe())
         self._late = slow

@@ -9,12 +9,26 @@ from collections.abc import Awaitable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from time import monotonic
-from typing import Any, Callable
+from typing import Any, Callable, NamedTuple
 
 from ..callbacks import enter, leave
 from .coroutines import CoroutineRunner
 
-__all__ = ["Stay"]
+__all__ = ["Stay", "Step"]
+
+
+class Step(NamedTuple):
+    """What is being done to the callback.
+
+    Attributes:
+        name: "enters" or "leaves".
+        awaited: What is awaited, if anything is.
+        began: Monotonic seconds.
+    """
+
+    name: str
+    awaited: Awaitable[None] | None
+    began: float
 
 
 class Stay:
@@ -32,9 +46,8 @@ class Stay:
             is_on_loop or not hasattr(manager, "__enter__")
         )
         self._coroutines = coroutines
-        #: What is awaited now, if anything is, to enter or leave the callback, and when that began
-        #: (monotonic seconds); None in between. Set by the worker, read by any thread.
-        self.current: tuple[Awaitable[None] | None, float] | None = None
+        #: The present step; None in between. Set by the worker, read by any thread.
+        self.current: Step | None = None
         #: The callback is entered; or what that raised. Set by the worker, read by any thread.
         self.entered: Future[None] = Future()
         #: The callback is left; or what that raised. Set by the worker, read by any thread.
@@ -74,7 +87,8 @@ class Stay:
     async def _take(self, step: Callable[[Any, bool], Coroutine[Any, Any, None]]) -> None:
         """Enter or leave the callback, and let other threads see it."""
         coroutine = step(self._manager, self._is_async)
-        self.current = coroutine if self._is_async else None, monotonic()
+        awaited = coroutine if self._is_async else None
+        self.current = Step("enters" if step is enter else "leaves", awaited, monotonic())
         try:
             await coroutine
         finally:

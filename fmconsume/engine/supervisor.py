@@ -24,6 +24,7 @@ from ..broker.topology import Topology
 from ..delivery import NACK, RETURNS, Delivery, Outcome
 from ..exceptions import (
     BodiesUnreadable,
+    ConfigurationException,
     ConsumerCanceled,
     ExitCode,
     FmconsumeError,
@@ -33,6 +34,7 @@ from ..exceptions import (
 from ..log import get_logger
 from ..shortage import shortage
 from ..state.notes import Notes
+from ..text import brief, describe
 from .account import DeliveryAccount
 from .bodies import BodyGuard
 from .drain import Drain
@@ -216,7 +218,7 @@ class Supervisor(threading.Thread):
             self._report(self._ending)
 
     def _say_how_it_ended(self, end: End) -> None:
-        reason = "asked to stop" if end.error is None else type(end.error).__name__
+        reason = "asked to stop" if end.error is None else brief(describe(end.error))
         seconds = monotonic() - self._born
         self._status.enter(Phase.STOPPED, f"stopped after {seconds:.1f} s ({reason}): {self.stats}")
 
@@ -246,8 +248,8 @@ class Supervisor(threading.Thread):
         if error is not None and self._ending is not None:
             _log.error("the callback's __enter__ failed", exc_info=error)
         elif error is not None:
-            code = error.exit_code if isinstance(error, FmconsumeError) else ExitCode.TEMPORARY
-            self._end(error, code)
+            is_final = isinstance(error, ConfigurationException)
+            self._end(error, ExitCode.USAGE if is_final else ExitCode.TEMPORARY)
 
     def _finish(self) -> None:
         """End the workers; the one that entered the callback leaves it, unless any still runs."""
@@ -601,7 +603,7 @@ class Supervisor(threading.Thread):
             for worker in self.workers:
                 if worker.is_busy:
                     _log.warning("not waiting for a callback: %s", worker.describe())
-            self.stats.abandoned = self._account.in_hand - len(self._intake)
+            self.stats.abandoned = sum(worker.current is not None for worker in self.workers)
             has_failed = self._ending is not None and self._ending.exit_code != ExitCode.OK
             if not (has_failed and isinstance(end.error, StopTimeout)):
                 self._ending = end

@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from queue import SimpleQueue
 from time import monotonic
 from typing import Callable, NamedTuple
@@ -22,7 +22,7 @@ from ..log import get_logger
 from ..stopping import StopEvent
 from .coroutines import format_stack
 from .processor import Processor
-from .stay import Stay
+from .stay import Stay, Step
 
 __all__ = ["Pool", "Ports", "Post", "ThreadWorker", "Worker", "make_threads"]
 
@@ -105,7 +105,7 @@ class Worker(ABC):
         return self.current is not None or self.step is not None
 
     @property
-    def step(self) -> tuple[Awaitable[None] | None, float] | None:
+    def step(self) -> Step | None:
         """As `Stay.current`, if this worker enters and leaves the callback. Thread: any."""
         return self._stay.current if self._stay is not None else None
 
@@ -120,11 +120,13 @@ class Worker(ABC):
         frame = sys._current_frames().get(self._ident or 0)
         if frame is None or not (current or step):
             return f"{self.name} is idle"
-        awaited = step[0] if step else self._processor.awaited
+        awaited = step.awaited if step else self._processor.awaited
         stack = format_stack(awaited) or "".join(traceback.format_stack(frame))
-        what = f"works on {current[0].name}" if current else "enters or leaves the callback"
-        seconds = monotonic() - (current or step or (None, 0.0))[1]
-        return f"{self.name} {what} for {seconds:.0f} s:\n{stack}"
+        if step:
+            what, began = f"{step.name} the callback", step.began
+        elif current:
+            what, began = f"works on {current[0].name}", current[1]
+        return f"{self.name} {what} for {monotonic() - began:.0f} s:\n{stack}"
 
     def _report(self, outcome: Outcome) -> None:
         self.current = None

@@ -42,6 +42,19 @@ class Command(subprocess.Popen):
                 **{"stdin": subprocess.DEVNULL, **popen},
             )
 
+    def insist(self, number: int) -> int:
+        """Send a second signal, and return the exit status.
+
+        The same signal counts once within a moment, so it is sent until it has ended the command.
+        """
+
+        def has_ended() -> bool:
+            self.send_signal(number)
+            return self.poll() is not None
+
+        wait_until(has_ended, every=0.1)
+        return int(self.returncode)
+
     def printed(self) -> str:
         """Return what it has written to standard output so far."""
         return self._out.read_text(errors="replace")

@@ -385,7 +385,7 @@ def test_callback_enter_past_callback_timeout(queue, run_consumer, caplog):
 
     go_on = threading.Event()
     running = run_consumer(Slow, queue, wait=False, callback_timeout=0.1)
-    late = "past callback_timeout: fmconsume-worker-1 enters or leaves the callback for"
+    late = "past callback_timeout: fmconsume-worker-1 enters the callback for"
     wait_until(lambda: late in caplog.text)
     assert "go_on.wait(PATIENCE)" in caplog.text
     go_on.set()

@@ -168,3 +168,36 @@ def test_environment_check_and_exposed_file(
     if options:
         (row,) = [line for line in told.splitlines() if "environment" in line]
         assert row.split()[1:] == ["$FMCONSUME_QOS__PREFETCH_COUNT", "sets", "qos.prefetch_count"]
+
+
+@pytest.mark.parametrize("content", [None, "", "amqp://[garbage"])
+def test_secret_of_no_use_while_the_old_one_is_refused(
+    broker: Broker, queue: str, user: str, tmp_path: Path, run_command: Run, content: str | None
+) -> None:
+    """Where the old password is refused and the new one cannot be read yet, the consumer waits."""
+    secret = tmp_path / "url"
+    broker.ctl("change_password", user, "old")
+
+    def url(password: str) -> str:
+        return broker.url().replace("guest:guest", f"{user}:{password}")
+
+    secret.write_text(url("old"))
+    config = write_config(tmp_path / "config.toml", broker.url(), queue)
+    config.write_text(config.read_text().replace(f'amqp_url = "{broker.url()}"', ""))
+    command = run_command(
+        *("--config", config, *PRINTER),
+        env={"FMCONSUME_AMQP_URL_FILE": str(secret)},
+    )
+    command.wait_for("consuming from")
+    if content is None:
+        secret.unlink()
+    else:
+        secret.write_text(content)
+    broker.ctl("change_password", user, "new")
+    broker.close_connections(user)
+    command.wait_for("what has replaced the URL and [tls] cannot be read yet")
+    secret.write_text(url("new"))
+    broker.publish(queue, [{"n": 0}])
+    wait_until(lambda: broker.depth(queue) == (0, 0))
+    command.terminate()
+    assert command.wait(PATIENCE) == 0

@@ -172,7 +172,7 @@ def test_reload_signal(broker, queue, folder, seen, develop, number):
         if release:
             (folder / f"release-{n}").touch()
         else:
-            command.send_signal(number)
+            command.insist(number)
         assert command.wait(PATIENCE) == status, command.logged()
     assert seen() == ["first 1"]
 

@@ -233,8 +233,7 @@ def test_second_signal_is_no_death(broker, stage):
         wait_until(lambda: broker.depth(there.queue) == Depth(0, 1))
         command.send_signal(signal.SIGTERM)
         command.wait_for("stopping")
-        command.send_signal(signal.SIGTERM)
-        assert command.wait(PATIENCE) == 128 + signal.SIGTERM
+        assert command.insist(signal.SIGTERM) == 128 + signal.SIGTERM
         wait_until(lambda: broker.depth(there.queue) == Depth(1, 0))
         assert "died" not in command.logged()
 

@@ -356,11 +356,21 @@ def test_command_stopped_by_a_second_signal(broker, queue, start_command, number
     command = start_command("hang")
     command.send_signal(signal.SIGTERM)
     command.wait_for("stopping")
-    command.send_signal(number)
-    assert command.wait(PATIENCE) == 128 + number
+    assert command.insist(number) == 128 + number
     assert "Traceback" not in command.logged()
     wait_until(lambda: broker.ready(queue) == 2)
     assert _redelivered(broker.drain(queue)) == [True, False]
+
+
+def test_command_stopped_twice_at_once(broker, queue, tmp_path, start_command):
+    """A signal to the process and to its group, as timeout(1) sends it, is one."""
+    broker.publish(queue, numbered(1))
+    command = start_command("hold")
+    for _ in range(2):
+        command.send_signal(signal.SIGTERM)
+    command.wait_for("stopping")
+    (tmp_path / "open").touch()
+    assert command.wait(PATIENCE) == 0, command.logged()
 
 
 def test_run_raises_keyboard_interrupt_on_a_second_signal(broker, queue, tmp_path):

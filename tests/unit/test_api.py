@@ -143,6 +143,7 @@ def stage(monkeypatch: pytest.MonkeyPatch) -> Stage:
     """Put a stage in place of the engine."""
     result = Stage()
     monkeypatch.setattr(api, "Supervisor", result.make)
+    monkeypatch.setattr(watch, "_ECHO", 0.0)
     return result
 
 
@@ -361,6 +362,17 @@ def test_run_second_signal(stage: Stage, first: int, second: int) -> None:
     with pytest.raises(KeyboardInterrupt, match=signal.Signals(second).name):
         consumer.run()
     assert consumer.exit_code == 128 + second
+
+
+def test_run_same_signal_at_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same signal counts once within a moment, and another one counts at once."""
+    monkeypatch.setattr(watch, "_ECHO", 1000.0)
+    stage.on_stop = lambda supervisor: [handle(signal.SIGTERM), handle(signal.SIGINT)]
+    stage.signal_at_start(signal.SIGTERM)
+    consumer = Consumer(callback)
+    with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+        consumer.run()
+    assert consumer.exit_code == 128 + signal.SIGINT
 
 
 def test_run_second_signal_after_stop(stage: Stage) -> None:

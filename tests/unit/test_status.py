@@ -17,6 +17,7 @@ from fmconsume.engine.intake import Intake
 from fmconsume.engine.prefetch import Prefetch
 from fmconsume.engine.states import Observer, Phase, Snapshot, Stats
 from fmconsume.engine.status import Status
+from fmconsume.engine.stay import Step
 
 from .fakes import PLAIN, make_delivery
 
@@ -99,7 +100,7 @@ class FakeWorker:
 
     def __init__(self, number: int, began: float | None = None, is_alive: bool = True) -> None:
         self.name, self.number = f"fmconsume-worker-{number}", number
-        self.step: tuple[None, float] | None = None
+        self.step: Step | None = None
         delivery = make_delivery(1, number, message_id=f"apple {number}")
         self.current = None if began is None else (delivery, began)
         self.is_alive = lambda: is_alive
@@ -186,7 +187,7 @@ def test_tick_stuck_line_belongs_to_message(
 def test_tick_enters_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that enters the callback past callback_timeout counts as overdue."""
     worker = FakeWorker(1)
-    worker.step = None, 920.0
+    worker.step = Step("enters", None, 920.0)
     engine = Hanging(monkeypatch, worker)
     engine.look()
     assert engine.looker.snapshot.overdue == 1

@@ -186,7 +186,7 @@ def test_describe_while_entered() -> None:
     pool.stay.left.result(TIMEOUT)
     pool.workers[0].join(TIMEOUT)
     processor.coroutines.close(0)
-    assert text.startswith("fmconsume-worker-1 enters or leaves the callback for 0 s:\n")
+    assert text.startswith("fmconsume-worker-1 enters the callback for 0 s:\n")
     assert "in __enter__" in text
     assert pool.workers[0].describe() == "fmconsume-worker-1 is idle"
 
