@@ -446,7 +446,8 @@ def test_web_links(web: Path) -> None:
 def test_web_samples(web: Path, name: str) -> None:
     """A sample on a web page is as it is in the source, empty lines and indentation included."""
     source = (MAN / name).read_text(encoding="utf-8")
-    shown = [sample + "\n" for sample in Links(web / f"{name}.html").samples]
+    # A browser ignores the line end that older versions of mandoc put first.
+    shown = [f"{sample}\n".removeprefix("\n") for sample in Links(web / f"{name}.html").samples]
     assert shown == samples(source)
 
 

@@ -67,7 +67,10 @@ def test_drop_in_verify(installed: Path, line: str) -> None:
     folder = installed.with_name(f"{UNIT.name}.d")
     folder.mkdir()
     (folder / "drop-in.conf").write_text(f"[Service]\n{line}\n", encoding="utf-8")
-    assert run("systemd-analyze", "verify", "--man=no", installed) == ""
+    said = run("systemd-analyze", "verify", "--man=no", installed)
+    # The example says which systemd knows credentials.
+    is_too_old = "=%d/" in line and "--offline" not in run("systemd-analyze", "--help")
+    assert ("Failed to resolve unit specifiers" in said) if is_too_old else said == ""
 
 
 # -- completions
