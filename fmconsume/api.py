@@ -118,9 +118,8 @@ class Consumer:
         brokers, wanted = addresses(amqp_url), topology(bindings, queues)
         engine_options = options(workers, limit, drain)
         notes = open_notes()
-        body_mode = config.conf["body"]
         more = failure_policy(), notes, engine_options.workers, trace
-        processor = make_processor(callback, body_mode, _make_keep, *more)
+        processor = make_processor(callback, config.conf["body"], _make_keep, *more)
         self._coroutines = processor.coroutines
         self._stop_timeout: float | None = config.conf["stop_timeout"]
         identity = identify()

@@ -248,8 +248,10 @@ class Supervisor(threading.Thread):
         if error is not None and self._ending is not None:
             _log.error("the callback's __enter__ failed", exc_info=error)
         elif error is not None:
-            is_final = isinstance(error, ConfigurationException)
-            self._end(error, ExitCode.USAGE if is_final else ExitCode.TEMPORARY)
+            code: int = ExitCode.TEMPORARY
+            if isinstance(error, ConfigurationException):
+                code = error.exit_code
+            self._end(error, code)
 
     def _finish(self) -> None:
         """End the workers; the one that entered the callback leaves it, unless any still runs."""

@@ -406,19 +406,24 @@ def test_stop_timeout(start_command, broker, queue, tmp_path):
     wait_until(lambda: broker.ready(queue) == 1)
 
 
-def test_stop_timeout_after_halt(broker, queue, run_consumer, gate):
-    """It counts as well when one callback halts the consumer while another one hangs."""
+@pytest.mark.parametrize(
+    ("halt", "raised", "exit_code"),
+    [(HaltConsumer(), StopTimeout, 17), (HaltConsumer(2), HaltConsumer, 2)],
+    ids=["halt", "failure"],
+)
+def test_stop_timeout_after_halt(broker, queue, run_consumer, gate, halt, raised, exit_code):
+    """It counts as well when one callback halts while another hangs; a failure counts more."""
 
     def callback(message):
         if message.body["n"] == 0:
             gate(message)
-        raise HaltConsumer
+        raise halt
 
     running = run_consumer(callback, queue, workers=2, stop_timeout=0.2)
     broker.publish(queue, numbered(2))
-    with pytest.raises(StopTimeout):
+    with pytest.raises(raised):
         running.result()
-    assert running.consumer.exit_code == 17
+    assert running.consumer.exit_code == exit_code
     assert running.consumer.stats.abandoned == 1
 
 
@@ -446,19 +451,3 @@ def test_wait_for_stop(broker, queue, run_consumer, is_async):
     running.stop()
     assert running.consumer.stats.requeued == 1
     wait_until(lambda: broker.ready(queue) == 1)
-
-
-def test_stop_timeout_after_failure(broker, queue, run_consumer, gate):
-    """A failure that ended the consumer counts more than the deadline that followed."""
-
-    def callback(message):
-        if message.body["n"] == 0:
-            gate(message)
-        raise HaltConsumer(2)
-
-    running = run_consumer(callback, queue, workers=2, stop_timeout=0.2)
-    broker.publish(queue, numbered(2))
-    with pytest.raises(HaltConsumer):
-        running.result()
-    assert running.consumer.exit_code == 2
-    assert running.consumer.stats.abandoned == 1
