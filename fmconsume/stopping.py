@@ -6,7 +6,7 @@ Any thread may call. The supervisor sets the event of its consumer once the end 
 from __future__ import annotations
 
 from contextvars import ContextVar
-from threading import Event
+from threading import TIMEOUT_MAX, Event
 
 __all__ = ["StopEvent", "is_stopping", "wait_for_stop"]
 
@@ -51,7 +51,7 @@ def wait_for_stop(timeout: float | None = None) -> bool:
     Returns:
         Whether it is stopping.
     """
-    return _find().wait(timeout)
+    return _find().wait(None if timeout is None else min(timeout, TIMEOUT_MAX))
 
 
 def _find() -> Event:

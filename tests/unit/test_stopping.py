@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextvars
 import threading
 
+import pytest
+
 from fmconsume import is_stopping, wait_for_stop
 from fmconsume.stopping import StopEvent
 
@@ -30,8 +32,9 @@ def test_is_stopping_of_own_consumer() -> None:
     assert other.run(is_stopping)
 
 
-def test_wait_for_stop_ends() -> None:
-    """A wait ends once the consumer begins to stop."""
+@pytest.mark.parametrize("timeout", [TIMEOUT, None, float("inf"), 1e300])
+def test_wait_for_stop_ends(timeout: float | None) -> None:
+    """A wait, however long, ends once the consumer begins to stop."""
     stop = StopEvent()
     threading.Timer(0.01, stop.set).start()
-    assert contextvars.Context().run(wait_for_stop, TIMEOUT)
+    assert contextvars.Context().run(wait_for_stop, timeout)
