@@ -49,7 +49,8 @@ class Command(subprocess.Popen):
         """
 
         def has_ended() -> bool:
-            self.send_signal(number)
+            if "without waiting" not in self.logged():  # It may be at its very end.
+                self.send_signal(number)
             return self.poll() is not None
 
         wait_until(has_ended, every=0.1)
