@@ -43,7 +43,7 @@ def faults(folder: Path, broker: Broker, scale: float, rng: random.Random) -> It
         for kind in ("classic", "quorum"):
             yield Fault(
                 f"crash-{kind}",
-                lambda w=workers, k=kind: in_process.crash(fresh(), times(20), w, rng, k),
+                lambda w=workers, k=kind: in_process.crash(broker, times(20), w, rng, k),
             )
         yield Fault("reset", lambda b=both: in_process.reset(broker, times(100), *b))
         yield Fault("equal", lambda b=both: in_process.reset_equal(broker, times(20), *b))
@@ -72,7 +72,7 @@ def faults(folder: Path, broker: Broker, scale: float, rng: random.Random) -> It
             yield Fault(
                 f"timeout-{kind}",
                 lambda w=workers, k=kind: endings.acknowledgement_timeout(
-                    fresh(), times(5), w, rng, k
+                    broker, times(5), w, rng, k
                 ),
             )
         yield Fault("deleted", lambda b=both: endings.queue_deleted(broker, *b))
@@ -89,7 +89,7 @@ def faults(folder: Path, broker: Broker, scale: float, rng: random.Random) -> It
                 broker, fresh(), times(200), *b, has_state=True
             ),
         )
-        yield Fault("both", lambda b=both: processes.both_killed(fresh(), times(10), *b))
+        yield Fault("both", lambda b=both: processes.both_killed(broker, fresh(), times(10), *b))
         for kind in ("classic", "quorum"):
             yield Fault(
                 "deadly", lambda b=both, k=kind: processes.kills_itself(broker, fresh(), *b, k)
@@ -135,6 +135,7 @@ def main() -> int:
             for fault in faults(Path(folder), broker, args.scale, random.Random(seed)):
                 if not args.names or fault.name in args.names:
                     failures += not _run(fault)
+                    broker.start()  # A fault that failed may have left it down.
     print(f"\n{failures} failed" if failures else "\nnothing lost, nothing finished run again")
     return 1 if failures else 0
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Callable
 from urllib.parse import quote
@@ -152,7 +154,7 @@ def memory_alarm(broker: Broker, workers: int, rng: random.Random) -> Row:
 
 
 def acknowledgement_timeout(
-    folder: Path, rounds: int, workers: int, rng: random.Random, queue_type: str = "classic"
+    broker: Broker, rounds: int, workers: int, rng: random.Random, queue_type: str = "classic"
 ) -> Row:
     """Let a callback outlive RabbitMQ's consumer_timeout; it runs once and is settled.
 
@@ -160,19 +162,33 @@ def acknowledgement_timeout(
     """
     row = Row(f"acknowledgement timeout ({queue_type} queue)", workers, rounds, rounds)
     account = Account(lambda message: time.sleep(4))
-    # RabbitMQ looks once in a channel_tick_interval, a minute by default.
-    settings = "[{rabbit, [{consumer_timeout, 1500}, {channel_tick_interval, 500}]}]."
-    with Broker(folder, advanced=settings) as broker:
-        arguments = {"x-queue-type": queue_type}
+    arguments = {"x-queue-type": queue_type}
+    prefetch = {"prefetch_count": workers, "prefetch_size": 0}
+    with _impatient(broker):
         queue = broker.declare(unique("timeout"), x_queue_type=queue_type)
         publish(broker, queue, range(rounds))
-        prefetch = {"prefetch_count": workers, "prefetch_size": 0}
         with running(broker.url(), queue, account, workers, arguments, qos=prefetch) as runner:
-            wait_until(lambda: account.has_all(rounds), 20 + 8 * rounds)
+            wait_until(lambda: account.has_all(rounds), PATIENCE + 8 * rounds)
             wait_until(lambda: broker.depth(queue) == (0, 0))
             assert runner.consumer.stats.reconnections, row
             row.notes.append(f"{runner.consumer.stats.reconnections} reconnections")
+        broker.delete(queue)
     return account.enter_into(row)
+
+
+@contextmanager
+def _impatient(broker: Broker) -> Iterator[None]:
+    """Let channels that are opened meanwhile wait 1.5 s for an acknowledgement, not 30 minutes."""
+    _set(broker, consumer_timeout=1500, channel_tick_interval=500)  # RabbitMQ looks once a tick.
+    try:
+        yield
+    finally:
+        _set(broker, consumer_timeout=1_800_000, channel_tick_interval=60_000)
+
+
+def _set(broker: Broker, **milliseconds: int) -> None:
+    for name, value in milliseconds.items():
+        broker.eval(f"application:set_env(rabbit, {name}, {value}).")
 
 
 def node_killed(nodes: list[Broker], rounds: int, workers: int, rng: random.Random) -> Row:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from pathlib import Path
 from typing import Any, Callable
 
 from fmconsume import publish as publish_again
@@ -38,28 +37,28 @@ __all__ = [
 
 
 def crash(
-    folder: Path, rounds: int, workers: int, rng: random.Random, queue_type: str = "classic"
+    broker: Broker, rounds: int, workers: int, rng: random.Random, queue_type: str = "classic"
 ) -> Row:
     """Kill the broker again and again while messages flow."""
     batch, arguments = 200, {"x-queue-type": queue_type}
     row = Row(f"broker killed and restarted ({queue_type} queue)", workers, rounds, rounds * batch)
     account = Account(busy(0.004, rng))
-    with Broker(folder) as broker:
-        queue = broker.declare(unique("crash"), x_queue_type=queue_type)
-        # RabbitMQ forgets a queue that was declared right before a crash.
-        broker.stop()
-        broker.start()
-        prefetch = {"prefetch_count": 20, "prefetch_size": 0}
-        with running(broker.url(), queue, account, workers, arguments, qos=prefetch) as runner:
-            for number in range(rounds):
-                publish(broker, queue, range(number * batch, (number + 1) * batch))
-                some = (number + rng.random()) * batch
-                wait_until(lambda goal=some: len(account.finished) > goal, 120)
-                broker.kill()
-                broker.start()
-            wait_until(lambda: account.has_all(row.messages), 120)
-            wait_until(lambda: broker.depth(queue) == (0, 0))
-            row.notes.append(f"{runner.consumer.stats.deduplicated} deduplicated")
+    queue = broker.declare(unique("crash"), x_queue_type=queue_type)
+    # RabbitMQ forgets a queue that was declared right before a crash.
+    broker.stop()
+    broker.start()
+    prefetch = {"prefetch_count": 20, "prefetch_size": 0}
+    with running(broker.url(), queue, account, workers, arguments, qos=prefetch) as runner:
+        for number in range(rounds):
+            publish(broker, queue, range(number * batch, (number + 1) * batch))
+            some = (number + rng.random()) * batch
+            wait_until(lambda goal=some: len(account.finished) > goal, 120)
+            broker.kill()
+            broker.start()
+        wait_until(lambda: account.has_all(row.messages), 120)
+        wait_until(lambda: broker.depth(queue) == (0, 0))
+        row.notes.append(f"{runner.consumer.stats.deduplicated} deduplicated")
+    broker.delete(queue)
     return account.enter_into(row)
 
 

@@ -87,33 +87,33 @@ def consumer_killed(
     return _account(row, process.finished(), allowed_again=allowed)
 
 
-def both_killed(folder: Path, rounds: int, workers: int, rng: random.Random) -> Row:
+def both_killed(broker: Broker, folder: Path, rounds: int, workers: int, rng: random.Random) -> Row:
     """Kill the broker and the consumer at once; with a state nothing finished runs again."""
     batch = 500
     row = Row("broker and consumer killed, with a state", workers, rounds, rounds * batch)
-    with Broker(folder) as broker:
-        queue = broker.declare(unique("both"))
-        # RabbitMQ forgets a queue that was declared right before a crash.
-        broker.stop()
+    queue = broker.declare(unique("both"))
+    # RabbitMQ forgets a queue that was declared right before a crash.
+    broker.stop()
+    broker.start()
+    process = Process(
+        folder,
+        broker.url(heartbeat=_HEARTBEAT),
+        queue,
+        seconds=0,
+        workers=workers,
+        more=_keep_state(folder),
+    )
+    for number in range(rounds):
+        publish(broker, queue, range(number * batch, (number + 1) * batch))
+        command = process.start()
+        some = (number + rng.random()) * batch
+        wait_until(lambda goal=some: len(process.finished()) > goal, 120)
+        broker.kill()
+        command.kill()
+        command.wait()
         broker.start()
-        process = Process(
-            folder / "consumer",
-            broker.url(heartbeat=_HEARTBEAT),
-            queue,
-            seconds=0,
-            workers=workers,
-            more=_keep_state(folder),
-        )
-        for number in range(rounds):
-            publish(broker, queue, range(number * batch, (number + 1) * batch))
-            command = process.start()
-            some = (number + rng.random()) * batch
-            wait_until(lambda goal=some: len(process.finished()) > goal, 120)
-            broker.kill()
-            command.kill()
-            command.wait()
-            broker.start()
-        process.finish(row.messages, lambda: broker.depth(queue) == (0, 0))
+    process.finish(row.messages, lambda: broker.depth(queue) == (0, 0))
+    broker.delete(queue)
     return _account(row, process.finished(), allowed_again=_in_doubt(row.messages))
 
 

@@ -13,7 +13,7 @@ import pytest
 from fmconsume.api import Consumer
 from tests.waiting import PATIENCE
 
-from .broker import Broker, is_listening
+from .broker import Broker
 from .command import Command
 from .proxy import Proxy
 from .running import Gate, Running, configured, durable
@@ -30,8 +30,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
 def frail_broker(broker: Broker) -> Iterator[Broker]:
     """The broker for a test that stops it; it runs again afterwards."""
     yield broker
-    if not is_listening(broker.port):
-        broker.start()
+    broker.start()
 
 
 @pytest.fixture

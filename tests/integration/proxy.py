@@ -27,9 +27,10 @@ class Proxy:
 
     Args:
         broker: Where connections go; it may be down for a while.
+        port: Where it listens; 0 for any.
     """
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, port: int = 0) -> None:
         self.broker = broker
         self.accepted = 0  # connections so far, refused ones included
         self._latency = 0.0
@@ -38,7 +39,7 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
         self._thread.start()
-        self._call(self._listen())
+        self._call(self._listen(port))
 
     def __enter__(self) -> Proxy:
         return self
@@ -84,10 +85,10 @@ class Proxy:
     def _call(self, coroutine: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(timeout=PATIENCE)
 
-    async def _listen(self) -> None:
+    async def _listen(self, port: int) -> None:
         self._flowing = asyncio.Event()
         self._flowing.set()
-        self._server = await asyncio.start_server(self._connect, LOOPBACK, 0)
+        self._server = await asyncio.start_server(self._connect, LOOPBACK, port)
         self.port: int = self._server.sockets[0].getsockname()[1]
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

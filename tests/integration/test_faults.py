@@ -23,9 +23,9 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
 
 
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
-def test_crash(tmp_path: Path, rng: random.Random, kind: str) -> None:
+def test_crash(frail_broker: Broker, rng: random.Random, kind: str) -> None:
     """A broker killed with SIGKILL loses nothing, and nothing finished runs again."""
-    check(in_process.crash(tmp_path, 1, 8, rng, kind))
+    check(in_process.crash(frail_broker, 1, 8, rng, kind))
 
 
 @WORKERS
@@ -64,10 +64,10 @@ def test_close_connection(broker: Broker, rng: random.Random, workers: int) -> N
 
 
 def test_acknowledgement_timeout(
-    tmp_path: Path, rng: random.Random, caplog: pytest.LogCaptureFixture
+    broker: Broker, rng: random.Random, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A callback past the acknowledgement timeout runs once; the log says what to change."""
-    check(endings.acknowledgement_timeout(tmp_path, 1, 1, rng, "quorum"))
+    check(endings.acknowledgement_timeout(broker, 1, 1, rng, "quorum"))
     line = next(line for line in caplog.messages if "not consuming" in line)
     assert "from queue 'timeout-" in line
     assert "consumer_timeout" in line
@@ -115,9 +115,9 @@ def test_consumer_killed_with_state(
     check(processes.consumer_killed(broker, tmp_path, 2, workers, rng, has_state=True))
 
 
-def test_both_killed(tmp_path: Path, rng: random.Random) -> None:
+def test_both_killed(frail_broker: Broker, tmp_path: Path, rng: random.Random) -> None:
     """With a state, what was finished does not run again, even if the broker has forgotten it."""
-    check(processes.both_killed(tmp_path, 1, 8, rng))
+    check(processes.both_killed(frail_broker, tmp_path, 1, 8, rng))
 
 
 def test_poison_and_kill(broker: Broker, tmp_path: Path, rng: random.Random) -> None:

@@ -55,7 +55,7 @@ def test_readme_first_sample(broker: Broker, config: Path, tmp_path: Path) -> No
             broker.publish("readme.first", [{"n": 1}], exchange="amq.topic")
             return "amq.topic" in bindings_of_nameless(broker)
 
-        wait_until(has_queue, every=0.2)
+        wait_until(has_queue)
         broker.publish("readme.first", [{"n": 2}], exchange="amq.topic")
         wait_until(lambda: "readme.first {'n': 2}" in process.stdout.readline())
         process.send_signal(signal.SIGTERM)
@@ -130,7 +130,7 @@ def shell(*before: str, command: str, **options: Any) -> Iterator[subprocess.Pop
 
 def wait_for_consumer(broker: Broker) -> None:
     """Wait until the samples consume."""
-    wait_until(lambda: "topics" in broker.ctl("list_consumers", "queue_name"), every=0.2)
+    wait_until(lambda: "topics" in broker.ctl("list_consumers", "queue_name"))
 
 
 def test_readme_run_it(broker: Broker, place: Path, samples: tuple[Path, ...]) -> None:

@@ -12,7 +12,8 @@ import pytest
 
 from tests.waiting import PATIENCE, Stopwatch, wait_until
 
-from .broker import Broker, Depth, free_port
+from .broker import Depth, free_port
+from .proxy import Proxy
 from .running import durable, numbered, write_config
 
 _HEARTBEAT = 2
@@ -158,16 +159,16 @@ def test_recovery_first_connection(frail_broker, run_consumer, gate):
     assert running.consumer.stats.reconnections == 0
 
 
-def test_recovery_one_refuses_while_the_other_is_down(broker, tmp_path, run_consumer, gate):
+def test_recovery_one_refuses_while_the_other_is_down(broker, run_consumer, gate):
     """An address that refuses ends nothing while the good one is only down."""
-    other = Broker(tmp_path)
+    port = free_port()
     gate.open.set()
-    urls = [other.url(), broker.url(vhost="there-is-none")]
+    urls = [broker.url(port=port), broker.url(vhost="there-is-none")]
     running = run_consumer(gate, "refused", wait=False, amqp_url=urls)
     text = running.wait_for_state("waiting")
     assert "there-is-none" in text
-    assert f":{other.port}" in text
-    with other:
+    assert f":{port}" in text
+    with Proxy(broker, port):
         running.wait_until_consuming()
         running.stop()
 

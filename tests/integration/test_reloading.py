@@ -151,7 +151,7 @@ def test_reload_program(broker, queue, folder, config, seen, run_alone):
     program = "import sys, fmconsume, app\nfmconsume.consume(app.take)\nprint(sys.argv[1:])\n"
     (folder / "program.py").write_text(program)
     command = run_alone("--rel", "--config", config, "-m", "program", "--reload", "--rel")
-    wait_until(lambda: f"{queue}\t1" in broker.ctl("list_queues", "name", "consumers"), every=0.2)
+    wait_until(lambda: f"{queue}\t1" in broker.ctl("list_queues", "name", "consumers"))
     (folder / "app.py").write_text(app("newer"))
     wait_until(lambda: command.printed() == "['--reload', '--rel']\n")
     broker.publish(queue, numbered(1))

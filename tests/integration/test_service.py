@@ -260,8 +260,8 @@ def test_identity(broker, queue, serve, ask):
     command = serve(client_properties={"app": "sample"})
     wait_until(lambda: ask("/ready")[0] == 200)
     host, pid = socket.gethostname(), command.pid
-    consumers = broker.ctl("list_consumers", "queue_name", "consumer_tag", "--formatter=json")
-    tags = {each["queue_name"]: each["consumer_tag"] for each in json.loads(consumers)}
+    consumers = broker.ctl("list_consumers", "queue_name", "consumer_tag")
+    tags = dict(line.split() for line in consumers.splitlines())
     assert tags[queue] == f"fmconsume.sample.{host}.{pid}.1"
     assert f"sample on {host}, process {pid}" in ask("/")[1]
     info = f'fmconsume_info{{app="sample",host="{host}",pid="{pid}",version="{__version__}"}} 1.0'

@@ -47,10 +47,12 @@ class Tls(NamedTuple):
         cert = (authority or self.authority).issue_cert(
             f"{name}@example.org", common_name=name, **options
         )
-        party = Party(self.folder / f"{name}.pem", self.folder / f"{name}.key")
-        cert.cert_chain_pems[0].write_to_path(party.certfile)
-        cert.private_key_pem.write_to_path(party.keyfile)
-        return party
+        return _write(cert, self.folder / name)
+
+    def present(self, server: trustme.LeafCert) -> None:
+        """Let the broker show another certificate from the next connection on."""
+        _write(server, self.folder / "server")
+        self.broker.eval("ssl:clear_pem_cache().")
 
     @property
     def ca_cert(self) -> Path:
@@ -58,13 +60,19 @@ class Tls(NamedTuple):
         return self.folder / "ca.pem"
 
 
-def _start(folder: Path, server: trustme.LeafCert, authority: trustme.CA) -> tuple[Broker, int]:
+def _write(cert: trustme.LeafCert, stem: Path) -> Party:
+    party = Party(stem.with_suffix(".pem"), stem.with_suffix(".key"))
+    cert.cert_chain_pems[0].write_to_path(party.certfile)
+    cert.private_key_pem.write_to_path(party.keyfile)
+    return party
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tls]:
+    """A broker whose certificate is good for localhost."""
+    folder, authority, port = tmp_path_factory.mktemp("tls"), trustme.CA(), free_port()
     authority.cert_pem.write_to_path(folder / "ca.pem")
-    server.cert_chain_pems[0].write_to_path(folder / "server.pem")
-    server.private_key_pem.write_to_path(folder / "server.key")
-    for file in folder.glob("*.key"):
-        file.chmod(0o644)
-    port = free_port()
+    _write(authority.issue_cert("localhost"), folder / "server")
     config = f"""
         listeners.ssl.default = 127.0.0.1:{port}
         ssl_options.cacertfile = {folder}/ca.pem
@@ -77,15 +85,7 @@ def _start(folder: Path, server: trustme.LeafCert, authority: trustme.CA) -> tup
         ssl_cert_login_from = common_name
     """
     lines = "\n".join(line.strip() for line in config.splitlines())
-    return Broker(folder, lines, plugins=["rabbitmq_auth_mechanism_ssl"]), port
-
-
-@pytest.fixture(scope="module")
-def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tls]:
-    """A broker whose certificate is good for localhost."""
-    folder, authority = tmp_path_factory.mktemp("tls"), trustme.CA()
-    broker, port = _start(folder, authority.issue_cert("localhost"), authority)
-    with broker:
+    with Broker(folder, lines, plugins=["rabbitmq_auth_mechanism_ssl"]) as broker:
         broker.ctl("add_user", "mallory", "unused")
         broker.ctl("add_user", "alice", "unused")
         broker.ctl("set_permissions", "alice", ".*", ".*", ".*")
@@ -93,7 +93,7 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tls]:
         broker.ctl("add_user", "bob", "unused")
         broker.ctl("set_permissions", "bob", ".*", ".*", ".*")
         broker.ctl("add_vhost", "open")
-        broker.ctl("set_permissions", "--vhost", "open", "mallory", ".*", ".*", ".*")
+        broker.ctl("set_permissions", "-p", "open", "mallory", ".*", ".*", ".*")
         yield Tls(broker, port, folder, authority)
 
 
@@ -157,17 +157,14 @@ def test_tls_wrong_host(tls: Tls, consume: Callable[..., Command]) -> None:
     _refused(consume(tls.url(host="127.0.0.1"), ca_cert=tls.ca_cert), 14, "127.0.0.1", "mismatch")
 
 
-def test_tls_server_certificate_expired(tmp_path: Path, consume: Callable[..., Command]) -> None:
+def test_tls_server_certificate_expired(tls: Tls, consume: Callable[..., Command]) -> None:
     """A broker whose certificate has expired is refused: exit 14."""
-    authority = trustme.CA()
     past = datetime.datetime.now(datetime.timezone.utc) - HOUR
-    server = authority.issue_cert("localhost", not_after=past)
-    folder = tmp_path / "broker"
-    folder.mkdir()
-    broker, port = _start(folder, server, authority)
-    with broker:
-        command = consume(f"amqps://guest:guest@localhost:{port}/", ca_cert=folder / "ca.pem")
-        _refused(command, 14, "certificate has expired")
+    tls.present(tls.authority.issue_cert("localhost", not_after=past))
+    try:
+        _refused(consume(tls.url(), ca_cert=tls.ca_cert), 14, "certificate has expired")
+    finally:
+        tls.present(tls.authority.issue_cert("localhost"))
 
 
 def test_tls_client_certificate_expired(tls: Tls, consume: Callable[..., Command]) -> None:
