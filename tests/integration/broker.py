@@ -229,8 +229,8 @@ class Broker:
         if is_listening(self.port):
             return
         if self._node.running():
-            self.eval("rabbit:start().")
-            wait_until(self._is_serving)
+            self.eval("ok = rabbit:start().")
+            self._wait_until_ready()
             return
         if self._epmd is None and self._home == self.folder:
             self._start_epmd()
@@ -238,7 +238,7 @@ class Broker:
             self._start_guard()
         try:
             self._node.start()
-            wait_until(self._is_serving)
+            self._wait_until_ready()
         except (ExecutorError, TimeoutError) as exc:
             printed = Path(self._output.name).read_text(errors="replace")[:2000]
             raise RuntimeError(f"RabbitMQ in {self.folder} did not start: {exc}{printed}") from exc
@@ -268,6 +268,11 @@ class Broker:
             start_new_session=True,
         )
 
+    def _wait_until_ready(self) -> None:
+        wait_until(self._is_serving)
+        # It serves a little before all of it has started; who stops it then, ends the node.
+        wait_until(lambda: self.eval("init:get_status().").startswith("{started"))
+
     def _is_serving(self) -> bool:
         try:
             return self._connect().is_open
@@ -287,7 +292,7 @@ class Broker:
         ten times as long as to start RabbitMQ in it, and no client sees a difference.
         """
         self._drop_connection()
-        self.eval("rabbit:stop().")
+        self.eval("ok = rabbit:stop().")
         wait_until(lambda: not is_listening(self.port))
 
     def close(self) -> None:
