@@ -272,8 +272,9 @@ class Cluster:
         return self._nodes
 
     def _join(self, node: Broker, first: Broker) -> None:
-        for command in (["stop_app"], ["join_cluster", first.name], ["start_app"]):
-            node.ctl(*command)
+        node.stop()
+        node.ctl("join_cluster", first.name)
+        node.start()
 
     def __exit__(self, *exc_info: Any) -> None:
         for node in reversed(self._nodes):

@@ -33,6 +33,13 @@ _LISTS = {
     "list_exchanges": 'rabbit_exchange:info_all(<<"/">>)',
     "list_queues": 'rabbit_amqqueue:info_all(<<"/">>, [name, consumers])',
 }
+#: The first is of RabbitMQ 4.
+_JOIN = """
+ok = case code:ensure_loaded(rabbit_db_cluster) of
+    {{module, _}} -> rabbit_db_cluster:join('{0}', disc);
+    _ -> rabbit_mnesia:join_cluster('{0}', disc)
+end
+"""
 #: All rows in one text; in base64, since the answer escapes no quotes.
 _ROWS = """
 Text = fun ({{resource, _, _, Name}}) -> Name;
@@ -53,6 +60,8 @@ def expression(command: str, *words: str) -> str | None:
     """
     if command == "set_vm_memory_high_watermark":
         return f"vm_memory_monitor:{command}({float(words[0]):f})"
+    if command == "join_cluster":
+        return _JOIN.format(*words)
     if command in _LISTS:
         return _ROWS.format(items=", ".join(words), rows=_LISTS[command])
     if command in _CHANGES:
