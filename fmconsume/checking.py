@@ -3,8 +3,9 @@
 Nothing is changed or consumed at the broker. An exchange or a queue that exists is declared again
 as it is configured: the broker only compares. The permissions to declare one that does not exist,
 and to consume, are asked for with arguments of a wrong type: RabbitMQ looks at the permissions
-before it refuses the arguments. A queue that nobody uses is made, and deleted at once, where only
-that tells whether RabbitMQ permits its kind. One thread calls the functions.
+before it refuses the arguments, or says that there is no such queue. A queue that nobody uses is
+made, and deleted at once, where only that tells whether RabbitMQ permits its kind. One thread calls
+the functions.
 """
 
 from __future__ import annotations
@@ -242,6 +243,8 @@ def _look_at_certificate(key: str, path: str) -> Row:
 
 
 _SERVER_NAMED = Row("queue", "", "would be declared, with a name of the broker's choice")
+#: A name like those that the broker chooses, for which permissions are the same.
+_LIKE_SERVER_NAMED = "amq.gen-fmconsume-check"
 
 
 def _sendable(kind: str, name: str, look: Callable[..., Row], *args: Any, **kwargs: Any) -> Row:
@@ -272,11 +275,8 @@ class _Look:
             for name, exchange in self._topology.exchanges.items():
                 yield _sendable("exchange", name, self._look_at_exchange, name, exchange)
             for name, queue in self._topology.queues.items():
-                yield (
-                    _sendable("queue", name, self._look_at_queue, name, queue)
-                    if name
-                    else _SERVER_NAMED
-                )
+                look = partial(self._look_at_queue, name) if name else self._look_at_nameless_queue
+                yield _sendable("queue", name, look, queue)
             for binding in self._topology.bindings:
                 name = f"{binding['exchange']} -> {binding['queue']}"
                 yield _sendable("binding", name, self._look_at_binding, name, **binding)
@@ -310,15 +310,35 @@ class _Look:
         row = self._compare(Row("queue", name, "exists"), declare, _NO_QUEUE, passive)
         if row.exit_code:
             return row
-        if not counts:
-            return self._look_at_transience(row, wanted)
-        row = row._replace(status=f"exists, {counts[0]}")
-        refusal = self._refusal(lambda channel: try_to_consume(channel, name))
+        if counts:
+            row = row._replace(status=f"exists, {counts[0]}")
+        else:
+            row = self._look_at_transience(row, wanted)
+        return row if row.exit_code else self._look_at_reading(row, name)
+
+    def _look_at_nameless_queue(self, wanted: Mapping[str, Any]) -> Row:
+        def declare(channel: Any) -> None:
+            declare_queue(channel, "", wanted, more_arguments=_NO_QUEUE)
+
+        row = self._ask(_SERVER_NAMED, declare, *_NO_QUEUE)
+        if not row.exit_code:
+            row = self._look_at_transience(row, wanted)
+        return row if row.exit_code else self._look_at_reading(row, _LIKE_SERVER_NAMED)
+
+    def _look_at_reading(self, row: Row, name: str) -> Row:
+        """Tell whether one may consume from a queue, which need not exist.
+
+        RabbitMQ looks at the permission first, and then whether there is such a queue.
+        """
+        refusal = self._try_to_consume(name)
         if is_stream(refusal):
             text = f"cannot be consumed: {stream_error(name).reason}"
             return row._replace(status=text, exit_code=ExitCode.DECLARATION)
-        row = _judge(row, refusal, *NO_CONSUMER)
+        row = _judge(row, refusal, *NO_CONSUMER, "NOT_FOUND")
         return row._replace(exit_code=ExitCode.PERMISSION) if row.exit_code else row
+
+    def _try_to_consume(self, name: str) -> _Refusal | None:
+        return self._refusal(lambda channel: try_to_consume(channel, name))
 
     def _look_at_transience(self, row: Row, wanted: Mapping[str, Any]) -> Row:
         """Tell whether RabbitMQ still permits a queue that is neither durable nor exclusive.
@@ -347,7 +367,8 @@ class _Look:
     ) -> Row:
         def unbind(channel: Any) -> None:
             # It needs the same permissions as to bind, and removes nothing: nobody uses this key.
-            channel.queue_unbind(queue, exchange, f"fmconsume-check-{uuid.uuid4()}", arguments)
+            key = f"fmconsume-check-{uuid.uuid4()}"
+            channel.queue_unbind(queue or _LIKE_SERVER_NAMED, exchange, key, arguments)
 
         for key in routing_keys:  # The session will send these: raise if pika cannot encode one.
             pika.spec.Queue.Bind(0, queue, exchange, key, arguments=arguments).encode()
@@ -359,7 +380,7 @@ class _Look:
             return _refused(row, missing)
         # The topic permission is asked for the key above, which is not a configured one. A queue
         # or a configured exchange that is missing has a row of its own.
-        return self._ask(row, unbind, "access to topic", "NOT_FOUND") if queue else row
+        return self._ask(row, unbind, "access to topic", "NOT_FOUND")
 
     def _miss_exchange(self, exchange: str) -> _Refusal | None:
         """Return the broker's answer where an exchange is missing that nobody would declare."""

@@ -194,6 +194,48 @@ def test_check_permission_to_declare_lacks(broker, check, user, new_name):
         assert "ACCESS_REFUSED" in text
 
 
+@pytest.mark.parametrize(
+    ("permissions", "row", "code"),
+    [
+        (("^{}$", ".*", "amq.topic"), "queue", 15),
+        (("^{}$", "^$", ".*"), "binding", 10),
+        (("^{}$", ".*", "^{}$"), "binding", 10),
+    ],
+    ids=["read queue", "write queue", "read exchange"],
+)
+@pytest.mark.parametrize("is_named", [True, False], ids=["named", "nameless"])
+def test_check_permission_lacks_for_what_is_new(
+    broker, check, user, new_name, permissions, row, code, is_named, tmp_path, run_command
+):
+    """A permission is asked for although the queue, or the exchange, does not exist yet.
+
+    The status is that of a consumer.
+    """
+    pattern = new_name if is_named else "amq.gen-.*"
+    broker.ctl("set_permissions", user, *(each.format(pattern) for each in permissions))
+    url, name = broker.url(user=user, password=_PASSWORD), new_name if is_named else ""
+    queues = {name: {"exclusive": True}}
+    status, rows = check(url, queues, _bound(name))
+    assert status == code
+    first = next(key for key, text in rows.items() if "ACCESS_REFUSED" in text)
+    assert first[0] == row
+    config = write_config(tmp_path / "config.toml", url, queues, _bound(name))
+    command = run_command("--config", config, "--callback", "fmconsume.example:printer")
+    assert command.wait(PATIENCE) == code, command.logged()
+
+
+def test_check_binding_to_new_exchange_forbidden(broker, check, user, new_name):
+    """Whether one may bind to an exchange that does not exist yet is known."""
+    broker.ctl("set_permissions", user, ".*", ".*", "^queue-")
+    url = broker.url(user=user, password=_PASSWORD)
+    queue = f"queue-{new_name}"
+    tables = f'[exchanges.{new_name}]\ntype = "topic"\n{_bound(queue, new_name)}'
+    status, rows = check(url, queue, tables)
+    assert status == 10
+    assert rows["exchange", new_name] == rows["queue", queue] == "would be declared"
+    assert "ACCESS_REFUSED" in rows["binding", new_name]
+
+
 @pytest.mark.parametrize("is_permitted", [True, False])
 def test_check_exchange_of_others(
     broker, queue, exchange, check, user, is_permitted, tmp_path, run_command
@@ -271,12 +313,14 @@ def test_check_quorum_queue(broker, check, new_name, is_quorum):
     assert not is_quorum or "after more than 5 returns" in advice[0]
 
 
-def test_check_topic_permission(broker, queue, check, user):
+def test_check_topic_permission(broker, queue, check, user, new_name):
     """A user restricted to some topics of an exchange may bind as far as can be known."""
     broker.ctl("set_permissions", user, ".*", ".*", ".*")
     broker.ctl("set_topic_permissions", user, "amq.topic", "^$", "^a[.]")
     url = broker.url(user=user, password=_PASSWORD)
     assert check(url, queue, _bound(queue))[0] == 0
+    assert check(url, new_name, _bound(new_name))[0] == 0
+    assert check(url, {"": {"exclusive": True}}, _bound(""))[0] == 0
 
 
 def test_check_login_refused(broker, check):
