@@ -41,6 +41,7 @@ from .broker.topology import (
     Topology,
     declare_exchange,
     declare_queue,
+    explain,
     is_built_in,
     is_stream,
     is_usable,
@@ -309,7 +310,7 @@ class _Look:
         passive = wanted.get("passive", self._topology.passive)
         row = self._compare(Row("queue", name, "exists"), declare, _NO_QUEUE, passive)
         if row.exit_code:
-            return row
+            return self._clarify(row, name, partial(declare, passive=passive))
         if counts:
             row = row._replace(status=f"exists, {counts[0]}")
         else:
@@ -324,6 +325,17 @@ class _Look:
         if not row.exit_code:
             row = self._look_at_transience(row, wanted)
         return row if row.exit_code else self._look_at_reading(row, _LIKE_SERVER_NAMED)
+
+    def _clarify(self, row: Row, name: str, declare: Callable[[Any], None]) -> Row:
+        """Return the row of a queue that cannot be declared, with a clearer reason if there is one.
+
+        Args:
+            declare: Declares it, as a consumer would.
+        """
+        if not self._connection.is_open:
+            return row
+        text = explain(self._refusal(declare), self._try_to_consume(name))
+        return row._replace(status=f"cannot be declared: {text}") if text else row
 
     def _look_at_reading(self, row: Row, name: str) -> Row:
         """Tell whether one may consume from a queue, which need not exist.

@@ -23,7 +23,7 @@ from ..redaction import hide_passwords
 from .addresses import Address
 from .connection import DEADLINE, STOP_DEADLINE, Connection, connect
 from .errors import LOSS, SessionLost, connect_error, is_gone
-from .topology import Topology, ask, declare, is_stream, stream_error, try_to_consume
+from .topology import Topology, ask, ask_to_consume, declare, is_stream, stream_error
 from .wire import expect_no_callbacks, install, ordered
 
 __all__ = ["Session", "make_delivery", "open_session"]
@@ -307,14 +307,9 @@ class Session:
         with LOSS:
             while queues:
                 queue = queues.pop()
-                channel = self._connection.open_channel()
-                try:
-                    with self._connection.within(f"queue {queue!r}"):
-                        try_to_consume(channel, queue)
-                        channel.close()  # A broker that accepts it may not send us anything.
-                except ChannelClosedByBroker as exc:
-                    if is_stream(exc):
-                        raise stream_error(queue) from exc
+                answer = ask_to_consume(self._connection, queue)
+                if is_stream(answer):
+                    raise stream_error(queue) from answer
 
     def call_later(self, seconds: float, action: Callable[[], None]) -> None:
         """Call the action after `seconds`, inside a `wait`; never once the session has ended."""

@@ -20,15 +20,17 @@ from pika.exceptions import (
 from ..exceptions import BadDeclaration, PermissionException
 from ..log import get_logger, warn_once
 from .connection import Connection
-from .errors import FORBIDDEN, LOSS, SessionLost, reason, refusal
+from .errors import FORBIDDEN, LOSS, RESOURCE_LOCKED, SessionLost, reason, refusal
 
 __all__ = [
     "NO_CONSUMER",
     "Topology",
     "ask",
+    "ask_to_consume",
     "declare",
     "declare_exchange",
     "declare_queue",
+    "explain",
     "is_built_in",
     "is_stream",
     "is_usable",
@@ -38,15 +40,22 @@ __all__ = [
 
 _log = get_logger(__name__)
 
+#: channel.close code: what is there differs from what is declared, or an argument is wrong.
+_DIFFERS = 406
 #: channel.close codes for an exchange that may be there: the user may not declare one, or it is
 #: another than the declared one.
-_MAY_BE_THERE = {FORBIDDEN, 406}
+_MAY_BE_THERE = {FORBIDDEN, _DIFFERS}
 #: Arguments whose values have the wrong type: RabbitMQ refuses them, and names them in its answer.
 NO_CONSUMER = {"x-priority": "none"}
 _STREAM = (
     "it is a stream, which keeps its messages whatever a consumer answers: bind a quorum queue "
     "to the exchange and consume from that, or use a client for streams"
 )
+_LOCKED = (
+    "RESOURCE_LOCKED - it is exclusive to another connection, and goes with that: end that "
+    "connection, or choose another name"
+)
+_SHARED = "RESOURCE_LOCKED - it is there, and not exclusive: set exclusive = false, or delete it"
 
 
 class Topology(NamedTuple):
@@ -126,8 +135,11 @@ def declare(connection: Connection, channel: Any, topology: Topology) -> tuple[A
     for name, queue in topology.queues.items():
         # A server-named queue exists only once it is declared.
         passive = bool(name) and queue.get("passive", topology.passive)
-        with ask(connection, "queue", name):
-            names[name] = declare_queue(channel, name, queue, passive=passive).queue
+        try:
+            with ask(connection, "queue", name):
+                names[name] = declare_queue(channel, name, queue, passive=passive).queue
+        except (BadDeclaration, SessionLost) as exc:
+            raise _clarify(connection, name, exc) from exc.__cause__
     for binding in topology.bindings:
         _bind(connection, channel, names[binding["queue"]], binding)
     return channel, names
@@ -159,6 +171,20 @@ def _use_as_it_is(connection: Connection, name: str, refusal: BadDeclaration) ->
             channel = connection.open_channel()
     warn_once(_log, "exchange", name, "exchange %r is used as it is: %s", refusal)
     return channel
+
+
+def _clarify(connection: Connection, name: str, error: Exception) -> Exception:
+    """Give the exception for a queue that was not declared: a clearer one if the queue is there."""
+    refusal = error.__cause__
+    if not isinstance(refusal, ChannelClosedByBroker):
+        return error
+    if refusal.reply_code not in (RESOURCE_LOCKED, _DIFFERS):
+        return error
+    with LOSS:
+        text = explain(refusal, ask_to_consume(connection, name))
+    # A queue of another connection's may be waited for.
+    is_final = text and (text != _LOCKED or isinstance(error, BadDeclaration))
+    return BadDeclaration("queue", name, text) if is_final else error
 
 
 def _bind(connection: Connection, channel: Any, queue: str, binding: Mapping[str, Any]) -> None:
@@ -220,6 +246,41 @@ def declare_queue(
 def try_to_consume(channel: Any, name: str) -> None:
     """Ask whether one may consume from a queue, with arguments that RabbitMQ refuses afterwards."""
     channel.basic_consume(name, print, arguments=NO_CONSUMER)
+
+
+def ask_to_consume(connection: Connection, name: str) -> ChannelClosedByBroker | None:
+    """Give the broker's answer to `try_to_consume`, on a channel of its own.
+
+    Raises:
+        SessionLost: There is no answer in time.
+        AMQPError: The connection ends meanwhile.
+    """
+    channel = connection.open_channel()
+    try:
+        with connection.within(f"queue {name!r}"):
+            try_to_consume(channel, name)
+            channel.close()  # A broker that accepts it may not send us anything.
+    except ChannelClosedByBroker as exc:
+        return exc
+    return None
+
+
+def explain(refusal: object, answer: object) -> str:
+    """Say why a queue that is there cannot be declared; "" where the broker's own words do.
+
+    RabbitMQ has the same words for a queue that is exclusive to another connection, and for one
+    that is not exclusive but declared so.
+
+    Args:
+        refusal: The broker's answer to the declaration.
+        answer: Its answer to `try_to_consume`.
+    """
+    if is_stream(answer):
+        return _STREAM
+    refused, answered = (getattr(each, "reply_code", 0) for each in (refusal, answer))
+    if answered == RESOURCE_LOCKED:
+        return _LOCKED
+    return _SHARED if (refused, answered) == (RESOURCE_LOCKED, _DIFFERS) else ""
 
 
 def is_stream(refusal: object) -> bool:

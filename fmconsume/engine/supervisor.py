@@ -335,7 +335,13 @@ class Supervisor(threading.Thread):
 
     @property
     def _retry_codes(self) -> set[int]:
-        """The channel.close codes that make a SessionLost now, since their cause may pass."""
+        """The channel.close codes that make a SessionLost now, since their cause may pass.
+
+        None while draining: the messages of a queue go with it, be it gone already or exclusive to
+        another connection, so that there is nothing to wait for.
+        """
+        if self._options.drain:
+            return set()
         if self._sessions:
             return _RETRY
         return _RETRY_AT_FIRST if monotonic() - self._born < _AT_FIRST else set()

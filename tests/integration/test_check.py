@@ -152,7 +152,14 @@ def test_check_exclusive_queue_in_use(broker, check):
         status, rows = check(broker.url(), {name: {"exclusive": True}})
         channel.queue_delete(name)
     assert status == 10
-    assert "RESOURCE_LOCKED" in rows["queue", name]
+    assert "RESOURCE_LOCKED - it is exclusive to another connection" in rows["queue", name]
+
+
+def test_check_exclusive_contradiction(broker, queue, check):
+    """A queue that is there, and not exclusive, is told from one that another connection has."""
+    status, rows = check(broker.url(), {queue: {"durable": True, "exclusive": True}})
+    assert status == 10
+    assert "RESOURCE_LOCKED - it is there, and not exclusive" in rows["queue", queue]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from .broker import Depth
 from .running import durable, numbered, write_config
 
 _CALLBACKS = r"""
+import os
 import sys
+import time
 from fmconsume import Nack, publish, Message
 
 def take(message):
@@ -35,6 +37,11 @@ def feed(message):
 
 def fail(message):
     raise RuntimeError("the disk is full")
+
+def wait(message):
+    sys.stdout.write("begun\n")
+    while not os.path.exists("go"):
+        time.sleep(0.01)
 """
 
 
@@ -147,3 +154,49 @@ def test_drain_failure(broker, queue, drain):
     command = drain(broker, queue, "fail")
     assert command.wait(PATIENCE) == 13
     assert broker.depth(queue) == Depth(3, 0)
+
+
+def test_drain_exclusive_queue_of_another(broker, drain):
+    """A queue that another connection has for itself is not waited for."""
+    name = f"exclusive-{uuid.uuid4()}"
+    with broker.channel() as channel:
+        channel.queue_declare(name, exclusive=True)
+        command = drain(broker, {name: {"exclusive": True}}, "take")
+        status = command.wait(PATIENCE)
+        channel.queue_delete(name)
+    assert status == 10, command.logged()
+    last = command.logged().splitlines()[-1]
+    assert f"{name!r}: RESOURCE_LOCKED - it is exclusive to another connection" in last
+
+
+def test_drain_exclusive_contradiction(broker, queue, drain):
+    """A queue that is there, and not exclusive, does not become exclusive by waiting."""
+    command = drain(broker, {queue: {"durable": True, "exclusive": True}}, "take")
+    assert command.wait(PATIENCE) == 10, command.logged()
+    last = command.logged().splitlines()[-1]
+    assert last.endswith("and not exclusive: set exclusive = false, or delete it")
+
+
+def test_drain_queue_gone_after_reconnection(broker, queue, proxy, drain, tmp_path):
+    """A queue that is not to be declared and has gone meanwhile is not waited for."""
+    broker.publish(queue, numbered(1))
+    command = drain(proxy, {queue: {"passive": True}}, "wait")
+    wait_until(lambda: command.printed())
+    proxy.stall()  # The broker's cancel does not arrive.
+    broker.delete(queue)
+    proxy.cut()
+    proxy.resume()
+    (tmp_path / "go").touch()
+    assert command.wait(PATIENCE) == 10, command.logged()
+    assert f"queue {queue!r}: NOT_FOUND" in command.logged().splitlines()[-1]
+
+
+def test_drain_broker_down(frail_broker, queue, drain):
+    """A broker that is down is waited for."""
+    frail_broker.publish(queue, numbered(3))
+    frail_broker.stop()
+    command = drain(frail_broker, queue, "take")
+    command.wait_for("not consuming since")
+    frail_broker.start()
+    assert command.wait(PATIENCE) == 0, command.logged()
+    assert numbers(command) == [0, 1, 2]

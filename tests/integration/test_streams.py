@@ -66,6 +66,30 @@ def test_stream_drained(run, config, broker, stream):
     assert f"queue {stream!r}: it is a stream" in error
 
 
+@pytest.mark.parametrize("options", [["--drain"], ["--record"], []])
+def test_stream_declared(run_command, broker, stream, tmp_path, options):
+    """A queue that is configured without a type, and is a stream, is told of at the start."""
+    config = write_config(tmp_path / "config.toml", broker.url(), stream)
+    path = tmp_path / "recorded"
+    options = [each for option in options for each in (option, path)[: 1 + (option == "--record")]]
+    if "--record" not in options:
+        options += ["--callback", "fmconsume.example:printer"]
+    command = run_command("--config", config, *options)
+    assert command.wait(PATIENCE) == 10
+    assert f"queue {stream!r}: it is a stream" in command.logged().splitlines()[-1]
+
+
+def test_stream_recorded(run_command, config, broker, stream, tmp_path):
+    """The first message tells a recorder; nothing is recorded."""
+    path = tmp_path / "recorded"
+    command = run_command("--config", config, "--record", path)
+    command.wait_for("consuming from")
+    broker.publish(stream, numbered(3))
+    assert command.wait(PATIENCE) == 10
+    assert f"queue {stream!r}: it is a stream" in command.logged().splitlines()[-1]
+    assert path.read_bytes() == b""
+
+
 def test_stream_consumed(broker, stream, run_consumer):
     """The first message tells that a queue is a stream: it does not run."""
     seen = []

@@ -29,7 +29,7 @@ from fmconsume.broker import session as session_module
 from fmconsume.broker.addresses import Address
 from fmconsume.broker.errors import SessionLost
 from fmconsume.broker.session import Session, open_session
-from fmconsume.broker.topology import Topology
+from fmconsume.broker.topology import NO_CONSUMER, Topology
 from fmconsume.broker.wire import Properties
 from fmconsume.delivery import CHANNEL, Delivery, Frame, Verdict
 from fmconsume.exceptions import BadDeclaration, ConsumerCanceled, PermissionException
@@ -91,10 +91,14 @@ class FakeChannel:
         self._note("basic_qos", *args)
 
     def basic_consume(
-        self, queue: str, on_message: Callable[..., None], consumer_tag: str | None, arguments: Any
+        self,
+        queue: str,
+        on_message: Callable[..., None],
+        consumer_tag: str | None = None,
+        arguments: Any = None,
     ) -> str:
         self._note("basic_consume", queue)
-        assert arguments is None
+        assert arguments in (None, NO_CONSUMER)
         tag = consumer_tag or f"tag of {queue}"
         self.consumer_tags.append(tag)
         self.on_message[queue] = on_message
@@ -282,6 +286,29 @@ def test_refusals_passing(connection: FakeConnection, code: int) -> None:
     assert isinstance(later, SessionLost)
     assert "'fruit'" in str(later)
     assert "NOT_FOUND" in str(later)
+
+
+@pytest.mark.parametrize(
+    ("code", "answer", "passing", "told"),
+    [
+        (405, (405, "locked"), (), "exclusive to another connection"),
+        (405, (405, "locked"), (405,), None),
+        (405, (406, "x-priority"), (405,), "it is there, and not exclusive"),
+        (405, (403, "no"), (), "refused"),
+        (405, (404, "gone"), (405,), None),
+        (405, (406, "rabbit_stream_queue"), (405,), "it is a stream"),
+        (406, (406, "rabbit_stream_queue"), (), "it is a stream"),
+        (406, (406, "x-priority"), (), "refused"),
+    ],
+)
+def test_refusals_clarified(
+    connection: FakeConnection, code: int, answer: Any, passing: Any, told: str | None
+) -> None:
+    """Who asks to consume learns why a queue that is there cannot be declared."""
+    connection.fake_channel.failures["basic_consume"] = ChannelClosedByBroker(*answer)
+    error = refusal(connection, ChannelClosedByBroker(code, "refused"), passing)
+    assert isinstance(error, BadDeclaration if told else SessionLost)
+    assert (told or "refused") in str(error)
 
 
 @pytest.mark.parametrize("passing", [(), (404, 405)])

@@ -1138,3 +1138,11 @@ def test_run_locked_for_too_long(bench: Bench, monkeypatch: pytest.MonkeyPatch) 
     """A queue that another connection holds at the first start is waited for, not for ever."""
     monkeypatch.setattr(supervisor_module, "_AT_FIRST", 0.0)
     assert not bench.start().retry_codes
+
+
+def test_run_locked_while_draining(bench: Bench) -> None:
+    """A drain waits for no queue that is locked or gone, also after a reconnection."""
+    bench.broker.prepare = lambda session: setattr(session, "ready", 1)
+    bench.start(drain=True).lose_soon()
+    bench.next_session()
+    assert [session.retry_codes for session in bench.broker.sessions] == [set(), set()]
