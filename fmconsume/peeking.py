@@ -16,6 +16,7 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedBy
 from .broker.connection import Connection, connect
 from .broker.errors import FORBIDDEN, SessionLost, reason
 from .broker.session import make_delivery
+from .broker.topology import ask_to_consume, is_stream, stream_error
 from .broker.wire import install
 from .console import say
 from .delivery import Delivery
@@ -48,6 +49,7 @@ def peek(path: str, queues: Iterable[str], limit: int | None, body_mode: str) ->
 
     Raises:
         ConfigurationException: A queue has no name, the file cannot be opened, or a URL is wrong.
+        BadDeclaration: A queue is a stream.
         ConnectionException, PermissionException: The broker refuses.
         UnavailableException: No broker can be reached, or it goes away, and it has all messages
             then; or a queue is not there, or permits no such look.
@@ -59,6 +61,7 @@ def peek(path: str, queues: Iterable[str], limit: int | None, body_mode: str) ->
     install()
     connection, count = _connect(), 0
     try:
+        _refuse_streams(connection, names)
         channel = connection.open_channel()
         for delivery in islice(_take(connection, channel, names), limit):
             recorder.write(json.dumps(readable_fields(delivery, body_mode)).encode() + b"\n")
@@ -88,6 +91,14 @@ def _connect() -> Connection:
             errors.append(exc)
     refusals = [error for error in errors if isinstance(error, ConnectionException)]
     raise refusals[0] if refusals else UnavailableException("; ".join(map(str, errors)))
+
+
+def _refuse_streams(connection: Connection, names: list[str]) -> None:
+    """Raise if a queue is a stream: RabbitMQ would end the connection over a basic.get."""
+    for name in names:
+        answer = ask_to_consume(connection, name)
+        if is_stream(answer):
+            raise stream_error(name) from answer
 
 
 def _take(connection: Connection, channel: Any, names: list[str]) -> Iterator[Delivery]:

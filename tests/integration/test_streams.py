@@ -66,7 +66,7 @@ def test_stream_drained(run, config, broker, stream):
     assert f"queue {stream!r}: it is a stream" in error
 
 
-@pytest.mark.parametrize("options", [["--drain"], ["--record"], []])
+@pytest.mark.parametrize("options", [["--drain"], ["--record"], ["--record", "--peek"], []])
 def test_stream_declared(run_command, broker, stream, tmp_path, options):
     """A queue that is configured without a type, and is a stream, is told of at the start."""
     config = write_config(tmp_path / "config.toml", broker.url(), stream)
@@ -77,6 +77,21 @@ def test_stream_declared(run_command, broker, stream, tmp_path, options):
     command = run_command("--config", config, *options)
     assert command.wait(PATIENCE) == 10
     assert f"queue {stream!r}: it is a stream" in command.logged().splitlines()[-1]
+
+
+def test_stream_peeked(run_command, config, broker, queue, stream, tmp_path):
+    """No message of any queue is recorded where one of them is a stream."""
+    broker.publish(queue, numbered(1))
+    broker.publish(stream, numbered(1))
+    with config.open("a") as file:
+        file.write(f"[queues.{queue}]\ndurable = true\n")
+    path = tmp_path / "recorded"
+    command = run_command("--config", config, "--record", path, "--peek")
+    assert command.wait(PATIENCE) == 10
+    (line,) = command.logged().splitlines()
+    assert f"queue {stream!r}: it is a stream" in line
+    assert path.read_bytes() == b""
+    assert not any(each.method.redelivered for each in broker.drain(queue))
 
 
 def test_stream_recorded(run_command, config, broker, stream, tmp_path):
