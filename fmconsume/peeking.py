@@ -16,11 +16,12 @@ from pika.exceptions import AMQPError, ChannelClosedByBroker, ConnectionClosedBy
 from .broker.connection import Connection, connect
 from .broker.errors import FORBIDDEN, SessionLost, reason
 from .broker.session import make_delivery
-from .broker.topology import ask_to_consume, is_stream, stream_error
+from .broker.topology import ask_to_consume, explain
 from .broker.wire import install
 from .console import say
 from .delivery import Delivery
 from .exceptions import (
+    BadDeclaration,
     ConfigurationException,
     ConnectionException,
     PermissionException,
@@ -49,10 +50,10 @@ def peek(path: str, queues: Iterable[str], limit: int | None, body_mode: str) ->
 
     Raises:
         ConfigurationException: A queue has no name, the file cannot be opened, or a URL is wrong.
-        BadDeclaration: A queue is a stream.
+        BadDeclaration: A queue is a stream, or exclusive to another connection.
         ConnectionException, PermissionException: The broker refuses.
         UnavailableException: No broker can be reached, or it goes away, and it has all messages
-            then; or a queue is not there, or permits no such look.
+            then; or a queue is not there.
     """
     names = list(queues)
     if "" in names:
@@ -61,7 +62,7 @@ def peek(path: str, queues: Iterable[str], limit: int | None, body_mode: str) ->
     install()
     connection, count = _connect(), 0
     try:
-        _refuse_streams(connection, names)
+        _refuse_unreadable(connection, names)
         channel = connection.open_channel()
         for delivery in islice(_take(connection, channel, names), limit):
             recorder.write(json.dumps(readable_fields(delivery, body_mode)).encode() + b"\n")
@@ -93,12 +94,16 @@ def _connect() -> Connection:
     raise refusals[0] if refusals else UnavailableException("; ".join(map(str, errors)))
 
 
-def _refuse_streams(connection: Connection, names: list[str]) -> None:
-    """Raise if a queue is a stream: RabbitMQ would end the connection over a basic.get."""
+def _refuse_unreadable(connection: Connection, names: list[str]) -> None:
+    """Raise if a queue is a stream, or exclusive to another connection.
+
+    RabbitMQ would end the connection over a basic.get from a stream.
+    """
     for name in names:
         answer = ask_to_consume(connection, name)
-        if is_stream(answer):
-            raise stream_error(name) from answer
+        text = explain(None, answer)
+        if text:
+            raise BadDeclaration("queue", name, text) from answer
 
 
 def _take(connection: Connection, channel: Any, names: list[str]) -> Iterator[Delivery]:

@@ -124,6 +124,19 @@ def test_peek_missing_queue(broker, queue, config, run_command, tmp_path):
     assert f"cannot look into queue '{queue}': 404 NOT_FOUND" in command.logged()
 
 
+def test_peek_exclusive_queue_of_another(broker, run_command, tmp_path):
+    """A queue that another connection has for itself is told of as at the start of a consumer."""
+    with broker.channel() as channel:
+        name = channel.queue_declare("", exclusive=True).method.queue
+        config = write_config(tmp_path / "exclusive.toml", broker.url(), name)
+        command = run_command("--config", config, "--record", tmp_path / "recorded", "--peek")
+        status = command.wait(PATIENCE)
+        channel.queue_delete(name)
+    assert status == 10
+    told = f"queue {name!r}: RESOURCE_LOCKED - it is exclusive to another connection"
+    assert told in command.logged()
+
+
 @pytest.mark.parametrize("is_cut", [True, False], ids=["line cut", "interrupted"])
 def test_peek_ends_early(broker, queue, proxy, run_command, tmp_path, is_cut):
     """A peek that ends before its time returns what it has taken, too."""
