@@ -26,6 +26,9 @@ PYTEST := -m pytest -n $(JOBS) --dist worksteal
 PIP := -m pip --disable-pip-version-check --no-input -qq
 SCHEMAS := tests/schema-packages.txt
 
+# The tests start the command some five hundred times: let Python keep what it has compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DELETE_ON_ERROR:
 .PHONY: help demo test test-oldest coverage tools matrix parity lint types man manual package release bench faults check \
 	install uninstall clean

@@ -257,13 +257,13 @@ def _burn(seconds):
 
 @pytest.mark.parametrize("occupy", [time.sleep, _burn])
 def test_consume_long_callback_keeps_the_connection(broker, queue, run_consumer, occupy):
-    """A callback that sleeps or burns CPU for five heartbeat intervals costs no connection."""
+    """A callback that sleeps or burns CPU for three heartbeat intervals costs no connection."""
     running = run_consumer(
         lambda message: occupy(message.body["seconds"]),
         queue,
         amqp_url=broker.url(heartbeat=_HEARTBEAT),
     )
-    broker.publish(queue, [{"seconds": 5 * _HEARTBEAT}, {"seconds": 0}])
+    broker.publish(queue, [{"seconds": 3 * _HEARTBEAT}, {"seconds": 0}])
     wait_until(lambda: running.consumer.stats.acknowledged == 2)
     running.stop()
     assert running.consumer.stats.reconnections == 0
