@@ -19,6 +19,8 @@ from tests.waiting import PATIENCE, wait_until
 
 from .broker import Broker, free_port
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> Image:

@@ -22,6 +22,7 @@ def rng(request: pytest.FixtureRequest) -> random.Random:
     return random.Random(request.node.name)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["classic", "quorum"])
 def test_crash(frail_broker: Broker, rng: random.Random, kind: str) -> None:
     """A broker killed with SIGKILL loses nothing, and nothing finished runs again."""
@@ -115,6 +116,7 @@ def test_consumer_killed_with_state(
     check(processes.consumer_killed(broker, tmp_path, 2, workers, rng, has_state=True))
 
 
+@pytest.mark.long
 def test_both_killed(frail_broker: Broker, tmp_path: Path, rng: random.Random) -> None:
     """With a state, what was finished does not run again, even if the broker has forgotten it."""
     check(processes.both_killed(frail_broker, tmp_path, 1, 8, rng))
@@ -147,6 +149,7 @@ def test_consumers_share(broker: Broker, tmp_path: Path, rng: random.Random) -> 
     check(processes.consumers_share(broker, tmp_path, 1, 1, rng))
 
 
+@pytest.mark.long
 def test_cluster(tmp_path: Path, rng: random.Random) -> None:
     """A node is killed, then the home of a classic queue goes down; nothing is lost."""
     with endings.Cluster(tmp_path) as nodes:  # Its start takes longer than both faults.

@@ -14,6 +14,7 @@ import pytest
 from fmconsume.version import __version__
 from tests.waiting import PATIENCE
 
+pytestmark = pytest.mark.long
 HOUSE = Path(__file__).parents[2]
 MADE_ELSEWHERE = (".*", "*.egg-info", "__pycache__", "build", "dist", "fmconsume.1")
 

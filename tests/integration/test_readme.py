@@ -21,6 +21,7 @@ from tests.waiting import PATIENCE, wait_until
 
 from .broker import Broker
 
+pytestmark = pytest.mark.long
 HOUSE = Path(__file__).parents[2]
 README = (HOUSE / "README.md").read_text(encoding="utf-8")
 

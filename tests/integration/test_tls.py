@@ -20,6 +20,7 @@ from .broker import Broker, free_port
 from .command import Command
 from .running import configured, write_config
 
+pytestmark = pytest.mark.long
 HOUR = datetime.timedelta(hours=1)
 
 
