@@ -309,10 +309,15 @@ def blocked(broker: Broker, workers: int, rng: random.Random) -> Row:
         runner.wait_for_state("consuming")
         _alarm(broker)
         supervisor = runner.consumer._supervisor
-        supervisor.mailbox.post(
-            lambda: supervisor._session._channels[0].basic_publish("", "nowhere", b"")
-        )
-        assert "low on memory" in runner.wait_for_state("blocked")
+
+        def is_blocked() -> bool:
+            # RabbitMQ looks when it gets something, and the alarm may not have reached it yet.
+            supervisor.mailbox.post(
+                lambda: supervisor._session._channels[0].basic_publish("", "nowhere", b"")
+            )
+            return "low on memory" in runner.state_text("blocked")
+
+        wait_until(is_blocked)
         _end_alarm(broker)
         runner.wait_for_state("consuming")
     broker.delete(queue)
