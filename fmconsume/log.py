@@ -23,8 +23,9 @@ _MOST = 1000
 
 #: Warnings of one kind that are logged: publishers choose the names in them, without end.
 _MOST_WARNINGS = 1000
-#: The names of which a warning was logged, by kind.
-_warned: dict[str, set[str]] = {}
+#: The names of which a warning was logged, by kind; each with what the thread put there that
+#: logged it. `setdefault` is atomic, so that of several threads one logs.
+_warned: dict[str, dict[str, object]] = {}
 
 
 class _Writer:
@@ -36,15 +37,16 @@ class _Writer:
         self._queue: SimpleQueue[tuple[logging.LogRecord, Context, SimpleQueue[None]]] = (
             SimpleQueue()
         )
-        #: Set by the first thread that logs.
-        self._thread: threading.Thread | None = None
+        #: The thread, once it has begun. `setdefault` is atomic: where threads that log at the same
+        #: time have started several, one stays.
+        self._begun: dict[str, threading.Thread] = {}
         #: A line took longer than the patience. Set by a thread that waited, cleared by this one.
         self.is_stuck = False
 
     def write(self, record: logging.LogRecord) -> None:
         """Have a record written, and wait for that within the patience. Thread: any."""
         # A handler that logs does so on the writer's thread, which must not wait for itself.
-        if not self._has_thread() or threading.current_thread() is self._thread:
+        if not self._has_thread() or threading.current_thread() is self._begun.get("thread"):
             _handle(record)
         elif self._queue.qsize() < _MOST:
             written: SimpleQueue[None] = SimpleQueue()
@@ -56,16 +58,17 @@ class _Writer:
                     self.is_stuck = True
 
     def _has_thread(self) -> bool:
-        if self._thread is None:
-            # Two threads that come at the same time start two writers, which does no harm.
+        if "thread" not in self._begun:
             thread = threading.Thread(target=self._run, name="fmconsume-log", daemon=True)
-            with suppress(RuntimeError):  # The system may refuse a thread now.
+            try:
                 thread.start()
-                self._thread = thread
-        return self._thread is not None
+            except RuntimeError:  # The system may refuse a thread now.
+                return "thread" in self._begun
+        return True
 
     def _run(self) -> None:
-        while True:
+        ours = threading.current_thread()
+        while self._begun.setdefault("thread", ours) is ours:
             record, context, written = self._queue.get()
             # Filters and formatters see which message, trace or request the record belongs to.
             context.run(_handle, record)
@@ -150,11 +153,10 @@ def warn_once(logger: logging.Logger, kind: str, name: str, text: str, *args: ob
         text: Format of the warning; its first %r shows the name.
         args: For the rest of the format.
     """
-    seen = _warned.setdefault(kind, set())
+    seen, ours = _warned.setdefault(kind, {}), object()
     name = name[:255]
-    if name in seen or len(seen) >= _MOST_WARNINGS:
+    if len(seen) >= _MOST_WARNINGS or seen.setdefault(name, ours) is not ours:
         return
-    seen.add(name)
     logger.warning(text, name, *args)
     if len(seen) == _MOST_WARNINGS:
         logger.warning("that was warning number %d of this kind, and the last", _MOST_WARNINGS)

@@ -7,15 +7,15 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Event, get_ident
-from typing import Any
+from threading import Barrier, Event, Thread, get_ident
+from typing import Any, Callable
 
 import pytest
 
 from fmconsume import log
 from tests.waiting import wait_until
 
-from .fakes import wait_soon
+from .fakes import TIMEOUT, wait_soon
 
 NAME = "fmconsume.test_log"
 
@@ -169,6 +169,55 @@ def test_forked_child() -> None:
     assert os.read(reading, 100) == b"child"
     os.close(reading)
     assert os.waitpid(child, 0) == (child, 0)
+
+
+def run_twice(function: Callable[..., None], *args: object) -> None:
+    """Call a function on two threads at the same time."""
+    both = [Thread(target=function, args=args) for _ in range(2)]
+    for thread in both:
+        thread.start()
+    for thread in both:
+        thread.join(TIMEOUT)
+
+
+def test_two_threads_log_first(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where two threads have started a writer each, one writer stays, and writes both lines."""
+    barrier, start = Barrier(2), Thread.start
+    writers: list[Thread] = []
+
+    def start_together(thread: Thread) -> None:
+        if thread.name == "fmconsume-log":
+            writers.append(thread)
+            barrier.wait(TIMEOUT)
+        start(thread)
+
+    monkeypatch.setattr(Thread, "start", start_together)
+    run_twice(log.get_logger(NAME).warning, "hello")
+    wait_until(lambda: [thread.is_alive() for thread in writers].count(True) == 1)
+    assert (len(writers), caplog.messages) == (2, ["hello"] * 2)
+
+
+def test_warn_once_two_threads(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of two threads that are to warn of the same name, one does."""
+    monkeypatch.setattr(log, "_warned", {})
+    barrier = Barrier(2)
+
+    class Name(str):
+        """Looked up by both threads before either of them stores it."""
+
+        def __getitem__(self, key: Any) -> Name:
+            return self
+
+        def __hash__(self) -> int:
+            barrier.wait(TIMEOUT)
+            return super().__hash__()
+
+    run_twice(log.warn_once, log.get_logger(NAME), "kind", Name("apple"), "%r is odd")
+    assert caplog.messages == ["'apple' is odd"]
 
 
 @pytest.mark.parametrize(
