@@ -11,6 +11,7 @@ import os
 import threading
 from collections import deque
 from contextlib import suppress
+from contextvars import Context
 from functools import partial
 from queue import Empty
 from time import monotonic
@@ -131,7 +132,9 @@ class Publisher:
             RuntimeError: This process cannot get a thread now; the publisher is discarded.
         """
         try:
-            self._thread.start()
+            # A thread may inherit the context, as it does on a free-threaded Python, but this one
+            # outlives the message that runs here.
+            Context().run(self._thread.start)
         except BaseException:
             self.discard()
             raise

@@ -7,6 +7,10 @@ import os
 import resource
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from contextvars import copy_context
+from functools import partial
+from queue import SimpleQueue
 from time import monotonic
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +23,7 @@ from fmconsume.broker.addresses import Address, parse_address
 from fmconsume.broker.errors import SessionLost
 from fmconsume.broker.request import Request
 from fmconsume.config import DEFAULTS
+from fmconsume.context import message_fields
 from fmconsume.exceptions import (
     ConnectionException,
     PublishException,
@@ -362,3 +367,24 @@ def test_mock_sends_received() -> None:
     original = Message(topic="fruit.ripe", body={"n": 1})
     with mock_sends(original, original):
         assert deliver(callback, original).error is None
+
+
+def test_thread_has_no_message(
+    publishers: dict[int, Publisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread belongs to no message, also where Python lets threads inherit the context."""
+    known: SimpleQueue[dict[str, Any]] = SimpleQueue()
+    start = threading.Thread.start
+
+    def start_inheriting(thread: threading.Thread) -> None:
+        thread.run = partial(copy_context().run, thread.run)  # type: ignore[method-assign]
+        start(thread)
+
+    def callback(message: Message) -> None:
+        with suppress(PublishTimeout):
+            publish(Message(), timeout=0.1)
+
+    monkeypatch.setattr(threading.Thread, "start", start_inheriting)
+    monkeypatch.setattr(publisher, "PublishConnection", lambda *_: known.put(message_fields()))
+    deliver(callback, Message())
+    assert get_soon(known) == {}
