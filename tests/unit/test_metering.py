@@ -124,7 +124,8 @@ def test_metering_next_consumer(
     tick(others := list_observers(None, lambda: History(lambda: Stats(received=1))))
     assert read(reader)["fmconsume_received",] == 1
     assert others
-    assert not caplog.records
+    # asyncio tells of tasks that other tests left, when they are collected.
+    assert not [record for record in caplog.records if record.name != "asyncio"]
 
 
 def test_list_observers_not_set_up() -> None:

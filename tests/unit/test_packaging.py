@@ -139,8 +139,10 @@ WHEEL = {
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Path:
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What `make install` has made before it installs."""
+    # Only a Python that is free-threaded starts with it.
+    monkeypatch.delenv("PYTHON_GIL", raising=False)
     folder = tmp_path / "made"
     (folder / "data/lib/systemd/system").mkdir(parents=True)
     (folder / "data/lib/systemd/system" / UNIT.name).touch()
