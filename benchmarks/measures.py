@@ -266,6 +266,19 @@ def workers(bench: Bench) -> list[Figure]:
     ]
 
 
+def computing(bench: Bench) -> list[Figure]:
+    """Workers whose callbacks compute some 2 ms: they run at once where Python has no GIL."""
+    count = bench.settings.count // 20
+    numbers = (1, 2, 4)
+    options = [(f"--workers={number}", "--steps=50000") for number in numbers]
+    runs = alternate(bench, count, *(_consumer(bench, OURS, count, *each) for each in options))
+    one, *more = map(rates, runs)
+    return [
+        compare(f"{number} workers computing vs 1", "/s", each, one)
+        for number, each in zip(numbers[1:], more)
+    ]
+
+
 def coroutines(bench: Bench) -> list[Figure]:
     """Async callbacks against plain ones."""
     options = {
@@ -473,6 +486,7 @@ MEASURES: dict[str, Callable[[Bench], list[Figure]]] = {
     "prefetch": prefetch,
     "latency": latency,
     "workers": workers,
+    "computing": computing,
     "async": coroutines,
     "idle": idle,
     "start": start,

@@ -25,6 +25,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("prefetch", type=int)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--wait", type=float, default=0.0, help="seconds that a callback sleeps")
+    parser.add_argument("--steps", type=int, default=0, help="that a callback computes")
     parser.add_argument("--coroutine", action="store_true", help="use an async callback")
     parser.add_argument("--state", help="a folder for what outlives the process")
     parser.add_argument("--database", help="its URL; the callback writes a row")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from queue import SimpleQueue
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any, Callable
 
@@ -147,3 +149,33 @@ def test_run_in_forked_child() -> None:
         finally:
             os._exit(41 + len(outcomes))
     assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 42
+
+
+@pytest.mark.skipif(
+    getattr(sys, "_is_gil_enabled", lambda: True)(), reason="the GIL lets one thread run at a time"
+)
+def test_callbacks_compute_at_once() -> None:
+    """Without a GIL each of two callbacks sees the other run, while neither waits."""
+    begun: set[bytes] = set()
+    deadline = monotonic() + TIMEOUT
+
+    def callback(message: Any) -> None:
+        begun.add(message.body)
+        while len(begun) < 2:
+            if monotonic() > deadline:
+                raise Drop
+
+    outcomes: SimpleQueue[Outcome] = SimpleQueue()
+    ports = make_ports(SimpleQueue(), outcomes.put)
+    workers = [ThreadWorker(n, Processor(callback, decode_body), ports) for n in (1, 2)]
+    for body in (b"1", b"2"):
+        ports.inbox.put(make_delivery(body=body))
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(2 * TIMEOUT)  # With a GIL the first would keep it.
+    try:
+        for worker in workers:
+            worker.start()
+            ports.inbox.put(None)
+        assert [get_soon(outcomes).verdict for _ in workers] == [ACK, ACK]
+    finally:
+        sys.setswitchinterval(usual)
