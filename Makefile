@@ -8,6 +8,8 @@ DESTDIR ?=
 ARGS ?=
 # Processes that share the tests; most of them wait for something.
 JOBS ?= 4
+# What the tests import; test-compiled is not to be had for every Python.
+EXTRAS ?= test,test-compiled
 # Measure other clients too: make bench PEERS=1
 PEERS ?=
 
@@ -121,7 +123,7 @@ clean:  ## remove everything that make made
 
 $(VENV)/.test: $(METADATA) $(SCHEMAS) | $(BIN)/python
 	@echo "Installing fmconsume and the test tools in $(VENV)"
-	@$(BIN)/python $(PIP) install --editable '.[test]'
+	@$(BIN)/python $(PIP) install --editable '.[$(EXTRAS)]'
 	@$(BIN)/python $(PIP) install --no-deps --upgrade --target $(VENV)/schema-packages -r $(SCHEMAS)
 	@touch $@
 
@@ -132,12 +134,12 @@ $(BUILD)/.build: $(METADATA) | $(BUILD)/bin/python
 
 $(VENV)/.lint: $(VENV)/.test
 	@echo "Installing the checking tools in $(VENV)"
-	@$(BIN)/python $(PIP) install --editable '.[test,lint]'
+	@$(BIN)/python $(PIP) install --editable '.[$(EXTRAS),lint]'
 	@touch $@
 
 $(OLDEST)/.test: $(METADATA) $(SCHEMAS) | $(OLDEST)/bin/python
 	@echo "Installing fmconsume with pika 1.3.2 in $(OLDEST)"
-	@$(OLDEST)/bin/python $(PIP) install --editable '.[test]' pika==1.3.2
+	@$(OLDEST)/bin/python $(PIP) install --editable '.[$(EXTRAS)]' pika==1.3.2
 	@$(OLDEST)/bin/python $(PIP) install --no-deps --upgrade --target $(OLDEST)/schema-packages -r $(SCHEMAS)
 	@touch $@
 

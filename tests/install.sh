@@ -25,7 +25,7 @@ is_installed() {
         chromium) has chromium || has chromium-browser ;;
         man-db) has man ;;
         prometheus) has promtool ;;
-        python3-venv) /usr/bin/python3 -c 'import ensurepip' 2>/dev/null ;;
+        python3-venv) /usr/bin/python3 -E -c 'import ensurepip' 2>/dev/null ;;
         systemd) has systemd-analyze ;;
         mariadb-server) has mariadbd ;;
         postgresql | postgresql-server)
