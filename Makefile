@@ -163,4 +163,4 @@ $(OTHERS)/bin/rabbitmq_c: benchmarks/clients/rabbitmq_c.c | $(OTHERS)/bin/python
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
 		{ echo "$(PYTHON) cannot make virtual environments: install python3-venv" >&2; exit 1; }
 	@$(PYTHON) -m venv $*
-	@$*/bin/python $(PIP) install 'pip>=22'
+	@$*/bin/python $(PIP) install 'pip>=22.3'

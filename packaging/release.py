@@ -65,8 +65,8 @@ def attempt(wheel: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     with tempfile.TemporaryDirectory() as folder:
         run = partial(subprocess.run, cwd=folder, env=environment, check=True)
-        venv.create(folder, with_pip=True)
-        pip = [f"{folder}/bin/python", "-m", "pip", "--disable-pip-version-check", "-q"]
+        venv.create(folder)
+        pip = [sys.executable, "-m", "pip", "--python", folder, "--disable-pip-version-check", "-q"]
         run([*pip, "install", "--no-input", str(wheel)])
         run([*pip, "check"])
         command = [f"{folder}/bin/fmconsume", "--version"]

@@ -292,7 +292,7 @@ ACTIONS = [
 ]
 
 
-@settings(max_examples=1500)
+@settings(max_examples=1000)
 @given(
     ids=st.lists(st.sampled_from(["a", "a", "a", "b", None]), min_size=1, max_size=7),
     seeds=st.lists(st.integers(0, 2**32), min_size=20, max_size=60),
@@ -356,7 +356,7 @@ class MortalWorld(World):
         self.lose()
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(
     ids=st.lists(st.sampled_from(["a", "a", "a", "b", None]), min_size=1, max_size=7),
     seeds=st.lists(st.integers(0, 2**32), min_size=20, max_size=60),
