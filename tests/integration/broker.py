@@ -169,7 +169,8 @@ class Broker:
         self._epmd: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
         self._connection: pika.BlockingConnection | None = None
-        (folder / "rabbitmq.conf").write_text(config)
+        if config:  # RabbitMQ takes half a second to read even an empty one.
+            (folder / "rabbitmq.conf").write_text(config)
         (folder / "advanced.config").write_text(advanced or "[].")
         (folder / "plugins").write_text(f"[{','.join(plugins)}].")
         self._output = (folder / "output").open("ab")
