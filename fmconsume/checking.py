@@ -13,7 +13,6 @@ from __future__ import annotations
 import inspect
 import math
 import os
-import re
 import struct
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -213,17 +212,10 @@ def examine(topology: Topology, tls: Mapping[str, str | None]) -> Iterator[Row]:
             yield from (row._replace(exit_code=ExitCode.OK) for row in refused)
             server = connection.server_properties
             text = f"connected, {server.get('product', 'a broker')} {server.get('version', '')}"
-            yield Row("broker", address.name, text.rstrip(), version=_version(server))
+            yield Row("broker", address.name, text.rstrip(), version=connection.version)
             yield from _Look(connection, topology).rows()
             return
     yield from refused
-
-
-def _version(server: Mapping[str, Any]) -> tuple[int, ...]:
-    """Return the first two numbers of RabbitMQ's version; () for any other product."""
-    if server.get("product") != "RabbitMQ":
-        return ()
-    return tuple(map(int, re.findall(r"\d+", str(server.get("version")))[:2]))
 
 
 def _look_at_certificate(key: str, path: str) -> Row:
@@ -358,7 +350,7 @@ class _Look:
         It says so only to whoever declares one.
         """
         is_transient = not (wanted["durable"] or wanted["exclusive"])
-        if not is_transient or _version(self._connection.server_properties) < (4, 0):
+        if not is_transient or self._connection.version < (4, 0):
             return row
 
         def declare_for_a_moment(channel: Any) -> None:
@@ -377,10 +369,12 @@ class _Look:
         routing_keys: Sequence[str],
         arguments: Mapping[str, Any] | None = None,
     ) -> Row:
+        # To unbind needs the same permissions, and removes nothing: nobody uses this argument.
+        nobodys = {**(arguments or {}), f"fmconsume-check-{uuid.uuid4()}": ""}
+
         def unbind(channel: Any) -> None:
-            # It needs the same permissions as to bind, and removes nothing: nobody uses this key.
-            key = f"fmconsume-check-{uuid.uuid4()}"
-            channel.queue_unbind(queue or _LIKE_SERVER_NAMED, exchange, key, arguments)
+            for key in routing_keys:
+                channel.queue_unbind(queue or _LIKE_SERVER_NAMED, exchange, key, nobodys)
 
         for key in routing_keys:  # The session will send these: raise if pika cannot encode one.
             pika.spec.Queue.Bind(0, queue, exchange, key, arguments=arguments).encode()
@@ -390,9 +384,8 @@ class _Look:
         missing = self._miss_exchange(exchange)
         if missing is not None:
             return _refused(row, missing)
-        # The topic permission is asked for the key above, which is not a configured one. A queue
-        # or a configured exchange that is missing has a row of its own.
-        return self._ask(row, unbind, "access to topic", "NOT_FOUND")
+        # A queue or a configured exchange that is missing has a row of its own.
+        return self._ask(row, unbind, "NOT_FOUND")
 
     def _miss_exchange(self, exchange: str) -> _Refusal | None:
         """Return the broker's answer where an exchange is missing that nobody would declare."""

@@ -6,6 +6,7 @@ and set `is_in_a_hurry`.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -81,6 +82,13 @@ class Connection:
     def server_properties(self) -> Mapping[str, Any]:
         """The broker's description of itself, with "product" and "version" where it gives them."""
         return self._inner.server_properties or {}
+
+    @property
+    def version(self) -> tuple[int, ...]:
+        """The first two numbers of RabbitMQ's version; () for any other product."""
+        if self.server_properties.get("product") != "RabbitMQ":
+            return ()
+        return tuple(map(int, re.findall(r"\d+", str(self.server_properties.get("version")))[:2]))
 
     def open_channel(self) -> Any:
         """Give a new channel.

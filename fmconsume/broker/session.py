@@ -113,7 +113,7 @@ class Session:
         self._arguments = {
             names[name]: queue.get("consumer_arguments") for name, queue in topology.queues.items()
         }
-        self._counting = topology.counting_queues
+        self._sorting = topology.sorting_queues(connection.version)
         #: Queues of which nothing has come yet, and whose type is not known.
         self._untyped = {names[name] for name in topology.untyped_queues}
         #: Queues whose first message came as from a stream.
@@ -437,7 +437,7 @@ class Session:
             self._untyped.remove(queue)
             if "x-stream-offset" in (properties.headers or ()):
                 self._maybe_streams.add(queue)
-        if queue in self._counting:
+        if queue in self._sorting:
             published = ordered(published)
         numbers = self.number, base + method.delivery_tag
         self._deliver(make_delivery(*numbers, queue, method, properties, body, published))

@@ -87,6 +87,17 @@ class Topology(NamedTuple):
             if queue["arguments"].get("x-queue-type") == "quorum"
         }
 
+    def sorting_queues(self, version: tuple[int, ...]) -> set[str]:
+        """The queues that are, or may be, quorum queues and sort the headers of a message.
+
+        Args:
+            version: The first two numbers of RabbitMQ's version.
+        """
+        passive = {n for n, queue in self.queues.items() if queue.get("passive", self.passive)}
+        # From 3.11 on a virtual host may have another type than "classic" for what declares none.
+        has_default_type = (3, 11) <= version < (4, 0)
+        return self.counting_queues | (self.untyped_queues if has_default_type else passive)
+
     @property
     def untyped_queues(self) -> set[str]:
         """The queues that may turn out to be streams, as their type is not declared."""

@@ -25,6 +25,8 @@ class Drain:
     def __init__(self, account: DeliveryAccount, prefetch: Prefetch) -> None:
         self._account = account
         self._prefetch = prefetch
+        #: Whether the queues were asked if they are streams.
+        self._has_asked = False
 
     def look(self, session: Session, receive: Callable[[], object]) -> End | None:
         """Tell how to end, if it is time to.
@@ -36,7 +38,11 @@ class Drain:
             SessionLost: From the session.
             BadDeclaration: What looks like an empty queue is a stream.
         """
-        session.refuse_streams()
+        if not self._has_asked:
+            # Once, and not in each session: it takes another channel, and where RabbitMQ grants the
+            # user none it ends the connection.
+            self._has_asked = True
+            session.refuse_streams()
         held = self._account.held
         if self._is_drained(session, receive):
             if held:

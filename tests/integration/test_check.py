@@ -321,13 +321,28 @@ def test_check_quorum_queue(broker, check, new_name, is_quorum):
 
 
 def test_check_topic_permission(broker, queue, check, user, new_name):
-    """A user restricted to some topics of an exchange may bind as far as can be known."""
+    """A user restricted to some topics of an exchange may bind for these."""
     broker.ctl("set_permissions", user, ".*", ".*", ".*")
     broker.ctl("set_topic_permissions", user, "amq.topic", "^$", "^a[.]")
     url = broker.url(user=user, password=_PASSWORD)
     assert check(url, queue, _bound(queue))[0] == 0
     assert check(url, new_name, _bound(new_name))[0] == 0
     assert check(url, {"": {"exclusive": True}}, _bound(""))[0] == 0
+
+
+def test_check_topic_permission_lacks(broker, queue, check, user, tmp_path, run_command):
+    """A topic that the user may not bind is named, as a start does; what is bound stays."""
+    broker.bind(queue, "amq.topic", "a.#")
+    broker.ctl("set_permissions", user, ".*", ".*", ".*")
+    broker.ctl("set_topic_permissions", user, "amq.topic", "^$", "^b[.]")
+    url = broker.url(user=user, password=_PASSWORD)
+    status, rows = check(url, queue, _bound(queue))
+    assert status == 10
+    assert "access to topic 'a.#'" in rows["binding", "amq.topic"]
+    config = write_config(tmp_path / "config.toml", url, queue, _bound(queue))
+    command = run_command("--config", config, "--callback", "fmconsume.example:printer")
+    assert command.wait(PATIENCE) == 10, command.logged()
+    assert f"{queue}\ta.#" in broker.ctl("list_bindings", "destination_name", "routing_key")
 
 
 def test_check_login_refused(broker, check):

@@ -50,9 +50,9 @@ def drain(tmp_path, run_command):
     """Drain with one of the callbacks above, from a broker and queues; return the command."""
     (tmp_path / "callbacks.py").write_text(_CALLBACKS)
 
-    def start(broker, queues, callback, *args):
+    def start(broker, queues, callback, *args, url=None):
         tables = "[failures.delay]\ninitial = 0.1\nmax = 0.1"
-        config = write_config(tmp_path / "config.toml", broker.url(), queues, tables)
+        config = write_config(tmp_path / "config.toml", url or broker.url(), queues, tables)
         options = ("--config", config, "--callback", f"callbacks:{callback}", "--drain")
         return run_command(*options, *args, cwd=tmp_path)
 
@@ -154,6 +154,19 @@ def test_drain_failure(broker, queue, drain):
     command = drain(broker, queue, "fail")
     assert command.wait(PATIENCE) == 13
     assert broker.depth(queue) == Depth(3, 0)
+
+
+def test_drain_one_channel(broker, queue, drain):
+    """A drain ends also where RabbitMQ ends the connection over what it would like to ask."""
+    user = f"user-{uuid.uuid4()}"
+    broker.ctl("add_user", user, "unused")
+    broker.ctl("set_permissions", user, ".*", ".*", ".*")
+    if broker.version >= (3, 10):  # The older ones know no such limit.
+        name, limits = f'<<"{user}">>', '#{<<"max-channels">> => 1}'
+        broker.eval(f'rabbit_auth_backend_internal:set_user_limits({name}, {limits}, <<"test">>).')
+    command = drain(broker, queue, "take", url=broker.url(user=user, password="unused"))
+    assert command.wait(PATIENCE) == 0, command.logged()
+    broker.ctl("delete_user", user)
 
 
 def test_drain_exclusive_queue_of_another(broker, drain):

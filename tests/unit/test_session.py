@@ -144,12 +144,34 @@ class FakeLoop:
         self.timers.pop()[1]()
 
 
+@pytest.mark.parametrize(
+    ("version", "sorting"),
+    [
+        ((), {"quorum", "passive"}),
+        ((3, 10), {"quorum", "passive"}),
+        ((3, 13), {"quorum", "passive", "untyped"}),
+        ((4, 0), {"quorum", "passive"}),
+    ],
+)
+def test_sorting_queues(version: tuple[int, ...], sorting: set[str]) -> None:
+    """The queues that are, or may be, quorum queues; a virtual host has a default from 3.11 on."""
+    queues: dict[str, dict[str, Any]] = {
+        "quorum": {"exclusive": False, "arguments": {"x-queue-type": "quorum"}},
+        "classic": {"exclusive": False, "arguments": {"x-queue-type": "classic"}},
+        "passive": {"exclusive": False, "arguments": {}, "passive": True},
+        "untyped": {"exclusive": False, "arguments": {}},
+        "own": {"exclusive": True, "arguments": {}},
+    }
+    assert TOPOLOGY._replace(queues=queues).sorting_queues(version) == sorting
+
+
 class FakeConnection:
     """Stands in for pika.BlockingConnection, and for the connection inside it."""
 
     def __init__(self) -> None:
         self.is_open = True
         self.callbacks = CallbackManager()
+        self.server_properties = {"product": "RabbitMQ", "version": "3.10.8"}
         self.ioloop = FakeLoop()
         #: The method that the broker does not answer; the time meanwhile.
         self.silent_at = ""
