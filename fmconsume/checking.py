@@ -372,9 +372,8 @@ class _Look:
         # To unbind needs the same permissions, and removes nothing: nobody uses this argument.
         nobodys = {**(arguments or {}), f"fmconsume-check-{uuid.uuid4()}": ""}
 
-        def unbind(channel: Any) -> None:
-            for key in routing_keys:
-                channel.queue_unbind(queue or _LIKE_SERVER_NAMED, exchange, key, nobodys)
+        def unbind(channel: Any, key: str) -> None:
+            channel.queue_unbind(queue or _LIKE_SERVER_NAMED, exchange, key, nobodys)
 
         for key in routing_keys:  # The session will send these: raise if pika cannot encode one.
             pika.spec.Queue.Bind(0, queue, exchange, key, arguments=arguments).encode()
@@ -384,8 +383,12 @@ class _Look:
         missing = self._miss_exchange(exchange)
         if missing is not None:
             return _refused(row, missing)
-        # A queue or a configured exchange that is missing has a row of its own.
-        return self._ask(row, unbind, "NOT_FOUND")
+        for key in routing_keys:
+            # A queue or a configured exchange that is missing has a row of its own.
+            answer = self._ask(row, partial(unbind, key=key), "NOT_FOUND")
+            if answer.exit_code:
+                return answer
+        return row
 
     def _miss_exchange(self, exchange: str) -> _Refusal | None:
         """Return the broker's answer where an exchange is missing that nobody would declare."""

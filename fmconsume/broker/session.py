@@ -430,7 +430,7 @@ class Session:
     def _on_message(
         self, queue: str, base: int, channel: Any, method: Any, properties: Any, body: bytes
     ) -> None:
-        # Before RabbitMQ 4.3, a quorum queue sorts the headers when it adds its count. Sorted
+        # In older RabbitMQs a quorum queue sorts the headers when it adds its count. Sorted
         # always, they are the same in a redelivery.
         published = properties.published
         if queue in self._untyped:

@@ -330,7 +330,7 @@ def test_check_topic_permission(broker, queue, check, user, new_name):
     assert check(url, {"": {"exclusive": True}}, _bound(""))[0] == 0
 
 
-def test_check_topic_permission_lacks(broker, queue, check, user, tmp_path, run_command):
+def test_check_topic_permission_lacks(broker, queue, check, user, new_name, tmp_path, run_command):
     """A topic that the user may not bind is named, as a start does; what is bound stays."""
     broker.bind(queue, "amq.topic", "a.#")
     broker.ctl("set_permissions", user, ".*", ".*", ".*")
@@ -339,6 +339,8 @@ def test_check_topic_permission_lacks(broker, queue, check, user, tmp_path, run_
     status, rows = check(url, queue, _bound(queue))
     assert status == 10
     assert "access to topic 'a.#'" in rows["binding", "amq.topic"]
+    two = _bound(new_name).replace('["a.#"]', '["b.#", "a.#"]')
+    assert check(url, new_name, two)[0] == 10
     config = write_config(tmp_path / "config.toml", url, queue, _bound(queue))
     command = run_command("--config", config, "--callback", "fmconsume.example:printer")
     assert command.wait(PATIENCE) == 10, command.logged()

@@ -47,25 +47,18 @@ def test_recovery_connection_cut(broker, proxy, queue, run_consumer, workers):
     assert broker.ready(queue) == 0
 
 
-def test_recovery_passive_quorum_queue(broker, proxy, new_queue, run_consumer, gate):
-    """A quorum queue that is only looked for, and sorts the headers, runs no message again."""
-    queue = new_queue(x_queue_type="quorum")
-    queues = {queue: {"passive": True}}
+@pytest.mark.parametrize(("kind", "passive"), [("classic", False), ("quorum", True)])
+def test_recovery_callback_outlives_its_connection(
+    broker, proxy, new_queue, run_consumer, gate, kind, passive
+):
+    """A callback that runs while the connection is lost settles its redelivery, and runs once.
+
+    A quorum queue may sort the headers, also one that is only looked for.
+    """
+    queue = new_queue(x_queue_type=kind)
+    queues = {queue: {"passive": True}} if passive else queue
     running = run_consumer(gate, queues, amqp_url=proxy.url())
     broker.publish(queue, numbered(3), headers={"zeta": 1, "alpha": 2, "mid": "x", "b": True})
-    assert gate.entered.wait(PATIENCE)
-    proxy.cut()
-    wait_until(lambda: running.consumer.stats.deduplicated == 1)
-    gate.open.set()
-    wait_until(lambda: running.consumer.stats.acknowledged == 3)
-    running.stop()
-    assert gate.seen == [0, 1, 2]
-
-
-def test_recovery_callback_outlives_its_connection(broker, proxy, queue, run_consumer, gate):
-    """A callback that runs while the connection is lost settles its redelivery, and runs once."""
-    running = run_consumer(gate, queue, amqp_url=proxy.url())
-    broker.publish(queue, numbered(3))
     assert gate.entered.wait(PATIENCE)
     proxy.cut()
     wait_until(lambda: running.consumer.stats.deduplicated == 1)
